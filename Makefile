@@ -1,0 +1,51 @@
+# clickpipe: mirrors PostgreSQL tables into ClickHouse.
+#
+#   make demo      everything from nothing: servers, a pipe, live traffic
+#   make test      all tests
+#   make install   into the PostgreSQL that pg_config names
+#   make bench     ratios to COPY, ClickHouse's postgresql() and pg_recvlogical
+
+EXTENSION = clickpipe
+MODULE_big = clickpipe
+DATA = $(wildcard sql/clickpipe--*.sql)
+PGFILEDESC = "clickpipe - mirror tables into ClickHouse"
+
+OBJS = $(patsubst %.c,%.o,$(sort $(wildcard src/*.c)))
+
+REGRESS = setup options rights verbs
+TEST_CLEAN = results regression.diffs regression.out
+
+# Sign comparison and unused parameters are the style of PostgreSQL's own
+# headers and callbacks; everything else of -Wall -Wextra holds.
+PG_CFLAGS = -std=gnu11 -Wall -Wextra -Wno-sign-compare -Wno-unused-parameter \
+	-Wno-missing-field-initializers -Wno-declaration-after-statement
+SHLIB_LINK = -lcurl -llz4 -lzstd -lz
+EXTRA_CLEAN = $(TEST_CLEAN)
+
+PG_CONFIG ?= pg_config
+
+# Without the development package there is nothing to include yet: "make test"
+# and "make demo" install it first and call make again.
+PGXS := $(shell $(PG_CONFIG) --pgxs 2>/dev/null)
+ifneq ($(wildcard $(PGXS)),)
+include $(PGXS)
+endif
+
+.PHONY: test demo bench print-REGRESS print-ISOLATION
+
+test:
+	@test/tools/run-tests
+
+demo:
+	@test/demo/demo
+
+bench:
+	@test/bench/bench
+
+print-REGRESS:
+	@echo $(REGRESS)
+
+print-ISOLATION:
+	@echo $(ISOLATION)
+
+$(OBJS): $(wildcard src/*.h)

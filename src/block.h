@@ -1,0 +1,104 @@
+/*-------------------------------------------------------------------------
+ *
+ * block.h
+ *	  A block: rows of one table in columns, to become the body of one INSERT.
+ *
+ * Copyright (c) 2026, clickpipe contributors
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef CLICKPIPE_BLOCK_H
+#define CLICKPIPE_BLOCK_H
+
+#include "datatype/timestamp.h"
+
+#include "compress.h"
+#include "encode.h"
+
+/* What a row of a history says happened. */
+typedef enum RowOperation
+{
+	ROW_SNAPSHOT,
+	ROW_INSERT,
+	ROW_UPDATE,
+	ROW_DELETE
+} RowOperation;
+
+/* The columns of all rows of a block, in the order in which they are sent. */
+typedef struct RowMap
+{
+	int			ncolumns;
+	ColumnMap  *columns;		/* source columns that are mirrored */
+	bool	   *is_key;			/* by column: part of the key */
+	bool		history;		/* target also has operation, LSN and time */
+} RowMap;
+
+/* What a row carries besides the source's values. */
+typedef struct RowMeta
+{
+	uint64		version_hi;		/* commit LSN, or P for loaded rows */
+	uint64		version_lo;		/* the change's own LSN */
+	bool		is_deleted;
+	RowOperation operation;
+	TimestampTz commit_ts;
+} RowMeta;
+
+/* Why a row was refused. */
+typedef struct RowError
+{
+	const ColumnMap *column;
+	const char *why;			/* in CurrentMemoryContext of the call, or static */
+} RowError;
+
+typedef struct RowBlock
+{
+	const RowMap *map;
+	MemoryContext mcxt;			/* everything the block owns ... */
+	MemoryContext data_mcxt;	/* ... and in it, what grows with the rows */
+	ColumnData *columns;
+	ByteBuffer	version;		/* 16 bytes a row */
+	ByteBuffer	deleted;		/* 1 byte a row */
+	ByteBuffer	operation;		/* history: 1 byte a row, a RowOperation */
+	ByteBuffer	commit_ts;		/* history: 8 bytes a row */
+	ColumnMark *marks;
+	uint64		nrows;
+	Size		fixed_width;	/* bytes of a row that all rows have */
+	int			nvariable;		/* columns that have more than that ... */
+	int		   *variable;		/* ... and which */
+} RowBlock;
+
+extern RowBlock *block_create(const RowMap *map, MemoryContext parent);
+extern void block_destroy(RowBlock *block);
+
+/*
+ * Appends a row; values and isnull are indexed by attnum - 1.  key_only: the
+ * columns outside the key get their type's default (a tombstone).
+ * False: a value has no place in its column; *error says which, and the block
+ * is as it was before.  Temporary memory is taken from CurrentMemoryContext,
+ * which the caller resets.
+ */
+extern bool block_append(RowBlock *block, const RowMeta *meta, const Datum *values,
+						 const bool *isnull, bool key_only, RowError *error);
+
+/* Memory the block holds, in bytes: what counts against max_unacked_bytes. */
+extern Size block_size(const RowBlock *block);
+
+/* Raw bytes of the rows (not the allocation), for the size at which a block is full. */
+extern Size block_data_size(const RowBlock *block);
+
+/*
+ * Writes the block as one block of the Native format, compressed, to "out",
+ * and empties it for the next rows.
+ */
+extern void block_seal(RowBlock *block, Compression method, ByteBuffer *out);
+
+/* The column list of the INSERT, comma separated and quoted, in the order of block_seal. */
+extern char *row_map_insert_columns(const RowMap *map);
+
+/* Quotes an identifier for ClickHouse (backquotes), appending to a StringInfo. */
+struct StringInfoData;
+extern void append_ch_identifier(struct StringInfoData *out, const char *name);
+/* Quotes a string literal for ClickHouse (single quotes, backslashes). */
+extern void append_ch_literal(struct StringInfoData *out, const char *value);
+
+#endif							/* CLICKPIPE_BLOCK_H */

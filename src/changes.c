@@ -1,0 +1,449 @@
+/*-------------------------------------------------------------------------
+ *
+ * changes.c
+ *	  From a decoded change to rows of a block.
+ *
+ * This is the hot path, and it runs inside decoding callbacks: no ordinary
+ * table is read, nothing is written, and an ERROR would cost the whole
+ * decoding context, so whatever is wrong with a row sets its table aside
+ * instead.
+ *
+ * Copyright (c) 2026, clickpipe contributors
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "clickpipe.h"
+
+#include "access/htup_details.h"
+#include "lib/stringinfo.h"
+#include "miscadmin.h"
+#include "utils/datum.h"
+#include "utils/inval.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/syscache.h"
+
+#include "compat.h"
+#include "pipe.h"
+
+/* Changes between two looks at transfers, and at the memory that is used. */
+#define PUMP_INTERVAL	128
+
+static PipeTable *table_of_change(Pipe *pipe, Relation rel);
+static bool shape_fits(Pipe *pipe, PipeTable *table, Relation rel);
+static void make_room(Pipe *pipe, PipeTable *table, XLogRecPtr lsn);
+static void deform(PipeTable *table, HeapTuple tuple, TupleDesc desc, Datum *values,
+				   bool *isnull);
+static bool fill_unchanged_toast(Pipe *pipe, PipeTable *table, TupleDesc desc, bool have_old);
+static bool key_changed(PipeTable *table, TupleDesc desc);
+static bool append(Pipe *pipe, PipeTable *table, RowMeta *meta, const Datum *values,
+				   const bool *isnull, bool key_only);
+static char *describe_key(PipeTable *table, TupleDesc desc, const Datum *values,
+						  const bool *isnull);
+static void relcache_callback(Datum arg, Oid relid);
+static void enum_callback(Datum arg, int cacheid, uint32 hashvalue);
+
+static uint64 change_count = 0;
+
+/* Sets up for the tables of a pipe.  Once per process. */
+void
+changes_init(Pipe *pipe)
+{
+	CacheRegisterRelcacheCallback(relcache_callback, PointerGetDatum(pipe));
+	CacheRegisterSyscacheCallback(ENUMOID, enum_callback, PointerGetDatum(pipe));
+	pipe->row_mcxt = AllocSetContextCreate(pipe->mcxt, "clickpipe row", ALLOCSET_DEFAULT_SIZES);
+	pipe->txn_tables = MemoryContextAlloc(pipe->mcxt, sizeof(PipeTable *) * Max(pipe->ntables, 1));
+}
+
+/* Begins a transaction. */
+void
+changes_begin(Pipe *pipe, ReorderBufferTXN *txn)
+{
+	pipe->in_callback = true;
+	pipe->commit_lsn = txn->final_lsn;
+	pipe->commit_ts = txn->xact_time.commit_time;
+	pipe->txn_opened_block = false;
+	pipe->txn_ntables = 0;
+
+	/*
+	 * Output functions of types that users made run as the pipe's owner.  The
+	 * transaction around the callbacks restores the identity when it is
+	 * aborted.
+	 */
+	SetUserIdAndSecContext(pipe->info->owner, SECURITY_RESTRICTED_OPERATION);
+}
+
+/* Ends a transaction. */
+void
+changes_commit(Pipe *pipe, ReorderBufferTXN *txn)
+{
+	if (pipe->txn_ntables > 0)
+		confirm_commit(pipe, pipe->commit_lsn, pipe->commit_ts);
+	pipe->read_commit_ts = pipe->commit_ts;
+	pipe->in_callback = false;
+}
+
+/* Takes a change; those of other tables, and of those set aside, are nothing to us. */
+void
+changes_apply(Pipe *pipe, ReorderBufferTXN *txn, Relation rel, ReorderBufferChange *change)
+{
+	PipeTable  *table = table_of_change(pipe, rel);
+	TupleDesc	desc = RelationGetDescr(rel);
+	HeapTuple	newtuple = compat_newtuple(change);
+	HeapTuple	oldtuple = compat_oldtuple(change);
+	RowMeta		meta;
+	MemoryContext old;
+	bool		history;
+
+	if (table == NULL || table->failure.failed)
+		return;
+	if (XLogRecPtrIsInvalid(table->capture_lsn) || pipe->commit_lsn < table->capture_lsn)
+		return;
+	old = MemoryContextSwitchTo(pipe->row_mcxt);
+	if (OidIsValid(rel->rd_rel->relrewrite))
+	{
+		pipe_table_fail(pipe, table, 0,
+						"Drop the pipe with clickpipe_drop and create it again to load the table anew.",
+						"the table was rewritten by ALTER TABLE");
+		goto done;
+	}
+	if (table->unchecked && !shape_fits(pipe, table, rel))
+		goto done;
+
+	history = (table->target->engine == ENGINE_MERGE_TREE);
+	if (history &&
+		(pipe->commit_lsn < table->cursor_hi ||
+		 (pipe->commit_lsn == table->cursor_hi && change->lsn <= table->cursor_lo)))
+		goto done;				/* the target has it already */
+
+	make_room(pipe, table, change->lsn);
+	if (table->failure.failed)
+		goto done;				/* the wait may have set it aside */
+
+	meta.version_hi = pipe->commit_lsn;
+	meta.version_lo = change->lsn;
+	meta.is_deleted = false;
+	meta.commit_ts = pipe->commit_ts;
+
+	if (!table->in_txn)
+	{
+		table->in_txn = true;
+		pipe->txn_tables[pipe->txn_ntables++] = table;
+	}
+
+	switch (change->action)
+	{
+		case REORDER_BUFFER_CHANGE_INSERT:
+			deform(table, newtuple, desc, table->values, table->isnull);
+			meta.operation = ROW_INSERT;
+			if (append(pipe, table, &meta, table->values, table->isnull, false))
+				table->txn_inserted++;
+			break;
+
+		case REORDER_BUFFER_CHANGE_UPDATE:
+			{
+				RowMeta		tombstone = meta;
+
+				if (oldtuple == NULL && table->target->key.natts == 0)
+				{
+					pipe_table_fail(pipe, table, 0,
+									"Rows of a table without a key can only be updated with ALTER TABLE ... REPLICA IDENTITY FULL; then drop the pipe with clickpipe_drop and create it again.",
+									"an UPDATE does not say which row it changed");
+					break;
+				}
+				deform(table, newtuple, desc, table->values, table->isnull);
+				if (oldtuple != NULL)
+					deform(table, oldtuple, desc, table->old_values, table->old_isnull);
+				if (!fill_unchanged_toast(pipe, table, desc, oldtuple != NULL))
+					break;
+
+				/* below the row's, so that keys which ClickHouse holds equal cannot tie */
+				tombstone.version_lo--;
+				tombstone.is_deleted = true;
+				tombstone.operation = ROW_UPDATE;
+				if (oldtuple != NULL &&
+					((history && table->target->key.full) || key_changed(table, desc)) &&
+					!append(pipe, table, &tombstone, table->old_values, table->old_isnull,
+							!table->target->key.full))
+					break;
+				meta.operation = ROW_UPDATE;
+				if (append(pipe, table, &meta, table->values, table->isnull, false))
+					table->txn_updated++;
+				break;
+			}
+
+		case REORDER_BUFFER_CHANGE_DELETE:
+			if (oldtuple == NULL ||
+				(table->target->key.natts == 0 && !table->target->key.full))
+			{
+				pipe_table_fail(pipe, table, 0,
+								"Rows of a table without a key can only be deleted with ALTER TABLE ... REPLICA IDENTITY FULL; then drop the pipe with clickpipe_drop and create it again.",
+								"a DELETE does not say which row it removed");
+				break;
+			}
+			deform(table, oldtuple, desc, table->old_values, table->old_isnull);
+			meta.is_deleted = true;
+			meta.operation = ROW_DELETE;
+			if (append(pipe, table, &meta, table->old_values, table->old_isnull,
+					   !(history && table->target->key.full)))
+				table->txn_deleted++;
+			break;
+
+		default:
+			break;
+	}
+
+done:
+	MemoryContextSwitchTo(old);
+	MemoryContextReset(pipe->row_mcxt);
+}
+
+/* Takes a TRUNCATE: this version cannot follow it, so it must not go unnoticed. */
+void
+changes_truncate(Pipe *pipe, ReorderBufferTXN *txn, int nrels, Relation *rels)
+{
+	if (pipe->options->truncate == TRUNCATE_IGNORE)
+		return;
+	for (int i = 0; i < nrels; i++)
+	{
+		PipeTable  *table = pipe_find_table(pipe, RelationGetRelid(rels[i]));
+
+		if (table != NULL && !table->failure.failed &&
+			!XLogRecPtrIsInvalid(table->capture_lsn) && pipe->commit_lsn >= table->capture_lsn)
+			pipe_table_fail(pipe, table, 0,
+							"This version does not follow TRUNCATE: drop the pipe with clickpipe_drop('...', drop_targets => true) and create it again, or set the pipe option \"truncate\" to \"ignore\".",
+							"the table was truncated");
+	}
+}
+
+/* Returns the table that a change is of, or NULL. */
+static PipeTable *
+table_of_change(Pipe *pipe, Relation rel)
+{
+	static Oid	last_relid = InvalidOid;
+	static PipeTable *last_table = NULL;
+	Oid			relid = OidIsValid(rel->rd_rel->relrewrite) ?
+		rel->rd_rel->relrewrite : RelationGetRelid(rel);
+
+	/* most changes are of the table of the one before */
+	if (relid != last_relid)
+	{
+		last_table = pipe_find_table(pipe, relid);
+		last_relid = relid;
+	}
+	return last_table;
+}
+
+/* Compares the table as of the change with what was recorded; sets it aside if rows would not fit. */
+static bool
+shape_fits(Pipe *pipe, PipeTable *table, Relation rel)
+{
+	List	   *watch;
+	char	   *difference = source_shape_difference(table->shape, source_shape(rel, &watch));
+
+	if (difference != NULL)
+	{
+		pipe_table_fail(pipe, table, 0,
+						"This version does not follow ALTER TABLE: drop the pipe with clickpipe_drop('...', drop_targets => true) and create it again.",
+						"the table's definition changed (%s)", difference);
+		return false;
+	}
+	table->unchecked = false;
+	return true;
+}
+
+/*
+ * Before a row of a new WAL record: seals a block that is full, moves
+ * transfers, and waits while too much is unacknowledged.  Only here, so that
+ * a block never ends inside one record.
+ */
+static void
+make_room(Pipe *pipe, PipeTable *table, XLogRecPtr lsn)
+{
+	static XLogRecPtr last_lsn = InvalidXLogRecPtr;
+
+	if (lsn == last_lsn)
+		return;
+	last_lsn = lsn;
+	if (table->block != NULL &&
+		(table->block->nrows >= pipe->options->pull_batch_size ||
+		 (table->block->nrows % 64 == 0 && block_is_full(pipe, table))))
+	{
+		inserts_seal(pipe, table);
+		inserts_pump(pipe);
+	}
+	if (++change_count % PUMP_INTERVAL == 0)
+	{
+		if (pipe->sealed_bytes > 0)
+			inserts_pump(pipe);
+		inserts_backpressure(pipe);
+	}
+}
+
+/* Takes a tuple apart. */
+static void
+deform(PipeTable *table, HeapTuple tuple, TupleDesc desc, Datum *values, bool *isnull)
+{
+	Assert(desc->natts == table->natts);
+	heap_deform_tuple(tuple, desc, values, isnull);
+}
+
+/*
+ * Finds the values that an UPDATE left unchanged and out of line, which its
+ * WAL record does not carry.  They are in the old row if REPLICA IDENTITY is
+ * FULL.  False: the table had to be set aside.
+ */
+static bool
+fill_unchanged_toast(Pipe *pipe, PipeTable *table, TupleDesc desc, bool have_old)
+{
+	RowMap	   *rows = &table->target->rows;
+
+	for (int i = 0; i < rows->ncolumns; i++)
+	{
+		int			att = rows->columns[i].attnum - 1;
+
+		if (table->isnull[att] || TupleDescAttr(desc, att)->attlen != -1 ||
+			!VARATT_IS_EXTERNAL_ONDISK(DatumGetPointer(table->values[att])))
+			continue;
+		if (have_old && table->target->key.full && !table->old_isnull[att] &&
+			!VARATT_IS_EXTERNAL_ONDISK(DatumGetPointer(table->old_values[att])))
+		{
+			table->values[att] = table->old_values[att];
+			continue;
+		}
+		pipe_table_fail(pipe, table, 0,
+						"This version needs ALTER TABLE ... REPLICA IDENTITY FULL for tables with large values, or the column in excluded_columns; then drop the pipe with clickpipe_drop and create it again.",
+						"an UPDATE left the large value of column \"%s\" unchanged (%s)",
+						rows->columns[i].attname,
+						describe_key(table, desc, table->values, table->isnull));
+		return false;
+	}
+	return true;
+}
+
+/* Do old and new row differ in a key column's bytes? */
+static bool
+key_changed(PipeTable *table, TupleDesc desc)
+{
+	SourceKey  *key = &table->target->key;
+
+	for (int i = 0; i < key->natts; i++)
+	{
+		int			att = key->attnums[i] - 1;
+		Form_pg_attribute form = TupleDescAttr(desc, att);
+		Datum		old_value = table->old_values[att];
+		Datum		new_value = table->values[att];
+
+		if (table->old_isnull[att] || table->isnull[att])
+		{
+			if (table->old_isnull[att] != table->isnull[att])
+				return true;
+			continue;
+		}
+		if (form->attlen == -1)
+		{
+			old_value = PointerGetDatum(PG_DETOAST_DATUM_PACKED(old_value));
+			new_value = PointerGetDatum(PG_DETOAST_DATUM_PACKED(new_value));
+			if (VARSIZE_ANY_EXHDR(DatumGetPointer(old_value)) != VARSIZE_ANY_EXHDR(DatumGetPointer(new_value)) ||
+				memcmp(VARDATA_ANY(DatumGetPointer(old_value)), VARDATA_ANY(DatumGetPointer(new_value)),
+					   VARSIZE_ANY_EXHDR(DatumGetPointer(old_value))) != 0)
+				return true;
+		}
+		else if (!datumIsEqual(old_value, new_value, form->attbyval, form->attlen))
+			return true;
+	}
+	return false;
+}
+
+/* Appends a row to the table's block; sets the table aside if ClickHouse has no place for it. */
+static bool
+append(Pipe *pipe, PipeTable *table, RowMeta *meta, const Datum *values,
+	   const bool *isnull, bool key_only)
+{
+	RowError	error;
+
+	if (table->block == NULL)
+		table->block = block_create(&table->target->rows, pipe->mcxt);
+	if (table->block->nrows == 0)
+	{
+		table->block_first_lsn = pipe->commit_lsn;
+		pipe->txn_opened_block = true;
+	}
+	if (!block_append(table->block, meta, values, isnull, key_only, &error))
+	{
+		pipe_table_fail(pipe, table, 0,
+						"Exclude the column with the table option excluded_columns, or change the value; then drop the pipe with clickpipe_drop('...', drop_targets => true) and create it again.",
+						"column \"%s\" of type %s: %s (%s)", error.column->attname,
+						error.column->type, error.why,
+						describe_key(table, NULL, values, isnull));
+		return false;
+	}
+	table->last_version_hi = meta->version_hi;
+	table->last_version_lo = meta->version_lo;
+	return true;
+}
+
+/* Says which row it is, by its key. */
+static char *
+describe_key(PipeTable *table, TupleDesc desc, const Datum *values, const bool *isnull)
+{
+	StringInfoData buf;
+	RowMap	   *rows = &table->target->rows;
+
+	initStringInfo(&buf);
+	for (int i = 0; i < rows->ncolumns; i++)
+	{
+		int			att = rows->columns[i].attnum - 1;
+		Oid			output;
+		bool		isvarlena;
+
+		if (!rows->is_key[i] || isnull[att])
+			continue;
+		getTypeOutputInfo(rows->columns[i].atttypid, &output, &isvarlena);
+		appendStringInfo(&buf, "%s%s = %s", buf.len > 0 ? ", " : "row with ",
+						 rows->columns[i].attname, OidOutputFunctionCall(output, values[att]));
+	}
+	return buf.len > 0 ? buf.data : "table without a key";
+}
+
+/*
+ * Something of a relation changed: compare its shape before its next row, and
+ * with what the catalogs say now.  Called at any time, so it only sets flags.
+ */
+static void
+relcache_callback(Datum arg, Oid relid)
+{
+	Pipe	   *pipe = (Pipe *) DatumGetPointer(arg);
+
+	for (int i = 0; i < pipe->ntables; i++)
+	{
+		PipeTable  *table = pipe->tables[i];
+
+		if (OidIsValid(relid) && relid != table->relid &&
+			!list_member_oid(table->watch, relid))
+			continue;
+		table->unchecked = true;
+		table->recheck_now = true;
+		pipe->recheck_pending = true;
+	}
+}
+
+/* An enum changed: forget its labels, and look at all tables again. */
+static void
+enum_callback(Datum arg, int cacheid, uint32 hashvalue)
+{
+	Pipe	   *pipe = (Pipe *) DatumGetPointer(arg);
+
+	for (int i = 0; i < pipe->ntables; i++)
+	{
+		PipeTable  *table = pipe->tables[i];
+
+		if (table->target == NULL)
+			continue;
+		for (int c = 0; c < table->target->rows.ncolumns; c++)
+			column_map_forget_labels(&table->target->rows.columns[c]);
+		table->unchecked = true;
+		table->recheck_now = true;
+		pipe->recheck_pending = true;
+	}
+}

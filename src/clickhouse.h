@@ -1,0 +1,156 @@
+/*-------------------------------------------------------------------------
+ *
+ * clickhouse.h
+ *	  ClickHouse over HTTP: connections, capabilities, queries, INSERTs, what
+ *	  counts as an acknowledgement, and the classes of errors.
+ *
+ * Copyright (c) 2026, clickpipe contributors
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef CLICKPIPE_CLICKHOUSE_H
+#define CLICKPIPE_CLICKHOUSE_H
+
+#include "lib/stringinfo.h"
+
+#include "compress.h"
+#include "encode.h"
+#include "http.h"
+
+/* Where a ClickHouse is and how to speak to it; from the server's and user mapping's options. */
+typedef struct ChServer
+{
+	char	   *host;
+	int			port;
+	bool		secure;
+	char	   *dbname;			/* target database, default "default" */
+	char	   *user;
+	char	   *password;
+	Compression compression;
+	int			connect_timeout_ms;
+	char	   *ca_file;
+	char	   *cert_file;
+	char	   *key_file;
+	char	   *server_name;
+	bool		durable_inserts;	/* fsync settings on our targets */
+} ChServer;
+
+typedef enum ChErrorClass
+{
+	CH_OK,
+	CH_RETRY,					/* will pass: same request again, soon */
+	CH_RETRY_SLOW,				/* may pass, but asks for patience: too many
+								 * parts, memory, quota, credentials */
+	CH_REFRESH,					/* target changed: look at it again */
+	CH_PERMANENT				/* this request will never pass */
+} ChErrorClass;
+
+typedef struct ChError
+{
+	ChErrorClass class;
+	int			code;			/* ClickHouse's code, 0 if none (network) */
+	int			http_status;	/* 0 if no response */
+	bool		ambiguous;		/* the request may still be applied */
+	char		message[ERROR_TEXT_LEN];	/* valid in the server encoding, no
+											 * control characters, no secrets */
+} ChError;
+
+typedef struct ChClient
+{
+	HttpClient *http;
+	ChServer	server;			/* a copy */
+	MemoryContext mcxt;
+	/* found by ch_connect */
+	bool		connected;
+	char	   *version;		/* "26.7.2.1" */
+	int			version_major;
+	int			version_minor;
+	TypeCaps	caps;
+	bool		has_is_deleted; /* ReplacingMergeTree(version, is_deleted) */
+	bool		has_dedup_token;	/* setting insert_deduplication_token */
+	char	   *insert_settings;	/* "&name=value..." for every INSERT, gated by
+									 * what the server knows */
+	uint64		query_seq;		/* makes query ids unique */
+	char	   *query_id_prefix;	/* "clickpipe-<system id>-<dboid>-<pipe>-<what>" */
+} ChClient;
+
+/*
+ * Makes a client; no network yet.  query_id_prefix: begins the id of every query.
+ * All memory in a new child of "parent".
+ */
+extern ChClient *ch_client_create(const ChServer *server, const char *query_id_prefix,
+								  MemoryContext parent);
+extern void ch_client_free(ChClient *client);
+
+/*
+ * Runs a query and waits for its end (answering interrupts, so it may leave by ERROR; also
+ * then nothing is leaked that a process exit or ch_client_free does not free).
+ * out: gets the answer (NULL: not wanted), at most 16 MB, more is an error.
+ * timeout_ms: give up after that, -1: wait on.
+ * Database of the session is the server's dbname if use_db, else none.
+ * Must not be called within a transaction or a decoding callback.
+ * Returns err->class == CH_OK.
+ */
+extern bool ch_query(ChClient *client, const char *sql, bool use_db, int timeout_ms,
+					 StringInfo out, ChError *err);
+
+/*
+ * Asks version and capabilities.  False: *err says why not.
+ */
+extern bool ch_connect(ChClient *client, ChError *err);
+
+/* An INSERT under way. */
+typedef struct ChInsert
+{
+	HttpRequest *request;		/* NULL: not started */
+	char		query_id[128];
+	void	   *arg;
+} ChInsert;
+
+/*
+ * Starts INSERT INTO database.table (columns) FORMAT Native with the given sealed body, which
+ * must stay until the insert has ended.  dedup_token may be NULL.  Does not block.
+ * When it ends, http_next_done(client->http) returns a request whose
+ * http_request_arg() is "ins"; then call ch_insert_result.
+ */
+extern void ch_insert_start(ChClient *client, ChInsert *ins, const char *database,
+							const char *table, const char *columns,
+							const ByteBuffer *body, const char *dedup_token);
+
+/*
+ * Judges a finished INSERT and frees its request.  True is the verified positive answer: status 200, no
+ * exception header, no exception text.  389 INSERT_WAS_DEDUPLICATED counts as applied.
+ */
+extern bool ch_insert_result(ChClient *client, ChInsert *ins, ChError *err);
+
+/* Abandons an insert (its fate is then unknown). */
+extern void ch_insert_abandon(ChClient *client, ChInsert *ins);
+
+/*
+ * Makes sure that no query whose id begins with the prefix can still act: kills them and waits until they
+ * are gone from system.processes.  False: could not be made sure within timeout_ms.
+ */
+extern bool ch_kill_queries(ChClient *client, const char *query_id_prefix,
+							int timeout_ms, ChError *err);
+
+/*
+ * Judges an answer.  True: a verified success (of an INSERT: the ack), and *err is CH_OK.
+ * False: *err says what it was.  For clickhouse.c and tests.
+ */
+extern bool ch_judge(const ChServer *server, const HttpResult *result, bool is_insert,
+					 ChError *err);
+
+/* Fills *err with an error of our own (code 0); returns false. */
+extern bool ch_set_error(ChError *err, ChErrorClass class, bool ambiguous,
+						 const char *fmt,...) pg_attribute_printf(4, 5);
+
+/* INSERT_WAS_DEDUPLICATED: the block is there already. */
+#define CH_INSERT_WAS_DEDUPLICATED	389
+
+/* The class of a ClickHouse error code, given its message too. */
+extern ChErrorClass ch_error_class(int code, int http_status, const char *message);
+
+/* Delay before try number "tries" (from 1), in ms: exponential with jitter, bounded. */
+extern long ch_retry_delay(ChErrorClass class, int tries);
+
+#endif							/* CLICKPIPE_CLICKHOUSE_H */

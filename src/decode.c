@@ -1,0 +1,97 @@
+/*-------------------------------------------------------------------------
+ *
+ * decode.c
+ *	  The output plugin.  Its callbacks hand over to changes.c; it refuses to
+ *	  run anywhere but in a worker of clickpipe.
+ *
+ * Copyright (c) 2026, clickpipe contributors
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "clickpipe.h"
+
+#include "replication/output_plugin.h"
+#include "replication/reorderbuffer.h"
+
+#include "compat.h"
+#include "decode.h"
+#include "pipe.h"
+
+extern PGDLLEXPORT void _PG_output_plugin_init(OutputPluginCallbacks *cb);
+
+static bool allowed = false;
+
+static void plugin_startup(LogicalDecodingContext *ctx, OutputPluginOptions *options, bool is_init);
+static void plugin_begin(LogicalDecodingContext *ctx, ReorderBufferTXN *txn);
+static void plugin_change(LogicalDecodingContext *ctx, ReorderBufferTXN *txn,
+						  Relation rel, ReorderBufferChange *change);
+static void plugin_truncate(LogicalDecodingContext *ctx, ReorderBufferTXN *txn,
+							int nrels, Relation *rels, ReorderBufferChange *change);
+static void plugin_commit(LogicalDecodingContext *ctx, ReorderBufferTXN *txn,
+						  XLogRecPtr commit_lsn);
+
+/* See decode.h. */
+void
+decode_allow(void)
+{
+	allowed = true;
+}
+
+/* Tells PostgreSQL the callbacks.  None for streaming: whole transactions in commit order. */
+void
+_PG_output_plugin_init(OutputPluginCallbacks *cb)
+{
+	cb->startup_cb = plugin_startup;
+	cb->begin_cb = plugin_begin;
+	cb->change_cb = plugin_change;
+	cb->truncate_cb = plugin_truncate;
+	cb->commit_cb = plugin_commit;
+}
+
+/* Refuses everybody else, and asks for the rows of rewritten tables. */
+static void
+plugin_startup(LogicalDecodingContext *ctx, OutputPluginOptions *options, bool is_init)
+{
+	if (!allowed)
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("output plugin \"%s\" can only be used by clickpipe's own workers",
+						CLICKPIPE_NAME),
+				 errhint("Use clickpipe_create to mirror tables.")));
+	options->output_type = OUTPUT_PLUGIN_BINARY_OUTPUT;
+	options->receive_rewrites = true;
+}
+
+/* A transaction begins. */
+static void
+plugin_begin(LogicalDecodingContext *ctx, ReorderBufferTXN *txn)
+{
+	if (MyPipe != NULL)
+		changes_begin(MyPipe, txn);
+}
+
+/* A row changed. */
+static void
+plugin_change(LogicalDecodingContext *ctx, ReorderBufferTXN *txn,
+			  Relation rel, ReorderBufferChange *change)
+{
+	if (MyPipe != NULL)
+		changes_apply(MyPipe, txn, rel, change);
+}
+
+/* Tables were truncated. */
+static void
+plugin_truncate(LogicalDecodingContext *ctx, ReorderBufferTXN *txn,
+				int nrels, Relation *rels, ReorderBufferChange *change)
+{
+	if (MyPipe != NULL)
+		changes_truncate(MyPipe, txn, nrels, rels);
+}
+
+/* A transaction ends. */
+static void
+plugin_commit(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, XLogRecPtr commit_lsn)
+{
+	if (MyPipe != NULL)
+		changes_commit(MyPipe, txn);
+}

@@ -1,0 +1,45 @@
+/*-------------------------------------------------------------------------
+ *
+ * decode.h
+ *	  Logical decoding inside a worker: slots, contexts, reading WAL.
+ *
+ * Copyright (c) 2026, clickpipe contributors
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef CLICKPIPE_DECODE_H
+#define CLICKPIPE_DECODE_H
+
+#include "clickpipe.h"
+
+#include "access/xlogreader.h"
+#include "replication/logical.h"
+
+/* Lets this process use the output plugin; all others are refused. */
+extern void decode_allow(void);
+
+/*
+ * Creates a logical slot and reads WAL until it is consistent; returns the consistent point. Waits for
+ * transactions that run, answering interrupts.  Not in a transaction.
+ *
+ * keep: the slot stays, persistent and released.  Otherwise it is temporary and stays acquired, and *ctx is its
+ * context, from which a snapshot of all data at the consistent point can be made.
+ */
+extern XLogRecPtr slot_create(const char *name, bool keep, LogicalDecodingContext **ctx);
+
+/* Does a slot of that name exist?  And is it a logical one of ours in this database? */
+extern bool slot_exists(const char *name, bool *ours);
+
+/* Drops the slot if it is there and ours; waits for whoever holds it. */
+extern void slot_drop(const char *name);
+
+/*
+ * Acquires the slot and begins to decode at the position confirmed, outside of any transaction.  The decoding flag
+ * is clear afterwards.
+ */
+extern LogicalDecodingContext *slot_open(const char *name);
+
+/* The next record of the WAL flushed, NULL at its end.  Does not wait. */
+extern XLogRecord *decode_read_record(LogicalDecodingContext *ctx);
+
+#endif							/* CLICKPIPE_DECODE_H */

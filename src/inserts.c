@@ -1,0 +1,450 @@
+/*-------------------------------------------------------------------------
+ *
+ * inserts.c
+ *	  Blocks on their way to ClickHouse: when they are sealed, how they are
+ *	  sent, what their answers mean.
+ *
+ * Nothing here waits but inserts_backpressure.  Blocks of a history go one
+ * after the other, because what is in the target is also the mark of how far
+ * it is complete; other blocks may overtake each other, because their rows
+ * carry versions.
+ *
+ * Copyright (c) 2026, clickpipe contributors
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "clickpipe.h"
+
+#include "miscadmin.h"
+#include "utils/memutils.h"
+#include "utils/timestamp.h"
+
+#include "compat.h"
+#include "pipe.h"
+
+#define MAX_INFLIGHT_PIPE		8
+#define MAX_INFLIGHT_TABLE		2
+#define MAX_REFRESHES			2
+#define SETTLE_TIMEOUT_MS		60000
+
+static void start_inserts(Pipe *pipe);
+static bool may_start(Pipe *pipe, SealedBlock *sealed, TimestampTz now);
+static void start_insert(Pipe *pipe, SealedBlock *sealed, TimestampTz now);
+static void finish_insert(Pipe *pipe, SealedBlock *sealed);
+static void retry_insert(Pipe *pipe, SealedBlock *sealed, const ChError *err);
+static void free_sealed(Pipe *pipe, SealedBlock *sealed);
+static double flush_interval_ms(Pipe *pipe, PipeTable *table, int waiting);
+static int	count_waiting(Pipe *pipe);
+static void seal_largest(Pipe *pipe);
+
+/* Is the table's open block as large as a block may be? */
+bool
+block_is_full(Pipe *pipe, PipeTable *table)
+{
+	return table->block->nrows >= pipe->options->pull_batch_size ||
+		block_data_size(table->block) >= pipe->options->max_block_bytes;
+}
+
+/*
+ * Closes a table's open block: its rows become the body of an INSERT, which is
+ * kept until it is acknowledged.
+ */
+void
+inserts_seal(Pipe *pipe, PipeTable *table)
+{
+	MemoryContext mcxt;
+	SealedBlock *sealed;
+
+	if (table->block == NULL || table->block->nrows == 0)
+		return;
+	mcxt = AllocSetContextCreate(pipe->mcxt, "clickpipe sealed block", ALLOCSET_SMALL_SIZES);
+	sealed = MemoryContextAllocZero(mcxt, sizeof(SealedBlock));
+	sealed->mcxt = mcxt;
+	sealed->table = table;
+	sealed->nrows = table->block->nrows;
+	sealed->first_lsn = table->block_first_lsn;
+	sealed->last_version_hi = table->last_version_hi;
+	sealed->last_version_lo = table->last_version_lo;
+	sealed->insert.arg = sealed;
+	buffer_init(&sealed->body, mcxt);
+	block_seal(table->block, pipe->server->compression, &sealed->body);
+	pipe->sealed_bytes += sealed->body.cap;
+	dlist_push_tail(&table->sealed, &sealed->node);
+	table->last_flush = GetCurrentTimestamp();
+}
+
+/* Returns the bytes of all rows that are not acknowledged, as allocated. */
+Size
+inserts_unacked_bytes(Pipe *pipe)
+{
+	Size		bytes = pipe->sealed_bytes;
+
+	for (int i = 0; i < pipe->ntables; i++)
+		if (pipe->tables[i]->block != NULL && pipe->tables[i]->block->nrows > 0)
+			bytes += block_size(pipe->tables[i]->block);
+	return bytes;
+}
+
+/* Moves transfers along, takes their answers, starts what may start.  Does not wait. */
+void
+inserts_pump(Pipe *pipe)
+{
+	HttpRequest *request;
+	bool		finished = false;
+
+	if (pipe->inflight > 0)
+		http_pump(pipe->ch->http);
+	while ((request = http_next_done(pipe->ch->http)) != NULL)
+	{
+		ChInsert   *insert = http_request_arg(request);
+
+		finish_insert(pipe, insert->arg);
+		finished = true;
+	}
+	if (pipe->sealed_bytes > 0)
+		start_inserts(pipe);
+	if (finished)
+		confirm_advance(pipe);
+}
+
+/* Starts every insert that may start. */
+static void
+start_inserts(Pipe *pipe)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	if (pipe->net_retry_at > now || pipe->inflight >= MAX_INFLIGHT_PIPE)
+		return;
+	if (TimestampDifferenceExceeds(pipe->inserts_window, now, 1000))
+	{
+		pipe->inserts_window = now;
+		pipe->inserts_in_window = 0;
+	}
+	for (int i = 0; i < pipe->ntables; i++)
+	{
+		PipeTable  *table = pipe->tables[i];
+		dlist_iter	iter;
+
+		dlist_foreach(iter, &table->sealed)
+		{
+			SealedBlock *sealed = dlist_container(SealedBlock, node, iter.cur);
+
+			if (pipe->inflight >= MAX_INFLIGHT_PIPE ||
+				pipe->inserts_in_window >= pipe->options->max_inserts_per_second)
+				return;
+			if (may_start(pipe, sealed, now))
+				start_insert(pipe, sealed, now);
+			else if (table->target->engine == ENGINE_MERGE_TREE)
+				break;			/* strictly in order */
+		}
+	}
+}
+
+/* May this block be sent now? */
+static bool
+may_start(Pipe *pipe, SealedBlock *sealed, TimestampTz now)
+{
+	PipeTable  *table = sealed->table;
+
+	if (sealed->inflight || sealed->retry_at > now)
+		return false;
+	if (table->target->engine == ENGINE_MERGE_TREE)
+		return table->inflight == 0 && !table->needs_cursor;
+	return table->inflight < MAX_INFLIGHT_TABLE;
+}
+
+/* Sends a block. */
+static void
+start_insert(Pipe *pipe, SealedBlock *sealed, TimestampTz now)
+{
+	Target	   *target = sealed->table->target;
+
+	ch_insert_start(pipe->ch, &sealed->insert, target->database, target->table,
+					target->insert_columns, &sealed->body, NULL);
+	sealed->inflight = true;
+	sealed->started = now;
+	sealed->table->inflight++;
+	pipe->inflight++;
+	pipe->inserts_in_window++;
+}
+
+/* Takes the answer to an insert. */
+static void
+finish_insert(Pipe *pipe, SealedBlock *sealed)
+{
+	PipeTable  *table = sealed->table;
+	ChError		err;
+	TimestampTz now;
+
+	sealed->inflight = false;
+	table->inflight--;
+	pipe->inflight--;
+	if (!ch_insert_result(pipe->ch, &sealed->insert, &err))
+	{
+		retry_insert(pipe, sealed, &err);
+		return;
+	}
+
+	now = GetCurrentTimestamp();
+	table->insert_ms = table->insert_ms * 0.7 +
+		0.3 * TimestampDifferenceMilliseconds(sealed->started, now);
+	pipe->last_flush_at = now;
+	pipe->net_tries = 0;
+	pipe->net_retry_at = 0;
+	if (pipe->has_error)
+	{
+		entry_clear_error(pipe->entry);
+		pipe->has_error = false;
+	}
+	free_sealed(pipe, sealed);
+}
+
+/* Decides what becomes of a block that was not acknowledged. */
+static void
+retry_insert(Pipe *pipe, SealedBlock *sealed, const ChError *err)
+{
+	PipeTable  *table = sealed->table;
+	ChErrorClass class = err->class;
+	TimestampTz now = GetCurrentTimestamp();
+
+	if (class == CH_REFRESH)
+		class = ++sealed->refreshes > MAX_REFRESHES ? CH_PERMANENT : CH_RETRY_SLOW;
+	if (class == CH_PERMANENT)
+	{
+		pipe_table_fail(pipe, table, err->code,
+						"Repair the target in ClickHouse, then drop the pipe with clickpipe_drop and create it again to load the table anew.",
+						"ClickHouse refused rows for %s.%s: %s",
+						table->target->database, table->target->table, err->message);
+		return;
+	}
+
+	sealed->tries++;
+	sealed->retry_at = TimestampTzPlusMilliseconds(now, ch_retry_delay(class, sealed->tries));
+	if (err->code == 0)
+	{
+		/* the server is not there: no other block needs to try */
+		pipe->net_tries++;
+		pipe->net_retry_at = TimestampTzPlusMilliseconds(now,
+														 ch_retry_delay(CH_RETRY, pipe->net_tries));
+		sealed->retry_at = pipe->net_retry_at;
+	}
+	if (err->ambiguous && table->target->engine == ENGINE_MERGE_TREE)
+		table->needs_cursor = true;
+	entry_set_error(pipe->entry, err->code, err->message, sealed->retry_at, sealed->tries);
+	pipe->has_error = true;
+	if (sealed->tries == 1)
+		ereport(LOG,
+				(errmsg("pipe \"%s\": insert into %s.%s will be retried: %s", pipe->info->name,
+						table->target->database, table->target->table, err->message)));
+}
+
+/* Forgets a block. */
+static void
+free_sealed(Pipe *pipe, SealedBlock *sealed)
+{
+	dlist_delete(&sealed->node);
+	pipe->sealed_bytes -= sealed->body.cap;
+	MemoryContextDelete(sealed->mcxt);
+}
+
+/* Forgets all rows of a table that are on their way: it is set aside. */
+void
+inserts_discard(Pipe *pipe, PipeTable *table)
+{
+	dlist_mutable_iter iter;
+
+	dlist_foreach_modify(iter, &table->sealed)
+	{
+		SealedBlock *sealed = dlist_container(SealedBlock, node, iter.cur);
+
+		if (sealed->inflight)
+		{
+			ch_insert_abandon(pipe->ch, &sealed->insert);
+			table->inflight--;
+			pipe->inflight--;
+		}
+		free_sealed(pipe, sealed);
+	}
+	if (table->block != NULL)
+	{
+		block_destroy(table->block);
+		table->block = NULL;
+	}
+}
+
+/* Returns the number of tables with rows that wait to be sent. */
+static int
+count_waiting(Pipe *pipe)
+{
+	int			n = 0;
+
+	for (int i = 0; i < pipe->ntables; i++)
+		if (pipe->tables[i]->block != NULL && pipe->tables[i]->block->nrows > 0)
+			n++;
+	return n;
+}
+
+/*
+ * Returns how much time must lie between two inserts into a table: the sync
+ * interval, the pipe's share of inserts, and ten times what an insert takes,
+ * since inserts that get slow are the first sign of too many parts.
+ */
+static double
+flush_interval_ms(Pipe *pipe, PipeTable *table, int waiting)
+{
+	double		ms = pipe->options->sync_interval_seconds * 1000;
+
+	ms = Max(ms, 1000.0 * waiting / pipe->options->max_inserts_per_second);
+	return Max(ms, 10 * table->insert_ms);
+}
+
+/*
+ * Seals the blocks whose time has come: the first rows after a quiet time at
+ * once, others at most once an interval, and full ones.
+ */
+void
+inserts_flush_due(Pipe *pipe)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	int			waiting = count_waiting(pipe);
+
+	if (waiting == 0)
+		return;
+	for (int i = 0; i < pipe->ntables; i++)
+	{
+		PipeTable  *table = pipe->tables[i];
+
+		if (table->block == NULL || table->block->nrows == 0)
+			continue;
+		if (block_is_full(pipe, table))
+			inserts_seal(pipe, table);
+		else if (dlist_is_empty(&table->sealed) &&
+				 TimestampDifferenceExceeds(table->last_flush, now,
+											(int) flush_interval_ms(pipe, table, waiting)))
+			inserts_seal(pipe, table);
+	}
+}
+
+/* Returns the milliseconds until something is due, at most 1000. */
+long
+inserts_next_deadline(Pipe *pipe)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz due = TimestampTzPlusMilliseconds(now, 1000);
+	int			waiting = count_waiting(pipe);
+
+	for (int i = 0; i < pipe->ntables; i++)
+	{
+		PipeTable  *table = pipe->tables[i];
+		dlist_iter	iter;
+
+		if (table->block != NULL && table->block->nrows > 0 && dlist_is_empty(&table->sealed))
+			due = Min(due, TimestampTzPlusMilliseconds(table->last_flush,
+													   (int64) flush_interval_ms(pipe, table, waiting) + 1));
+		dlist_foreach(iter, &table->sealed)
+		{
+			SealedBlock *sealed = dlist_container(SealedBlock, node, iter.cur);
+
+			if (!sealed->inflight && sealed->retry_at != 0)
+				due = Min(due, Max(sealed->retry_at, pipe->net_retry_at));
+		}
+	}
+	if (pipe->sealed_bytes > 0 && pipe->inserts_in_window >= pipe->options->max_inserts_per_second)
+		due = Min(due, TimestampTzPlusMilliseconds(pipe->inserts_window, 1001));
+	return Max(0, TimestampDifferenceMilliseconds(now, due));
+}
+
+/*
+ * Waits until less than max_unacked_bytes are unacknowledged.  Answers
+ * interrupts: a pause, a drop or a shutdown leaves by ERROR, also out of a
+ * decoding callback, and what was not acknowledged is decoded again.
+ */
+void
+inserts_backpressure(Pipe *pipe)
+{
+	static uint32 wait_event = 0;
+
+	if (wait_event == 0)
+		wait_event = compat_wait_event("ClickpipeBackpressure");
+	while (inserts_unacked_bytes(pipe) > pipe->options->max_unacked_bytes)
+	{
+		if (pipe->sealed_bytes < pipe->options->max_unacked_bytes / 2)
+			seal_largest(pipe);
+		inserts_pump(pipe);
+		if (inserts_unacked_bytes(pipe) <= pipe->options->max_unacked_bytes)
+			break;
+		for (int i = 0; pipe->in_callback && i < pipe->ntables; i++)
+			if (pipe->tables[i]->needs_cursor && pipe->tables[i]->inflight == 0)
+				ereport(ERROR,
+						(errcode(ERRCODE_CONNECTION_FAILURE),
+						 errmsg("an insert into the history %s.%s has an unknown fate",
+								pipe->tables[i]->target->database, pipe->tables[i]->target->table),
+						 errdetail("The pipe starts over and goes on from the last row that is there.")));
+		http_wait(pipe->ch->http, inserts_next_deadline(pipe), wait_event);
+		CHECK_FOR_INTERRUPTS();
+		if (pipe_orders_changed(pipe))
+			ereport(ERROR,
+					(errcode(ERRCODE_QUERY_CANCELED),
+					 errmsg("pipe \"%s\" has new orders", pipe->info->name)));
+	}
+}
+
+/* Seals the open block that holds most. */
+static void
+seal_largest(Pipe *pipe)
+{
+	PipeTable  *largest = NULL;
+	Size		size = 0;
+
+	for (int i = 0; i < pipe->ntables; i++)
+	{
+		PipeTable  *table = pipe->tables[i];
+
+		if (table->block != NULL && table->block->nrows > 0 &&
+			block_size(table->block) > size)
+		{
+			largest = table;
+			size = block_size(table->block);
+		}
+	}
+	if (largest != NULL)
+		inserts_seal(pipe, largest);
+}
+
+/*
+ * Looks into histories into which an insert of unknown fate went, once that
+ * insert can do no more harm.  False: not possible now, try again.  Not in a
+ * callback.
+ */
+bool
+inserts_settle_cursors(Pipe *pipe)
+{
+	for (int i = 0; i < pipe->ntables; i++)
+	{
+		PipeTable  *table = pipe->tables[i];
+		SealedBlock *head;
+		ChError		err;
+		uint64		hi;
+		uint64		lo;
+
+		if (!table->needs_cursor || table->inflight > 0 || dlist_is_empty(&table->sealed))
+			continue;
+		head = dlist_head_element(SealedBlock, node, &table->sealed);
+		if (head->retry_at > GetCurrentTimestamp())
+			continue;
+		if (!ch_kill_queries(pipe->ch, head->insert.query_id, SETTLE_TIMEOUT_MS, &err) ||
+			!target_cursor(pipe->ch, table->target, &hi, &lo, &err))
+		{
+			retry_insert(pipe, head, &err);
+			return false;
+		}
+		table->needs_cursor = false;
+		if (hi > head->last_version_hi ||
+			(hi == head->last_version_hi && lo >= head->last_version_lo))
+		{
+			free_sealed(pipe, head);
+			confirm_advance(pipe);
+		}
+	}
+	return true;
+}

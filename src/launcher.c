@@ -1,0 +1,277 @@
+/*-------------------------------------------------------------------------
+ *
+ * launcher.c
+ *	  The launcher starts pipe workers and starts them again, as long as their
+ *	  pipes shall run.
+ *
+ * It is connected to no database.  When the server starts it sends a scout
+ * into each one, which enters the pipes it finds into shared memory and ends;
+ * after that verbs keep the entries true.  So databases without pipes have no
+ * connection of ours.
+ *
+ * Copyright (c) 2026, clickpipe contributors
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "clickpipe.h"
+
+#include "access/heapam.h"
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "access/tableam.h"
+#include "access/xact.h"
+#include "catalog/pg_database.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "postmaster/interrupt.h"
+#include "storage/ipc.h"
+#include "utils/guc.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+#include "utils/timestamp.h"
+
+#include "catalog.h"
+#include "compat.h"
+#include "worker.h"
+
+#define LOOK_AROUND_MS		10000	/* if nothing wakes it */
+#define NO_SLOT_RETRY_MS	2000
+#define START_TIMEOUT_MS	30000	/* a worker that has not begun by then never will */
+
+static List *list_databases(MemoryContext mcxt);
+static void scout_databases(MemoryContext mcxt);
+static long start_due_workers(void);
+static bool start_pipe_worker(int index);
+static void detach_launcher(int code, Datum arg);
+
+/* Registers the launcher with the postmaster. */
+void
+launcher_register(void)
+{
+	BackgroundWorker worker;
+
+	memset(&worker, 0, sizeof(worker));
+	worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
+	worker.bgw_start_time = BgWorkerStart_RecoveryFinished;
+	worker.bgw_restart_time = 1;
+	strlcpy(worker.bgw_library_name, CLICKPIPE_NAME, BGW_MAXLEN);
+	strlcpy(worker.bgw_function_name, "clickpipe_launcher_main", BGW_MAXLEN);
+	strlcpy(worker.bgw_name, "clickpipe launcher", BGW_MAXLEN);
+	strlcpy(worker.bgw_type, "clickpipe launcher", BGW_MAXLEN);
+	RegisterBackgroundWorker(&worker);
+}
+
+/* Entry point of the launcher. */
+void
+clickpipe_launcher_main(Datum arg)
+{
+	MemoryContext mcxt;
+
+	worker_signals(false);
+	BackgroundWorkerInitializeConnection(NULL, NULL, 0);
+	mcxt = AllocSetContextCreate(TopMemoryContext, "clickpipe launcher", ALLOCSET_DEFAULT_SIZES);
+	before_shmem_exit(detach_launcher, (Datum) 0);
+
+	LWLockAcquire(ClickpipeShmem->lock, LW_EXCLUSIVE);
+	ClickpipeShmem->launcher_latch = MyLatch;
+	LWLockRelease(ClickpipeShmem->lock);
+	if (!ClickpipeShmem->launcher_ready)
+	{
+		scout_databases(mcxt);
+		ClickpipeShmem->launcher_ready = true;
+	}
+
+	for (;;)
+	{
+		long		ms;
+
+		CHECK_FOR_INTERRUPTS();
+		if (ConfigReloadPending)
+		{
+			ConfigReloadPending = false;
+			ProcessConfigFile(PGC_SIGHUP);
+		}
+		MemoryContextSwitchTo(mcxt);
+		ms = start_due_workers();
+		MemoryContextReset(mcxt);
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, ms,
+						 PG_WAIT_EXTENSION);
+		ResetLatch(MyLatch);
+	}
+}
+
+/* Nobody shall set the latch of a launcher that is gone. */
+static void
+detach_launcher(int code, Datum arg)
+{
+	LWLockAcquire(ClickpipeShmem->lock, LW_EXCLUSIVE);
+	ClickpipeShmem->launcher_latch = NULL;
+	LWLockRelease(ClickpipeShmem->lock);
+}
+
+/* Sends a scout into every database that takes connections, one after the other. */
+static void
+scout_databases(MemoryContext mcxt)
+{
+	List	   *databases = list_databases(mcxt);
+	ListCell   *lc;
+
+	foreach(lc, databases)
+	{
+		WorkerArgs	args = {.dboid = lfirst_oid(lc)};
+		BackgroundWorkerHandle *handle;
+
+		while (!worker_start("clickpipe_scout_main", "clickpipe scout", "clickpipe scout",
+							 &args, true, &handle))
+		{
+			ereport(LOG,
+					(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+					 errmsg("clickpipe launcher is out of background worker slots"),
+					 errhint("You might need to increase \"max_worker_processes\".")));
+			(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+							 NO_SLOT_RETRY_MS, PG_WAIT_EXTENSION);
+			ResetLatch(MyLatch);
+			CHECK_FOR_INTERRUPTS();
+		}
+		(void) WaitForBackgroundWorkerShutdown(handle);
+	}
+}
+
+/* Returns the databases that take connections. */
+static List *
+list_databases(MemoryContext mcxt)
+{
+	List	   *databases = NIL;
+	Relation	rel;
+	TableScanDesc scan;
+	HeapTuple	tuple;
+
+	StartTransactionCommand();
+	(void) GetTransactionSnapshot();
+	rel = table_open(DatabaseRelationId, AccessShareLock);
+	scan = table_beginscan_catalog(rel, 0, NULL);
+	while (HeapTupleIsValid(tuple = heap_getnext(scan, ForwardScanDirection)))
+	{
+		Form_pg_database form = (Form_pg_database) GETSTRUCT(tuple);
+
+		if (form->datallowconn)
+		{
+			MemoryContext old = MemoryContextSwitchTo(mcxt);
+
+			databases = lappend_oid(databases, form->oid);
+			MemoryContextSwitchTo(old);
+		}
+	}
+	table_endscan(scan);
+	table_close(rel, AccessShareLock);
+	CommitTransactionCommand();
+	return databases;
+}
+
+/* Entry point of a scout: enters the pipes of its database into shared memory. */
+void
+clickpipe_scout_main(Datum arg)
+{
+	WorkerArgs	args;
+	List	   *pipes = NIL;
+	ListCell   *lc;
+
+	worker_args(&args);
+	worker_signals(false);
+	worker_init(args.dboid);
+	worker_begin();
+	if (catalog_exists())
+		pipes = catalog_load_pipes(TopMemoryContext);
+	worker_commit();
+
+	foreach(lc, pipes)
+	{
+		PipeInfo   *pipe = lfirst(lc);
+		PipeEntry  *entry;
+
+		LWLockAcquire(ClickpipeShmem->lock, LW_EXCLUSIVE);
+		entry = shmem_add_pipe(args.dboid, pipe->id, false);
+		if (entry != NULL)
+			entry->wanted = pipe->dropped ||
+				(pipe->state != PIPE_FAILED && pipe->state != PIPE_COMPLETED &&
+				 !(pipe->paused && pipe->state == PIPE_PAUSED));
+		LWLockRelease(ClickpipeShmem->lock);
+		if (entry == NULL)
+			ereport(LOG,
+					(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+					 errmsg("pipe \"%s\" cannot run: too many pipes", pipe->name),
+					 errhint("Increase \"clickpipe.max_pipes\" and restart the server.")));
+	}
+	proc_exit(0);
+}
+
+/*
+ * Starts the workers whose time has come.  Returns the milliseconds until the
+ * next one's.
+ */
+static long
+start_due_workers(void)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	long		ms = LOOK_AROUND_MS;
+
+	for (int i = 0; i < ClickpipeShmem->max_entries; i++)
+	{
+		PipeEntry  *entry = &ClickpipeShmem->entries[i];
+		bool		due;
+
+		LWLockAcquire(ClickpipeShmem->lock, LW_EXCLUSIVE);
+		due = entry->in_use && !entry->pending && entry->wanted && entry->worker_pid == 0;
+		if (due && entry->started_at != 0)
+		{
+			/* registered, but not there yet */
+			if (TimestampDifferenceExceeds(entry->started_at, now, START_TIMEOUT_MS))
+				entry->started_at = 0;
+			else
+			{
+				due = false;
+				ms = Min(ms, 1000);
+			}
+		}
+		if (due && entry->restart_at > now)
+		{
+			due = false;
+			ms = Min(ms, TimestampDifferenceMilliseconds(now, entry->restart_at) + 1);
+		}
+		if (due)
+			entry->started_at = now;
+		LWLockRelease(ClickpipeShmem->lock);
+		if (!due)
+			continue;
+		if (!start_pipe_worker(i))
+		{
+			TimestampTz retry_at = TimestampTzPlusMilliseconds(now, NO_SLOT_RETRY_MS);
+
+			entry_set_error(entry, 0,
+							"no background worker slot is free for the pipe: increase \"max_worker_processes\"",
+							retry_at, 0);
+			LWLockAcquire(ClickpipeShmem->lock, LW_EXCLUSIVE);
+			entry->started_at = 0;
+			entry->restart_at = retry_at;
+			LWLockRelease(ClickpipeShmem->lock);
+			ms = Min(ms, NO_SLOT_RETRY_MS);
+		}
+	}
+	return ms;
+}
+
+/* Starts the worker of a pipe. */
+static bool
+start_pipe_worker(int index)
+{
+	PipeEntry  *entry = &ClickpipeShmem->entries[index];
+	WorkerArgs	args = {
+		.dboid = entry->dboid,
+		.pipe_id = entry->pipe_id,
+		.entry = index
+	};
+
+	return worker_start("clickpipe_pipe_main", "clickpipe pipe",
+						psprintf("clickpipe pipe %d of database %u", args.pipe_id, args.dboid),
+						&args, true, NULL);
+}

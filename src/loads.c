@@ -1,0 +1,766 @@
+/*-------------------------------------------------------------------------
+ *
+ * loads.c
+ *	  Coordination of loads, by the pipe worker: when a table's load may
+ *	  begin, which blocks are left to read, who reads them, when it is done.
+ *
+ * A table goes through these steps; all but the last two are short:
+ *	  1. P is fixed (the slot's consistent point) and persisted;
+ *	  2. the transactions that hold a write lock on the table now are waited
+ *	     for: whatever commits before P is then visible to new snapshots;
+ *	  3. heap and shape are looked at, and the blocks not yet loaded become
+ *	     ranges in shared memory, from which snapshot workers take chunks;
+ *	  4. when all chunks are acknowledged, the table is Running as soon as the
+ *	     stream has passed the newest position that a chunk may have seen.
+ *
+ * Histories cannot be overwritten, so all of a pipe's are read under one
+ * snapshot taken at their P (chunk.c).  If that is lost, their targets are
+ * made anew with a new P.
+ *
+ * Copyright (c) 2026, clickpipe contributors
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "clickpipe.h"
+
+#include <signal.h>
+
+#include "access/relation.h"
+#include "access/xact.h"
+#include "access/xlog.h"
+#include "miscadmin.h"
+#include "storage/bufmgr.h"
+#include "storage/latch.h"
+#include "storage/lmgr.h"
+#include "storage/lock.h"
+#include "utils/memutils.h"
+#include "utils/timestamp.h"
+
+#include "compat.h"
+#include "pipe.h"
+#include "worker.h"
+
+#define MIN_CHUNK_BLOCKS	16
+#define START_TIMEOUT_MS	10000	/* a worker that has not begun by then never will */
+#define CLICKHOUSE_TIMEOUT_MS	60000
+
+typedef struct Writer
+{
+	VirtualTransactionId vxid;
+	int			pid;			/* 0: prepared transaction */
+} Writer;
+
+static void start_histories(Pipe *pipe);
+static void recreate_history(Pipe *pipe, PipeTable *table);
+static void read_cursors(Pipe *pipe);
+static bool needs_snapshot(const PipeTable *table);
+static void begin_load(Pipe *pipe, PipeTable *table);
+static bool writers_gone(Pipe *pipe, PipeTable *table);
+static List *list_writers(Oid relid);
+static bool open_ranges(Pipe *pipe, PipeTable *table, int slot, bool again);
+static void subtract_chunks(LoadSlot *load, BlockNumber nblocks, List *chunks);
+static BlockNumber chunk_size(Pipe *pipe, Relation rel, BlockNumber nblocks);
+static void watch_load(Pipe *pipe, PipeTable *table);
+static void watch_histories(Pipe *pipe);
+static void finish_load(Pipe *pipe, PipeTable *table);
+static void complete_tables(Pipe *pipe);
+static void start_workers(Pipe *pipe, int slot, int wanted);
+static int	count_workers(PipeEntry *entry, int slot);
+static int	find_free_slot(PipeEntry *entry);
+
+/*
+ * Ends all snapshot workers of a pipe and forgets its loads; returns when they
+ * are gone.  What they finished is in the catalog.
+ */
+void
+loads_stop(PipeEntry *entry)
+{
+	for (;;)
+	{
+		int			running = 0;
+
+		LWLockAcquire(entry->load_lock, LW_EXCLUSIVE);
+		for (int i = 0; i < MAX_LOADS; i++)
+		{
+			LoadSlot   *load = &entry->loads[i];
+
+			load->phase = LOAD_FREE;
+			load->nranges = 0;
+			load->load_id++;	/* a worker that is only starting finds nothing */
+			load->error.at = 0;
+		}
+		for (int i = 0; i < MAX_LOAD_WORKERS; i++)
+		{
+			LoadWorker *worker = &entry->load_workers[i];
+
+			if (worker->pid != 0)
+			{
+				kill(worker->pid, SIGTERM);
+				running++;
+			}
+			else
+				worker->reserved = false;
+		}
+		LWLockRelease(entry->load_lock);
+		if (running == 0)
+			return;
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, 20,
+						 PG_WAIT_EXTENSION);
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
+	}
+}
+
+/*
+ * What has to be before streaming begins: histories that are not loaded yet
+ * get their P, and those that are tell how far they are complete.
+ */
+void
+loads_prepare(Pipe *pipe)
+{
+	start_histories(pipe);
+	read_cursors(pipe);
+}
+
+/* Does the table need a load with a snapshot of its own? */
+static bool
+needs_snapshot(const PipeTable *table)
+{
+	return !table->failure.failed && pipe_table_is_history(table) &&
+		table->options->initial_load &&
+		(table->state == TABLE_SETUP || table->state == TABLE_SNAPSHOT);
+}
+
+/* Starts the load of the histories that are not loaded, and waits for their P. */
+static void
+start_histories(Pipe *pipe)
+{
+	PipeEntry  *entry = pipe->entry;
+	LoadSlot   *load = &entry->loads[0];
+	ChError		err;
+	List	   *infos;
+	ListCell   *lc;
+	int			n = 0;
+
+	for (int i = 0; i < pipe->ntables; i++)
+		if (needs_snapshot(pipe->tables[i]))
+			n++;
+	if (n == 0)
+		return;
+
+	/* inserts of an earlier life would put rows into the new targets */
+	if (!ch_kill_queries(pipe->ch, psprintf("clickpipe-" UINT64_FORMAT "-%u-%d-",
+											GetSystemIdentifier(), MyDatabaseId, pipe->id),
+						 CLICKHOUSE_TIMEOUT_MS, &err))
+		ereport(ERROR,
+				(errcode(ERRCODE_CONNECTION_FAILURE),
+				 errmsg("could not make sure that earlier inserts have ended: %s", err.message)));
+	for (int i = 0; i < pipe->ntables; i++)
+		if (needs_snapshot(pipe->tables[i]))
+			recreate_history(pipe, pipe->tables[i]);
+
+	LWLockAcquire(entry->load_lock, LW_EXCLUSIVE);
+	load->phase = LOAD_STARTING;
+	load->load_id++;
+	load->relid = InvalidOid;
+	load->single_snapshot = true;
+	load->failed = load->restart = false;
+	load->nranges = load->chunks_out = 0;
+	load->error.at = 0;
+	LWLockRelease(entry->load_lock);
+
+	entry_set_activity(entry, "waiting for a snapshot, running transactions must end first");
+	for (;;)
+	{
+		LoadPhase	phase;
+		bool		failed;
+		char		message[ERROR_TEXT_LEN];
+
+		start_workers(pipe, 0, 1);
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, 100,
+						 PG_WAIT_EXTENSION);
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
+		if (pipe_orders_changed(pipe))
+			pipe_check_orders(pipe);
+		LWLockAcquire(entry->load_lock, LW_SHARED);
+		phase = load->phase;
+		failed = load->failed;
+		strlcpy(message, load->error.message, sizeof(message));
+		LWLockRelease(entry->load_lock);
+		if (failed)
+			ereport(ERROR,
+					(errcode(ERRCODE_INTERNAL_ERROR),
+					 errmsg("load of append-only targets failed: %s", message)));
+		if (phase != LOAD_STARTING)
+			break;
+	}
+
+	/* the worker has written P of each */
+	worker_begin();
+	infos = catalog_load_tables(pipe->id, pipe->mcxt);
+	worker_commit();
+	foreach(lc, infos)
+	{
+		TableInfo  *info = lfirst(lc);
+		PipeTable  *table = pipe_find_table(pipe, info->relid);
+
+		if (table == NULL || !needs_snapshot(table))
+			continue;
+		table->capture_lsn = info->capture_lsn;
+		table->state = info->state;
+		table->load_slot = 0;
+		if (XLogRecPtrIsInvalid(table->capture_lsn))
+			elog(ERROR, "table %s has no capture point", info->source_name);
+	}
+}
+
+/* Makes a history's target anew, if rows may be in it, and forgets its P. */
+static void
+recreate_history(Pipe *pipe, PipeTable *table)
+{
+	ChError		err;
+	const char *hint;
+
+	if (!XLogRecPtrIsInvalid(table->capture_lsn))
+	{
+		/* not Running yet, so nobody has been told that the rows are there */
+		worker_begin();
+		catalog_set_capture(pipe->id, table->relid, InvalidXLogRecPtr);
+		catalog_set_load(pipe->id, table->relid, InvalidOid, -1, 0, true);
+		worker_commit();
+		table->capture_lsn = InvalidXLogRecPtr;
+	}
+	if (!target_drop(pipe->ch, table->target->database, table->target->table, &err) ||
+		!target_prepare(pipe->ch, table->target, pipe->options, true, true, &err, &hint))
+		ereport(ERROR,
+				(errcode(ERRCODE_CONNECTION_FAILURE),
+				 errmsg("could not make target %s.%s anew: %s", table->target->database,
+						table->target->table, err.message)));
+}
+
+/* Finds out how far histories are complete. */
+static void
+read_cursors(Pipe *pipe)
+{
+	bool		killed = false;
+	ChError		err;
+
+	for (int i = 0; i < pipe->ntables; i++)
+	{
+		PipeTable  *table = pipe->tables[i];
+
+		if (table->failure.failed || !pipe_table_is_history(table) || table->load_slot >= 0)
+			continue;
+		if (!killed &&
+			!ch_kill_queries(pipe->ch, pipe->ch->query_id_prefix, CLICKHOUSE_TIMEOUT_MS, &err))
+			ereport(ERROR,
+					(errcode(ERRCODE_CONNECTION_FAILURE),
+					 errmsg("could not make sure that earlier inserts have ended: %s",
+							err.message)));
+		killed = true;
+		if (!target_cursor(pipe->ch, table->target, &table->cursor_hi, &table->cursor_lo, &err))
+			ereport(ERROR,
+					(errcode(ERRCODE_CONNECTION_FAILURE),
+					 errmsg("could not read how far %s.%s is complete: %s",
+							table->target->database, table->target->table, err.message)));
+	}
+}
+
+/* One round of coordination, from the loop. */
+void
+loads_coordinate(Pipe *pipe)
+{
+	int			active = 0;
+
+	if (pipe->loads_done)
+		return;
+	for (int i = 0; i < pipe->ntables; i++)
+		if (pipe->tables[i]->load_slot >= 0 && !pipe_table_is_history(pipe->tables[i]))
+			active++;
+	for (int i = 0; i < pipe->ntables; i++)
+	{
+		PipeTable  *table = pipe->tables[i];
+
+		if (table->failure.failed || table->state != TABLE_SNAPSHOT ||
+			pipe_table_is_history(table) || table->load_complete)
+			continue;
+		if (table->load_slot < 0 && active < pipe->options->snapshot_number_of_parallel_tables)
+		{
+			begin_load(pipe, table);
+			if (table->load_slot >= 0)
+				active++;
+		}
+		if (table->load_slot >= 0)
+			watch_load(pipe, table);
+	}
+	watch_histories(pipe);
+	pipe_flush_failures(pipe);
+	complete_tables(pipe);
+}
+
+/* Begins a table's load, once the writers of before are gone. */
+static void
+begin_load(Pipe *pipe, PipeTable *table)
+{
+	int			slot;
+
+	if (!writers_gone(pipe, table))
+		return;
+	slot = find_free_slot(pipe->entry);
+	if (slot < 0)
+		return;
+	if (open_ranges(pipe, table, slot, false))
+	{
+		table->load_slot = slot;
+		entry_set_activity(pipe->entry, "loading %s", table->info->source_name);
+		ereport(LOG,
+				(errmsg("pipe \"%s\" loads table %s into %s.%s", pipe->info->name,
+						table->info->source_name, table->target->database,
+						table->target->table)));
+	}
+}
+
+/*
+ * Have the transactions that held a write lock on the table when first asked
+ * all ended?  Locks outlive visibility: when they are gone, all that
+ * committed before P is visible to a new snapshot.
+ */
+static bool
+writers_gone(Pipe *pipe, PipeTable *table)
+{
+	List	   *now = list_writers(table->relid);
+	List	   *left = NIL;
+	ListCell   *lc;
+	ListCell   *lc2;
+
+	if (!table->writers_listed)
+	{
+		MemoryContext old = MemoryContextSwitchTo(pipe->mcxt);
+
+		foreach(lc, now)
+		{
+			Writer	   *writer = palloc(sizeof(Writer));
+
+			*writer = *(Writer *) lfirst(lc);
+			table->writers = lappend(table->writers, writer);
+		}
+		MemoryContextSwitchTo(old);
+		table->writers_listed = true;
+	}
+	foreach(lc, table->writers)
+	{
+		Writer	   *then = lfirst(lc);
+
+		foreach(lc2, now)
+			if (compat_vxid_equal(then->vxid, ((Writer *) lfirst(lc2))->vxid))
+			{
+				left = lappend(left, then);
+				break;
+			}
+	}
+	if (left == NIL)
+		return true;
+	if (((Writer *) linitial(left))->pid != 0)
+		entry_set_activity(pipe->entry, "load of %s waits for the transaction of process %d",
+						   table->info->source_name, ((Writer *) linitial(left))->pid);
+	else
+		entry_set_activity(pipe->entry, "load of %s waits for a prepared transaction",
+						   table->info->source_name);
+	return false;
+}
+
+/* Returns those who hold a lock on the table that lets them write (Writer *). */
+static List *
+list_writers(Oid relid)
+{
+	const LOCKMASK mask = LOCKBIT_ON(RowExclusiveLock) | LOCKBIT_ON(ShareRowExclusiveLock) |
+		LOCKBIT_ON(ExclusiveLock) | LOCKBIT_ON(AccessExclusiveLock);
+	LockData   *data = GetLockStatusData();
+	List	   *writers = NIL;
+
+	for (int i = 0; i < data->nelements; i++)
+	{
+		LockInstanceData *lock = &data->locks[i];
+		Writer	   *writer;
+
+		if (lock->locktag.locktag_type != LOCKTAG_RELATION ||
+			lock->locktag.locktag_field1 != MyDatabaseId ||
+			lock->locktag.locktag_field2 != relid ||
+			(lock->holdMask & mask) == 0)
+			continue;
+		writer = palloc(sizeof(Writer));
+		writer->vxid = compat_lock_vxid(lock);
+		writer->pid = lock->pid;
+		writers = lappend(writers, writer);
+	}
+	return writers;
+}
+
+/*
+ * Looks at the heap and puts the blocks that are not loaded yet into a load
+ * slot.  again: it was rewritten, so all chunks are read once more, with the
+ * same P.  False if the table cannot be looked at now.
+ */
+static bool
+open_ranges(Pipe *pipe, PipeTable *table, int slot, bool again)
+{
+	LoadSlot   *load = &pipe->entry->loads[slot];
+	Relation	rel;
+	List	   *watch;
+	char	   *difference;
+	List	   *chunks = NIL;
+	BlockNumber nblocks;
+	BlockNumber size;
+	Oid			filenode;
+	int64		total;
+
+	worker_begin();
+	if (!ConditionalLockRelationOid(table->relid, AccessShareLock))
+	{
+		worker_commit();
+		return false;
+	}
+	rel = try_relation_open(table->relid, NoLock);
+	if (rel == NULL)
+	{
+		pipe_table_fail(pipe, table, 0,
+						"Drop the pipe with clickpipe_drop and create it again without the table.",
+						"the table was dropped");
+		worker_commit();
+		return false;
+	}
+	difference = source_shape_difference(table->shape, source_shape(rel, &watch));
+	if (difference != NULL)
+	{
+		pipe_table_fail(pipe, table, 0,
+						"This version does not follow ALTER TABLE: drop the pipe with clickpipe_drop('...', drop_targets => true) and create it again.",
+						"the table's definition changed (%s)", difference);
+		relation_close(rel, AccessShareLock);
+		worker_commit();
+		return false;
+	}
+	filenode = compat_relfilenode(rel);
+	nblocks = RelationGetNumberOfBlocks(rel);
+	size = chunk_size(pipe, rel, nblocks);
+	if (!again && table->info->load_blocks >= 0 && table->info->load_filenode == filenode)
+	{
+		/* blocks that came later have no row that the stream does not bring */
+		nblocks = (BlockNumber) table->info->load_blocks;
+		chunks = catalog_load_chunks(pipe->id, table->relid, CurrentMemoryContext);
+	}
+
+	LWLockAcquire(pipe->entry->load_lock, LW_EXCLUSIVE);
+	load->load_id++;
+	load->relid = table->relid;
+	load->single_snapshot = false;
+	load->capture_lsn = table->capture_lsn;
+	load->filenode = filenode;
+	load->chunk_blocks = size;
+	load->chunks_out = 0;
+	load->restart = load->failed = false;
+	load->error.at = 0;
+	load->hint[0] = '\0';
+	subtract_chunks(load, nblocks, chunks);
+	total = list_length(chunks);
+	for (int i = 0; i < load->nranges; i++)
+		total += (load->ranges[i].end - load->ranges[i].start + size - 1) / size;
+	load->phase = LOAD_ACTIVE;
+	LWLockRelease(pipe->entry->load_lock);
+
+	catalog_set_load(pipe->id, table->relid, filenode, nblocks, total, chunks == NIL);
+	relation_close(rel, AccessShareLock);
+	worker_commit();
+	table->info->load_filenode = filenode;
+	table->info->load_blocks = nblocks;
+	return true;
+}
+
+/* Sets the slot's ranges to the blocks that no finished chunk covers. */
+static void
+subtract_chunks(LoadSlot *load, BlockNumber nblocks, List *chunks)
+{
+	BlockNumber next = 0;
+	ListCell   *lc;
+
+	load->nranges = 0;
+	foreach(lc, chunks)
+	{
+		ChunkInfo  *chunk = lfirst(lc);
+
+		if (chunk->range.start > next && load->nranges < MAX_LOAD_RANGES - 1)
+		{
+			load->ranges[load->nranges].start = next;
+			load->ranges[load->nranges++].end = chunk->range.start;
+		}
+		/* out of room: what follows is read again, which is harmless */
+		if (load->nranges >= MAX_LOAD_RANGES - 1)
+			break;
+		next = Max(next, chunk->range.end);
+	}
+	if (next < nblocks)
+	{
+		load->ranges[load->nranges].start = next;
+		load->ranges[load->nranges++].end = nblocks;
+	}
+}
+
+/* Returns the blocks of a chunk, so that it has about the rows wished for. */
+static BlockNumber
+chunk_size(Pipe *pipe, Relation rel, BlockNumber nblocks)
+{
+	double		density = 50;
+	double		blocks;
+
+	if (rel->rd_rel->reltuples > 0 && rel->rd_rel->relpages > 0)
+		density = Max(1, rel->rd_rel->reltuples / rel->rd_rel->relpages);
+	blocks = pipe->options->snapshot_num_rows_per_partition / density;
+	blocks = Min(blocks, (double) pipe->options->max_block_bytes / BLCKSZ);
+	return (BlockNumber) Max(blocks, MIN_CHUNK_BLOCKS);
+}
+
+/* Looks after a load under way: workers, a rewritten heap, failures, its end. */
+static void
+watch_load(Pipe *pipe, PipeTable *table)
+{
+	LoadSlot   *load = &pipe->entry->loads[table->load_slot];
+	bool		failed;
+	bool		restart;
+	bool		done;
+	int			left;
+	ErrorReport error;
+	char		hint[ERROR_TEXT_LEN];
+
+	LWLockAcquire(pipe->entry->load_lock, LW_SHARED);
+	failed = load->failed;
+	restart = load->restart;
+	done = load->nranges == 0 && load->chunks_out == 0;
+	left = load->nranges > 0 ? pipe->options->initial_load_parallelism : 0;
+	error = load->error;
+	strlcpy(hint, load->hint, sizeof(hint));
+	LWLockRelease(pipe->entry->load_lock);
+
+	if (failed)
+	{
+		pipe_table_fail(pipe, table, error.code, hint[0] ? hint : NULL, "%s", error.message);
+		LWLockAcquire(pipe->entry->load_lock, LW_EXCLUSIVE);
+		load->phase = LOAD_FREE;
+		load->load_id++;
+		LWLockRelease(pipe->entry->load_lock);
+		table->load_slot = -1;
+	}
+	else if (restart)
+	{
+		ereport(LOG,
+				(errmsg("pipe \"%s\" loads table %s once more because its heap was rewritten",
+						pipe->info->name, table->info->source_name)));
+		(void) open_ranges(pipe, table, table->load_slot, true);
+	}
+	else if (done)
+		finish_load(pipe, table);
+	else
+		start_workers(pipe, table->load_slot, left);
+}
+
+/* All chunks of a table are acknowledged. */
+static void
+finish_load(Pipe *pipe, PipeTable *table)
+{
+	List	   *infos;
+	ListCell   *lc;
+
+	LWLockAcquire(pipe->entry->load_lock, LW_EXCLUSIVE);
+	pipe->entry->loads[table->load_slot].phase = LOAD_FREE;
+	pipe->entry->loads[table->load_slot].load_id++;
+	LWLockRelease(pipe->entry->load_lock);
+	table->load_slot = -1;
+	table->load_complete = true;
+
+	worker_begin();
+	infos = catalog_load_tables(pipe->id, CurrentMemoryContext);
+	foreach(lc, infos)
+		if (((TableInfo *) lfirst(lc))->relid == table->relid)
+			table->load_lsn = ((TableInfo *) lfirst(lc))->load_lsn;
+	worker_commit();
+	/* an empty table has seen nothing, but what is written from now on is in the stream */
+	if (XLogRecPtrIsInvalid(table->load_lsn))
+		table->load_lsn = table->capture_lsn;
+}
+
+/* Looks after the load of histories. */
+static void
+watch_histories(Pipe *pipe)
+{
+	LoadSlot   *load = NULL;
+	LoadPhase	phase;
+	bool		failed;
+	char		message[ERROR_TEXT_LEN];
+
+	for (int i = 0; i < pipe->ntables; i++)
+		if (pipe_table_is_history(pipe->tables[i]) && pipe->tables[i]->load_slot >= 0)
+			load = &pipe->entry->loads[pipe->tables[i]->load_slot];
+	if (load == NULL)
+		return;
+
+	LWLockAcquire(pipe->entry->load_lock, LW_SHARED);
+	phase = load->phase;
+	failed = load->failed;
+	strlcpy(message, load->error.message, sizeof(message));
+	LWLockRelease(pipe->entry->load_lock);
+
+	/* without its worker the snapshot is gone: the load begins again */
+	if (failed || (phase == LOAD_ACTIVE && count_workers(pipe->entry, 0) == 0))
+		ereport(ERROR,
+				(errcode(ERRCODE_INTERNAL_ERROR),
+				 errmsg("load of append-only targets was interrupted: %s",
+						failed ? message : "its worker ended"),
+				 errdetail("It begins again with new targets.")));
+	if (phase != LOAD_STOPPED)
+		return;
+	for (int i = 0; i < pipe->ntables; i++)
+	{
+		PipeTable  *table = pipe->tables[i];
+
+		if (!pipe_table_is_history(table) || table->load_slot < 0)
+			continue;
+		table->load_slot = -1;
+		table->load_complete = true;
+		table->load_lsn = table->capture_lsn;
+	}
+	LWLockAcquire(pipe->entry->load_lock, LW_EXCLUSIVE);
+	load->phase = LOAD_FREE;
+	load->load_id++;
+	LWLockRelease(pipe->entry->load_lock);
+}
+
+/* Lets tables run whose chunks are all there and whose stream has passed them. */
+static void
+complete_tables(Pipe *pipe)
+{
+	bool		all = true;
+
+	for (int i = 0; i < pipe->ntables; i++)
+	{
+		PipeTable  *table = pipe->tables[i];
+
+		if (table->failure.failed || table->state == TABLE_RUNNING)
+			continue;
+		if (!table->load_complete || pipe->acked_lsn < table->load_lsn)
+		{
+			all = false;
+			continue;
+		}
+		worker_begin();
+		catalog_set_table_state(pipe->id, table->relid, TABLE_RUNNING);
+		worker_commit();
+		table->state = TABLE_RUNNING;
+		ereport(LOG,
+				(errmsg("pipe \"%s\" has loaded table %s", pipe->info->name,
+						table->info->source_name)));
+	}
+	if (!all)
+		return;
+	pipe->loads_done = true;
+	pipe_set_state(pipe, PIPE_RUNNING);
+	entry_set_activity(pipe->entry, "streaming");
+	confirm_advance(pipe);
+}
+
+/* Starts snapshot workers until a load has as many as it may. */
+static void
+start_workers(Pipe *pipe, int slot, int wanted)
+{
+	PipeEntry  *entry = pipe->entry;
+	TimestampTz now = GetCurrentTimestamp();
+	int			have = 0;
+	int			free_worker = -1;
+
+	if (now < pipe->workers_retry_at)
+		return;
+	LWLockAcquire(entry->load_lock, LW_EXCLUSIVE);
+	for (int i = 0; i < MAX_LOAD_WORKERS; i++)
+	{
+		LoadWorker *worker = &entry->load_workers[i];
+
+		if (worker->reserved && worker->pid == 0 &&
+			TimestampDifferenceExceeds(worker->reserved_at, now, START_TIMEOUT_MS))
+			worker->reserved = false;
+		if (worker->reserved && worker->load == slot &&
+			worker->load_id == entry->loads[slot].load_id)
+			have++;
+	}
+	while (have < wanted)
+	{
+		WorkerArgs	args = {
+			.dboid = MyDatabaseId,
+			.pipe_id = pipe->id,
+			.entry = (int) (entry - ClickpipeShmem->entries),
+			.load_id = entry->loads[slot].load_id
+		};
+		LoadWorker *worker;
+
+		free_worker = -1;
+		for (int i = 0; i < MAX_LOAD_WORKERS && free_worker < 0; i++)
+			if (!entry->load_workers[i].reserved)
+				free_worker = i;
+		if (free_worker < 0)
+			break;
+		worker = &entry->load_workers[free_worker];
+		worker->reserved = true;
+		worker->pid = 0;
+		worker->reserved_at = now;
+		worker->load = slot;
+		worker->load_id = args.load_id;
+		worker->has_chunk = false;
+		args.worker = free_worker;
+		LWLockRelease(entry->load_lock);
+
+		if (!worker_start("clickpipe_snapshot_main", "clickpipe snapshot",
+						  psprintf("clickpipe snapshot worker %d for pipe \"%s\"",
+								   free_worker, pipe->info->name),
+						  &args, false, NULL))
+		{
+			pipe->workers_retry_at = TimestampTzPlusMilliseconds(now, 1000);
+			LWLockAcquire(entry->load_lock, LW_EXCLUSIVE);
+			worker->reserved = false;
+			/* with some workers the load goes on; with none somebody must act */
+			if (have == 0)
+				error_report_set(&entry->loads[slot].error, 0,
+								 "no background worker slot is free for the load: increase \"max_worker_processes\"",
+								 pipe->workers_retry_at, 0);
+			break;
+		}
+		have++;
+		LWLockAcquire(entry->load_lock, LW_EXCLUSIVE);
+	}
+	LWLockRelease(entry->load_lock);
+}
+
+/* Returns how many workers a load has, or will have. */
+static int
+count_workers(PipeEntry *entry, int slot)
+{
+	int			n = 0;
+
+	LWLockAcquire(entry->load_lock, LW_SHARED);
+	for (int i = 0; i < MAX_LOAD_WORKERS; i++)
+		if (entry->load_workers[i].reserved && entry->load_workers[i].load == slot &&
+			entry->load_workers[i].load_id == entry->loads[slot].load_id)
+			n++;
+	LWLockRelease(entry->load_lock);
+	return n;
+}
+
+/* Returns a free load slot, -1 if there is none.  Slot 0 is for histories. */
+static int
+find_free_slot(PipeEntry *entry)
+{
+	int			slot = -1;
+
+	LWLockAcquire(entry->load_lock, LW_SHARED);
+	for (int i = 1; i < MAX_LOADS && slot < 0; i++)
+		if (entry->loads[i].phase == LOAD_FREE)
+			slot = i;
+	LWLockRelease(entry->load_lock);
+	return slot;
+}

@@ -1,0 +1,385 @@
+/*-------------------------------------------------------------------------
+ *
+ * options.c
+ *	  Parsing of the options of pipes and tables.
+ *
+ * Two tables say which options there are; an option that is not in them does
+ * not exist.  What a later version will support is not accepted silently now.
+ *
+ * Copyright (c) 2026, clickpipe contributors
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "clickpipe.h"
+
+#include "utils/builtins.h"
+#include "utils/numeric.h"
+
+#include "options.h"
+
+typedef enum OptionType
+{
+	OPTION_BOOL,
+	OPTION_INT,
+	OPTION_REAL,
+	OPTION_SIZE,				/* bytes, or a string with a unit */
+	OPTION_ENUM,
+	OPTION_STRING,
+	OPTION_STRING_LIST,
+	OPTION_OBJECT,				/* kept as jsonb */
+	OPTION_COLUMNS				/* {"column": {"name": ...}} */
+} OptionType;
+
+typedef struct OptionDef
+{
+	const char *name;
+	OptionType	type;
+	size_t		offset;			/* of the field in the struct */
+	double		min;
+	double		max;
+	const char *const *values;	/* of an enum, NULL at the end */
+} OptionDef;
+
+static const char *const replication_modes[] = {"cdc", NULL};
+static const char *const truncate_policies[] = {"replicate", "ignore", NULL};
+static const char *const table_engines[] = {"ReplacingMergeTree", "MergeTree", NULL};
+
+#define PIPE_OPTION(name, type, min, max, values) \
+	{#name, type, offsetof(PipeOptions, name), min, max, values}
+#define TABLE_OPTION(name, type, values) \
+	{#name, type, offsetof(TableOptions, name), 0, 0, values}
+
+static const OptionDef pipe_option_defs[] = {
+	PIPE_OPTION(replication_mode, OPTION_ENUM, 0, 0, replication_modes),
+	PIPE_OPTION(sync_interval_seconds, OPTION_REAL, 0.01, 86400, NULL),
+	PIPE_OPTION(pull_batch_size, OPTION_INT, 1, 10000000, NULL),
+	PIPE_OPTION(max_block_bytes, OPTION_SIZE, 65536, 1073741824, NULL),
+	PIPE_OPTION(max_unacked_bytes, OPTION_SIZE, 1048576, 17179869184.0, NULL),
+	PIPE_OPTION(max_inserts_per_second, OPTION_INT, 1, 10000, NULL),
+	PIPE_OPTION(initial_load_parallelism, OPTION_INT, 1, 16, NULL),
+	PIPE_OPTION(snapshot_number_of_parallel_tables, OPTION_INT, 1, 8, NULL),
+	PIPE_OPTION(snapshot_num_rows_per_partition, OPTION_INT, 1000, 100000000, NULL),
+	PIPE_OPTION(allow_nullable_columns, OPTION_BOOL, 0, 0, NULL),
+	PIPE_OPTION(delete_on_merge, OPTION_BOOL, 0, 0, NULL),
+	PIPE_OPTION(truncate, OPTION_ENUM, 0, 0, truncate_policies),
+	PIPE_OPTION(tables, OPTION_OBJECT, 0, 0, NULL),
+};
+
+static const OptionDef table_option_defs[] = {
+	TABLE_OPTION(target_table, OPTION_STRING, NULL),
+	TABLE_OPTION(target_database, OPTION_STRING, NULL),
+	TABLE_OPTION(table_engine, OPTION_ENUM, table_engines),
+	TABLE_OPTION(initial_load, OPTION_BOOL, NULL),
+	TABLE_OPTION(excluded_columns, OPTION_STRING_LIST, NULL),
+	TABLE_OPTION(sorting_keys, OPTION_STRING_LIST, NULL),
+	TABLE_OPTION(columns, OPTION_COLUMNS, NULL),
+};
+
+static void parse_options(Jsonb *json, const OptionDef *defs, int ndefs,
+						  void *result, const char *what);
+static void parse_option(const OptionDef *def, JsonbValue *value, void *field,
+						 const char *what);
+static List *parse_string_list(const OptionDef *def, JsonbValue *value, const char *what);
+static List *parse_columns(const OptionDef *def, JsonbValue *value, const char *what);
+static void option_value_error(const OptionDef *def, const char *what) pg_attribute_noreturn();
+static char *list_values(const char *const *values);
+
+/* Parses the options of a pipe; see options.h. */
+PipeOptions *
+pipe_options_parse(Jsonb *json)
+{
+	PipeOptions *options = palloc0(sizeof(PipeOptions));
+
+	options->sync_interval_seconds = 1;
+	options->pull_batch_size = 100000;
+	options->max_block_bytes = INT64CONST(32) * 1024 * 1024;
+	options->max_unacked_bytes = INT64CONST(128) * 1024 * 1024;
+	options->max_inserts_per_second = 50;
+	options->initial_load_parallelism = 4;
+	options->snapshot_number_of_parallel_tables = 1;
+	options->snapshot_num_rows_per_partition = 100000;
+	options->allow_nullable_columns = true;
+	options->delete_on_merge = true;
+	parse_options(json, pipe_option_defs, lengthof(pipe_option_defs), options, "pipe");
+
+	if (options->max_unacked_bytes < options->max_block_bytes)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("pipe option \"max_unacked_bytes\" must not be less than \"max_block_bytes\"")));
+	return options;
+}
+
+/* Parses the options of a table, whose name is for messages; see options.h. */
+TableOptions *
+table_options_parse(Jsonb *json, const char *table)
+{
+	TableOptions *options = palloc0(sizeof(TableOptions));
+
+	options->initial_load = true;
+	parse_options(json, table_option_defs, lengthof(table_option_defs), options,
+				  psprintf("table \"%s\"", table));
+	return options;
+}
+
+/* Returns the engine's name (static). */
+const char *
+target_engine_name(TargetEngine engine)
+{
+	return table_engines[engine];
+}
+
+/* Parses a jsonb object into a struct by its option definitions. */
+static void
+parse_options(Jsonb *json, const OptionDef *defs, int ndefs, void *result,
+			  const char *what)
+{
+	JsonbIterator *it;
+	JsonbIteratorToken token;
+	JsonbValue	key;
+	JsonbValue	value;
+
+	if (json == NULL)
+		return;
+	if (!JB_ROOT_IS_OBJECT(json) || JB_ROOT_IS_SCALAR(json))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("options of a %s must be a JSON object", what)));
+
+	it = JsonbIteratorInit(&json->root);
+	token = JsonbIteratorNext(&it, &key, false);
+	while ((token = JsonbIteratorNext(&it, &key, true)) == WJB_KEY)
+	{
+		char	   *name = pnstrdup(key.val.string.val, key.val.string.len);
+		const OptionDef *def = NULL;
+
+		(void) JsonbIteratorNext(&it, &value, true);
+		for (int i = 0; i < ndefs; i++)
+			if (strcmp(defs[i].name, name) == 0)
+				def = &defs[i];
+		if (def == NULL)
+		{
+			StringInfoData known;
+
+			initStringInfo(&known);
+			for (int i = 0; i < ndefs; i++)
+				appendStringInfo(&known, "%s%s", i > 0 ? ", " : "", defs[i].name);
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("unrecognized %s option \"%s\"", what, name),
+					 errhint("Valid options are: %s.", known.data)));
+		}
+		parse_option(def, &value, (char *) result + def->offset, what);
+	}
+}
+
+/* Parses one value into its field. */
+static void
+parse_option(const OptionDef *def, JsonbValue *value, void *field, const char *what)
+{
+	switch (def->type)
+	{
+		case OPTION_BOOL:
+			if (value->type != jbvBool)
+				option_value_error(def, what);
+			*(bool *) field = value->val.boolean;
+			break;
+
+		case OPTION_INT:
+		case OPTION_REAL:
+			{
+				double		d;
+
+				if (value->type != jbvNumeric)
+					option_value_error(def, what);
+				d = DatumGetFloat8(DirectFunctionCall1(numeric_float8_no_overflow,
+													   NumericGetDatum(value->val.numeric)));
+				if (!(d >= def->min && d <= def->max) ||
+					(def->type == OPTION_INT && d != (int) d))
+					option_value_error(def, what);
+				if (def->type == OPTION_INT)
+					*(int *) field = (int) d;
+				else
+					*(double *) field = d;
+				break;
+			}
+
+		case OPTION_SIZE:
+			{
+				int64		size;
+
+				if (value->type == jbvNumeric)
+					size = DatumGetInt64(DirectFunctionCall1(numeric_int8,
+															 NumericGetDatum(value->val.numeric)));
+				else if (value->type == jbvString)
+					size = DatumGetInt64(DirectFunctionCall1(pg_size_bytes,
+															 PointerGetDatum(cstring_to_text_with_len(value->val.string.val,
+																									  value->val.string.len))));
+				else
+					option_value_error(def, what);
+				if (size < def->min || size > def->max)
+					option_value_error(def, what);
+				*(int64 *) field = size;
+				break;
+			}
+
+		case OPTION_ENUM:
+			{
+				char	   *s;
+				int			i;
+
+				if (value->type != jbvString)
+					option_value_error(def, what);
+				s = pnstrdup(value->val.string.val, value->val.string.len);
+				for (i = 0; def->values[i] != NULL; i++)
+					if (strcmp(def->values[i], s) == 0)
+						break;
+				if (def->values[i] == NULL)
+					option_value_error(def, what);
+				*(int *) field = i;
+				break;
+			}
+
+		case OPTION_STRING:
+			if (value->type != jbvString || value->val.string.len == 0)
+				option_value_error(def, what);
+			*(char **) field = pnstrdup(value->val.string.val, value->val.string.len);
+			break;
+
+		case OPTION_STRING_LIST:
+			*(List **) field = parse_string_list(def, value, what);
+			break;
+
+		case OPTION_OBJECT:
+			if (value->type != jbvBinary || !JsonContainerIsObject(value->val.binary.data))
+				option_value_error(def, what);
+			*(Jsonb **) field = JsonbValueToJsonb(value);
+			break;
+
+		case OPTION_COLUMNS:
+			*(List **) field = parse_columns(def, value, what);
+			break;
+	}
+}
+
+/* Parses an array of strings. */
+static List *
+parse_string_list(const OptionDef *def, JsonbValue *value, const char *what)
+{
+	List	   *list = NIL;
+	JsonbIterator *it;
+	JsonbValue	item;
+	JsonbIteratorToken token;
+
+	if (value->type != jbvBinary || !JsonContainerIsArray(value->val.binary.data))
+		option_value_error(def, what);
+	it = JsonbIteratorInit(value->val.binary.data);
+	(void) JsonbIteratorNext(&it, &item, true);
+	while ((token = JsonbIteratorNext(&it, &item, true)) == WJB_ELEM)
+	{
+		if (item.type != jbvString)
+			option_value_error(def, what);
+		list = lappend(list, pnstrdup(item.val.string.val, item.val.string.len));
+	}
+	return list;
+}
+
+/* Parses {"column": {"name": "other"}, ...}. */
+static List *
+parse_columns(const OptionDef *def, JsonbValue *value, const char *what)
+{
+	List	   *list = NIL;
+	JsonbIterator *it;
+	JsonbValue	key;
+	JsonbValue	item;
+
+	if (value->type != jbvBinary || !JsonContainerIsObject(value->val.binary.data))
+		option_value_error(def, what);
+	it = JsonbIteratorInit(value->val.binary.data);
+	(void) JsonbIteratorNext(&it, &key, true);
+	while (JsonbIteratorNext(&it, &key, true) == WJB_KEY)
+	{
+		ColumnOption *column = palloc0(sizeof(ColumnOption));
+		JsonbIterator *sub;
+		JsonbValue	subkey;
+		JsonbValue	subvalue;
+
+		column->column = pnstrdup(key.val.string.val, key.val.string.len);
+		(void) JsonbIteratorNext(&it, &item, true);
+		if (item.type != jbvBinary || !JsonContainerIsObject(item.val.binary.data))
+			option_value_error(def, what);
+		sub = JsonbIteratorInit(item.val.binary.data);
+		(void) JsonbIteratorNext(&sub, &subkey, true);
+		while (JsonbIteratorNext(&sub, &subkey, true) == WJB_KEY)
+		{
+			char	   *name = pnstrdup(subkey.val.string.val, subkey.val.string.len);
+
+			(void) JsonbIteratorNext(&sub, &subvalue, true);
+			if (strcmp(name, "name") != 0)
+				ereport(ERROR,
+						(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+						 errmsg("unrecognized option \"%s\" for column \"%s\" of %s",
+								name, column->column, what),
+						 errhint("Valid options are: name.")));
+			if (subvalue.type != jbvString || subvalue.val.string.len == 0)
+				option_value_error(def, what);
+			column->name = pnstrdup(subvalue.val.string.val, subvalue.val.string.len);
+		}
+		list = lappend(list, column);
+	}
+	return list;
+}
+
+/* Says what an option's value may be. */
+static void
+option_value_error(const OptionDef *def, const char *what)
+{
+	char	   *allowed = NULL;
+
+	switch (def->type)
+	{
+		case OPTION_BOOL:
+			allowed = "true or false";
+			break;
+		case OPTION_INT:
+			allowed = psprintf("an integer between %.0f and %.0f", def->min, def->max);
+			break;
+		case OPTION_REAL:
+			allowed = psprintf("a number between %g and %g", def->min, def->max);
+			break;
+		case OPTION_SIZE:
+			allowed = psprintf("a number of bytes between %.0f and %.0f, or a string such as \"32MB\"",
+							   def->min, def->max);
+			break;
+		case OPTION_ENUM:
+			allowed = psprintf("one of: %s", list_values(def->values));
+			break;
+		case OPTION_STRING:
+			allowed = "a string that is not empty";
+			break;
+		case OPTION_STRING_LIST:
+			allowed = "an array of strings";
+			break;
+		case OPTION_OBJECT:
+			allowed = "an object of table names and their options";
+			break;
+		case OPTION_COLUMNS:
+			allowed = "an object such as {\"column\": {\"name\": \"other\"}}";
+			break;
+	}
+	ereport(ERROR,
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+			 errmsg("invalid value for %s option \"%s\"", what, def->name),
+			 errhint("It must be %s.", allowed)));
+}
+
+/* Joins the allowed values of an enum. */
+static char *
+list_values(const char *const *values)
+{
+	StringInfoData buf;
+
+	initStringInfo(&buf);
+	for (int i = 0; values[i] != NULL; i++)
+		appendStringInfo(&buf, "%s%s", i > 0 ? ", " : "", values[i]);
+	return buf.data;
+}

@@ -1,0 +1,80 @@
+/*-------------------------------------------------------------------------
+ *
+ * options.h
+ *	  Options of pipes, of their tables, and of servers: names, types, limits.
+ *
+ * Copyright (c) 2026, clickpipe contributors
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef CLICKPIPE_OPTIONS_H
+#define CLICKPIPE_OPTIONS_H
+
+#include "clickpipe.h"
+
+#include "nodes/pg_list.h"
+#include "utils/jsonb.h"
+
+#include "clickhouse.h"
+
+typedef enum TargetEngine
+{
+	ENGINE_REPLACING_MERGE_TREE,
+	ENGINE_MERGE_TREE			/* append-only history of changes */
+} TargetEngine;
+
+typedef struct PipeOptions
+{
+	double		sync_interval_seconds;
+	int			pull_batch_size;	/* rows */
+	int64		max_block_bytes;
+	int64		max_unacked_bytes;
+	int			max_inserts_per_second;
+	int			initial_load_parallelism;
+	int			snapshot_number_of_parallel_tables;
+	int			snapshot_num_rows_per_partition;
+	bool		allow_nullable_columns;
+	bool		delete_on_merge;
+	int			truncate;		/* a TruncatePolicy */
+	int			replication_mode;
+	Jsonb	   *tables;			/* by table name: table options; NULL: none */
+} PipeOptions;
+
+typedef enum TruncatePolicy
+{
+	TRUNCATE_REPLICATE,
+	TRUNCATE_IGNORE
+} TruncatePolicy;
+
+/* A column's wishes. */
+typedef struct ColumnOption
+{
+	char	   *column;
+	char	   *name;			/* in the target */
+} ColumnOption;
+
+typedef struct TableOptions
+{
+	char	   *target_table;	/* NULL: <schema>_<table> */
+	char	   *target_database;	/* NULL: the server's dbname */
+	int			table_engine;	/* a TargetEngine */
+	bool		initial_load;
+	List	   *excluded_columns;	/* of char * */
+	List	   *sorting_keys;	/* of char *, NIL: the key */
+	List	   *columns;		/* of ColumnOption * */
+} TableOptions;
+
+/*
+ * Parse and check options; ERROR names the option and what is allowed.
+ * Results are in CurrentMemoryContext.  NULL json: defaults.
+ */
+extern PipeOptions *pipe_options_parse(Jsonb *json);
+extern TableOptions *table_options_parse(Jsonb *json, const char *table);
+
+/* Name of an engine as in options and in ClickHouse. */
+extern const char *target_engine_name(TargetEngine engine);
+
+/* Reads server and user mapping; ERROR if the owner may not use them. In a transaction. */
+extern ChServer *server_options_load(const char *server_name, Oid owner);
+
+#endif							/* CLICKPIPE_OPTIONS_H */

@@ -1,0 +1,221 @@
+/*-------------------------------------------------------------------------
+ *
+ * pipe.h
+ *	  What a pipe worker knows: the pipe, its tables, what is on its way to
+ *	  ClickHouse.
+ *
+ * All of it is private to the process and built anew whenever it starts.
+ *
+ * Copyright (c) 2026, clickpipe contributors
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef CLICKPIPE_PIPE_H
+#define CLICKPIPE_PIPE_H
+
+#include "clickpipe.h"
+
+#include "lib/ilist.h"
+#include "replication/logical.h"
+
+#include "block.h"
+#include "catalog.h"
+#include "clickhouse.h"
+#include "options.h"
+#include "shmem.h"
+#include "target.h"
+
+/* Why and where a table is set aside. */
+typedef struct TableFailure
+{
+	bool		failed;
+	bool		durable;		/* the catalog knows */
+	int			code;
+	char	   *message;		/* in the pipe's memory context */
+	char	   *hint;
+} TableFailure;
+
+typedef struct PipeTable
+{
+	Oid			relid;
+	int			index;
+	TableInfo  *info;			/* as loaded from the catalog */
+	TableOptions *options;
+	TableState	state;
+	TableFailure failure;
+
+	Target	   *target;
+	List	   *shape;			/* as at P */
+	List	   *watch;			/* other relations that matter for the shape */
+	bool		unchecked;		/* invalidated: compare the shape before the next row */
+	bool		recheck_now;	/* compare with what the catalogs say now */
+	XLogRecPtr	capture_lsn;	/* P; invalid: not fixed yet */
+
+	/* rows being collected */
+	RowBlock   *block;
+	XLogRecPtr	block_first_lsn;	/* commit LSN of the open block's first row */
+	uint64		last_version_hi;	/* of the last row appended */
+	uint64		last_version_lo;
+	/* blocks on their way, in order (SealedBlock) */
+	dlist_head	sealed;
+	int			inflight;
+	TimestampTz last_flush;		/* start of the last insert */
+	double		insert_ms;		/* how long inserts take lately */
+
+	/* histories: what was inserted in an earlier life */
+	uint64		cursor_hi;
+	uint64		cursor_lo;
+	bool		needs_cursor;	/* an insert's fate is unknown: look first */
+
+	/* counters */
+	bool		in_txn;			/* touched by the current transaction */
+	int64		txn_inserted;
+	int64		txn_updated;
+	int64		txn_deleted;
+	TableCounts counts;			/* all that is confirmed */
+	bool		counts_dirty;
+
+	/* scratch space of the decoder */
+	int			natts;
+	Datum	   *values;
+	bool	   *isnull;
+	Datum	   *old_values;
+	bool	   *old_isnull;
+
+	/* load */
+	int			load_slot;		/* index in the entry's loads, -1: none */
+	List	   *writers;		/* Writer *: waited for */
+	bool		writers_listed;
+	bool		load_complete;	/* all chunks are acknowledged */
+	XLogRecPtr	load_lsn;		/* newest position that a chunk has seen */
+} PipeTable;
+
+/* A block that is sealed and not acknowledged yet. */
+typedef struct SealedBlock
+{
+	dlist_node	node;			/* in its table's list */
+	PipeTable  *table;
+	MemoryContext mcxt;
+	ByteBuffer	body;
+	uint64		nrows;
+	XLogRecPtr	first_lsn;		/* commit LSN of its first row */
+	uint64		last_version_hi;
+	uint64		last_version_lo;
+	bool		inflight;
+	ChInsert	insert;
+	TimestampTz started;
+	TimestampTz retry_at;
+	int			tries;
+	int			refreshes;		/* tries after "target changed" */
+	char		token[64];		/* insert_deduplication_token of histories */
+} SealedBlock;
+
+typedef struct Pipe
+{
+	MemoryContext mcxt;
+	int32		id;
+	PipeEntry  *entry;
+	uint64		generation;		/* of the orders that this run follows */
+	PipeInfo   *info;
+	PipeOptions *options;
+	ChServer   *server;
+	ChClient   *ch;
+
+	int			ntables;
+	PipeTable **tables;
+	struct HTAB *by_relid;
+
+	LogicalDecodingContext *decoding;
+	bool		in_callback;
+
+	Size		sealed_bytes;	/* of all sealed blocks */
+	int			inflight;
+	TimestampTz inserts_window; /* start of the current second */
+	int			inserts_in_window;
+	int			net_tries;		/* network failures in a row */
+	TimestampTz net_retry_at;
+	bool		has_error;		/* the entry shows an error */
+
+	/* the transaction being decoded */
+	XLogRecPtr	commit_lsn;
+	TimestampTz commit_ts;
+	bool		txn_opened_block;
+	PipeTable **txn_tables;		/* touched by it */
+	int			txn_ntables;
+	MemoryContext row_mcxt;		/* reset for every row */
+
+	/* confirming */
+	dlist_head	segments;		/* Segment, oldest first */
+	int			nsegments;
+	XLogRecPtr	read_lsn;		/* everything before has been decoded */
+	TimestampTz read_commit_ts; /* commit time of the last transaction decoded */
+	TimestampTz caught_up_at;	/* when the end of the WAL was last reached */
+	XLogRecPtr	acked_lsn;		/* everything before is in ClickHouse */
+	XLogRecPtr	persisted_lsn;	/* acked_lsn as the catalog has it */
+	XLogRecPtr	own_wal_end;	/* end of what we wrote persisting it */
+	TimestampTz persisted_at;
+	int64		rows_inserted;
+	int64		rows_updated;
+	int64		rows_deleted;
+	TimestampTz last_flush_at;
+
+	TimestampTz loads_checked;
+	TimestampTz workers_retry_at;	/* no slot for a worker was free */
+	bool		loads_done;
+	bool		failure_pending;	/* a table's failure is not durable yet */
+	bool		recheck_pending;	/* a table's shape must be compared */
+} Pipe;
+
+/* The one pipe of this process; NULL in all others. */
+extern Pipe *MyPipe;
+
+/* pipe.c */
+extern bool pipe_orders_changed(Pipe *pipe);
+extern void pipe_check_orders(Pipe *pipe);
+extern void pipe_set_state(Pipe *pipe, PipeState state);
+extern PipeTable *pipe_find_table(Pipe *pipe, Oid relid);
+extern bool pipe_table_is_history(const PipeTable *table);
+extern void pipe_fail(Pipe *pipe, int code, const char *message, const char *hint) pg_attribute_noreturn();
+extern void pipe_table_fail(Pipe *pipe, PipeTable *table, int code, const char *hint,
+							const char *fmt,...) pg_attribute_printf(5, 6);
+extern void pipe_flush_failures(Pipe *pipe);
+extern void pipe_recheck_tables(Pipe *pipe);
+
+/* tables.c */
+extern void tables_load(Pipe *pipe);
+extern void tables_describe(Pipe *pipe);
+extern void tables_prepare_targets(Pipe *pipe);
+
+/* changes.c */
+extern void changes_init(Pipe *pipe);
+extern void changes_begin(Pipe *pipe, ReorderBufferTXN *txn);
+extern void changes_apply(Pipe *pipe, ReorderBufferTXN *txn, Relation rel,
+						  ReorderBufferChange *change);
+extern void changes_truncate(Pipe *pipe, ReorderBufferTXN *txn, int nrels, Relation *rels);
+extern void changes_commit(Pipe *pipe, ReorderBufferTXN *txn);
+
+/* inserts.c */
+extern void inserts_seal(Pipe *pipe, PipeTable *table);
+extern void inserts_pump(Pipe *pipe);
+extern void inserts_backpressure(Pipe *pipe);
+extern Size inserts_unacked_bytes(Pipe *pipe);
+extern void inserts_flush_due(Pipe *pipe);
+extern long inserts_next_deadline(Pipe *pipe);
+extern void inserts_discard(Pipe *pipe, PipeTable *table);
+extern bool inserts_settle_cursors(Pipe *pipe);
+extern bool block_is_full(Pipe *pipe, PipeTable *table);
+
+/* confirm.c */
+extern void confirm_commit(Pipe *pipe, XLogRecPtr commit_lsn, TimestampTz commit_ts);
+extern void confirm_advance(Pipe *pipe);
+extern void confirm_persist(Pipe *pipe, bool force);
+
+/* loads.c */
+extern void loads_stop(PipeEntry *entry);
+extern void loads_prepare(Pipe *pipe);
+extern void loads_coordinate(Pipe *pipe);
+
+/* stream.c */
+extern void stream_run(Pipe *pipe) pg_attribute_noreturn();
+
+#endif							/* CLICKPIPE_PIPE_H */

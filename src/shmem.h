@@ -1,0 +1,164 @@
+/*-------------------------------------------------------------------------
+ *
+ * shmem.h
+ *	  Shared memory: a fixed array of pipe entries, through which verbs, the
+ *	  launcher, pipe workers and snapshot workers know of each other.
+ *
+ * The catalog is the truth about what was asked and what is done; an entry
+ * says who is at work on it, what he must look at again, and the numbers that
+ * change too fast for a table.  After a crash it is built anew from the
+ * catalogs.
+ *
+ * Copyright (c) 2026, clickpipe contributors
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef CLICKPIPE_SHMEM_H
+#define CLICKPIPE_SHMEM_H
+
+#include "clickpipe.h"
+
+#include "datatype/timestamp.h"
+#include "port/atomics.h"
+#include "storage/block.h"
+#include "storage/condition_variable.h"
+#include "storage/latch.h"
+#include "storage/lwlock.h"
+#include "storage/spin.h"
+#include "access/xlogdefs.h"
+
+#define MAX_LOADS			9	/* loads at the same time, per pipe: the histories' and 8 tables' */
+#define MAX_LOAD_WORKERS	32	/* snapshot workers of a pipe */
+#define MAX_LOAD_RANGES		64	/* pieces of a table not yet taken */
+#define ACTIVITY_LEN		128
+
+/* An error as users see it. */
+typedef struct ErrorReport
+{
+	int			code;			/* ClickHouse's, 0 if not its */
+	TimestampTz at;				/* 0: no error */
+	TimestampTz retry_at;		/* 0: no retry is waiting */
+	int			tries;
+	char		message[ERROR_TEXT_LEN];
+} ErrorReport;
+
+/* Blocks start .. end - 1 of a heap. */
+typedef struct BlockRange
+{
+	BlockNumber start;
+	BlockNumber end;
+} BlockRange;
+
+typedef enum LoadPhase
+{
+	LOAD_FREE,					/* slot unused */
+	LOAD_STARTING,				/* second regime: the worker makes its
+								 * snapshot and persists P */
+	LOAD_ACTIVE,				/* chunks may be taken */
+	LOAD_STOPPED				/* see failed and restart */
+} LoadPhase;
+
+/*
+ * The load of one table.  Ranges are taken and put back under the entry's
+ * lock; everything else is set by the pipe worker before the phase becomes
+ * LOAD_ACTIVE.
+ */
+typedef struct LoadSlot
+{
+	LoadPhase	phase;
+	uint32		load_id;		/* tells one load in this slot from the next */
+	Oid			relid;
+	bool		single_snapshot;	/* second regime: one worker, one snapshot */
+	XLogRecPtr	capture_lsn;	/* P, the version of the loaded rows */
+	Oid			filenode;
+	BlockNumber chunk_blocks;	/* size of a chunk */
+	int			nranges;
+	BlockRange	ranges[MAX_LOAD_RANGES];
+	int			chunks_out;		/* taken and not finished */
+	bool		restart;		/* heap was rewritten: all chunks again */
+	bool		failed;			/* set aside, for the reason in error */
+	ErrorReport error;			/* retried or final */
+	char		hint[ERROR_TEXT_LEN];
+} LoadSlot;
+
+/* A snapshot worker of a pipe. */
+typedef struct LoadWorker
+{
+	bool		reserved;		/* registered or running */
+	pid_t		pid;			/* 0: not started yet */
+	TimestampTz reserved_at;
+	int			load;			/* index into loads */
+	uint32		load_id;
+	bool		has_chunk;
+	BlockRange	chunk;
+} LoadWorker;
+
+typedef struct PipeEntry
+{
+	/* under ClickpipeShmem->lock */
+	bool		in_use;
+	bool		pending;		/* made by a transaction that has not ended */
+	Oid			dboid;
+	int32		pipe_id;
+	bool		wanted;			/* a worker should be running */
+	uint64		generation;		/* goes up with every verb */
+	pid_t		worker_pid;		/* 0: none */
+	Latch	   *worker_latch;
+	TimestampTz started_at;		/* launcher registered a worker; 0: not */
+	TimestampTz restart_at;		/* not before that */
+	int			failures;		/* in a row */
+
+	/* under mutex */
+	slock_t		mutex;
+	char		activity[ACTIVITY_LEN];
+	ErrorReport error;			/* what is being retried, or ended the worker */
+	XLogRecPtr	visible_lsn;	/* everything committed before is in ClickHouse */
+	bool		loads_done;		/* no table is waiting for its load */
+	int			tables_failed;
+	TimestampTz lag_since;		/* commit time of the oldest change not yet
+								 * visible; 0: none */
+	bool		has_counters;
+	int64		rows_inserted;
+	int64		rows_updated;
+	int64		rows_deleted;
+	int64		unacked_bytes;
+	TimestampTz last_flush_at;
+
+	volatile bool sleeping;		/* pipe worker waits for WAL */
+	ConditionVariable progress; /* visible_lsn or state changed */
+
+	/* loads: under load_lock */
+	LWLock	   *load_lock;
+	LoadSlot	loads[MAX_LOADS];
+	LoadWorker	load_workers[MAX_LOAD_WORKERS];
+} PipeEntry;
+
+typedef struct ClickpipeShmemData
+{
+	LWLock	   *lock;			/* the list of entries and their processes */
+	Latch	   *launcher_latch; /* NULL: no launcher */
+	bool		launcher_ready; /* all databases have been looked at */
+	int			max_entries;
+	PipeEntry	entries[FLEXIBLE_ARRAY_MEMBER];
+} ClickpipeShmemData;
+
+extern PGDLLIMPORT ClickpipeShmemData *ClickpipeShmem;
+
+extern void clickpipe_shmem_init(void);
+
+/* True in a server that has the library preloaded. */
+extern bool clickpipe_is_preloaded(void);
+
+extern PipeEntry *shmem_find_pipe(Oid dboid, int32 pipe_id);
+extern PipeEntry *shmem_add_pipe(Oid dboid, int32 pipe_id, bool pending);
+extern void shmem_remove_pipe(PipeEntry *entry);
+extern void shmem_wake_launcher(void);
+
+extern void entry_set_error(PipeEntry *entry, int code, const char *message,
+							TimestampTz retry_at, int tries);
+extern void entry_clear_error(PipeEntry *entry);
+extern void entry_set_activity(PipeEntry *entry, const char *fmt,...) pg_attribute_printf(2, 3);
+extern void error_report_set(ErrorReport *report, int code, const char *message,
+							 TimestampTz retry_at, int tries);
+
+#endif							/* CLICKPIPE_SHMEM_H */

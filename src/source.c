@@ -1,0 +1,340 @@
+/*-------------------------------------------------------------------------
+ *
+ * source.c
+ *	  What clickpipe wants to know of a source table.
+ *
+ * The shape of a table is recorded at its capture point, and compared with
+ * what the catalogs say whenever something of the table was invalidated: both
+ * as of the change being decoded and as of now.  A difference means that
+ * ClickHouse would get wrong rows, so the table is set aside.
+ *
+ * Copyright (c) 2026, clickpipe contributors
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "clickpipe.h"
+
+#include "access/genam.h"
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "catalog/catalog.h"
+#include "catalog/indexing.h"
+#include "catalog/pg_class.h"
+#include "catalog/pg_enum.h"
+#include "catalog/pg_inherits.h"
+#include "catalog/pg_type.h"
+#include "lib/stringinfo.h"
+#include "miscadmin.h"
+#include "utils/acl.h"
+#include "utils/builtins.h"
+#include "utils/fmgroids.h"
+#include "utils/lsyscache.h"
+#include "utils/rls.h"
+#include "utils/typcache.h"
+
+#include "compat.h"
+#include "source.h"
+
+static Oid	find_unique_index(Relation rel);
+static void key_of_index(Oid indexoid, SourceKey *key);
+static List *shape_of_type(List *shape, Oid typid, List **watch, int depth);
+static bool list_has_string(List *list, const char *s);
+static bool line_may_be_new(const char *line);
+
+/* See source.h. */
+char *
+source_refusal(Relation rel, char **hint)
+{
+	Form_pg_class form = rel->rd_rel;
+	SourceKey	key;
+
+	*hint = NULL;
+	switch (form->relkind)
+	{
+		case RELKIND_RELATION:
+			break;
+		case RELKIND_PARTITIONED_TABLE:
+			return "it is partitioned, which this version does not support yet";
+		case RELKIND_VIEW:
+			return "it is a view";
+		case RELKIND_MATVIEW:
+			return "it is a materialized view";
+		case RELKIND_FOREIGN_TABLE:
+			return "it is a foreign table";
+		default:
+			return "it is not a table";
+	}
+	if (IsCatalogRelation(rel) || IsToastRelation(rel))
+		return "it is a system table";
+	if (form->relpersistence == RELPERSISTENCE_TEMP)
+		return "it is a temporary table";
+	if (form->relpersistence == RELPERSISTENCE_UNLOGGED)
+	{
+		*hint = "Its changes are not in the WAL. Use ALTER TABLE ... SET LOGGED.";
+		return "it is unlogged";
+	}
+	if (form->relispartition)
+		return "it is a partition, which this version does not support yet";
+	if (form->relhassubclass && has_subclass(RelationGetRelid(rel)))
+		return "other tables inherit from it, which this version does not support yet";
+	if (rel->rd_tableam->scan_set_tidrange == NULL)
+		return "its access method cannot scan ranges of rows";
+	if (form->relreplident == REPLICA_IDENTITY_NOTHING)
+	{
+		*hint = "Updates and deletes would not say which row they are about. Use ALTER TABLE ... REPLICA IDENTITY DEFAULT.";
+		return "its replica identity is NOTHING";
+	}
+	source_key(rel, &key);
+	if (form->relreplident == REPLICA_IDENTITY_INDEX && key.natts == 0)
+	{
+		*hint = "Use ALTER TABLE ... REPLICA IDENTITY DEFAULT or USING INDEX.";
+		return "its replica identity index is gone";
+	}
+	for (int i = 0; i < key.natts; i++)
+		if (compat_attr_is_virtual(TupleDescAttr(RelationGetDescr(rel), key.attnums[i] - 1)))
+			return "its key has a virtual generated column";
+	return NULL;
+}
+
+/* See source.h. */
+char *
+source_read_refusal(Oid relid, Oid role, char **hint)
+{
+	char	   *table = quote_qualified_identifier(get_namespace_name(get_rel_namespace(relid)),
+												   get_rel_name(relid));
+	char	   *rolename = GetUserNameFromId(role, false);
+
+	*hint = NULL;
+	if (pg_class_aclcheck(relid, role, ACL_SELECT) != ACLCHECK_OK)
+	{
+		*hint = psprintf("GRANT SELECT ON %s TO %s.", table, quote_identifier(rolename));
+		return psprintf("role \"%s\" may not read it", rolename);
+	}
+	if (check_enable_rls(relid, role, true) == RLS_ENABLED)
+	{
+		*hint = psprintf("Row security would hide rows in the load but not in later changes. Use ALTER ROLE %s BYPASSRLS, or let the table's owner create the pipe.",
+						 quote_identifier(rolename));
+		return psprintf("row-level security applies to role \"%s\"", rolename);
+	}
+	return NULL;
+}
+
+/* See source.h. */
+void
+source_key(Relation rel, SourceKey *key)
+{
+	memset(key, 0, sizeof(*key));
+	switch (rel->rd_rel->relreplident)
+	{
+		case REPLICA_IDENTITY_DEFAULT:
+			key_of_index(compat_primary_key_index(rel), key);
+			break;
+		case REPLICA_IDENTITY_INDEX:
+			key_of_index(RelationGetReplicaIndex(rel), key);
+			break;
+		case REPLICA_IDENTITY_FULL:
+			key->full = true;
+			key_of_index(compat_primary_key_index(rel), key);
+			if (key->natts == 0)
+				key_of_index(find_unique_index(rel), key);
+			break;
+		default:
+			break;
+	}
+}
+
+/*
+ * Returns the first (by oid, so that the choice is stable) unique index that
+ * is immediate, whole and on NOT NULL columns only; InvalidOid if none.
+ */
+static Oid
+find_unique_index(Relation rel)
+{
+	List	   *indexes = RelationGetIndexList(rel);
+	Oid			best = InvalidOid;
+	ListCell   *lc;
+
+	foreach(lc, indexes)
+	{
+		Relation	index = RelationIdGetRelation(lfirst_oid(lc));
+		bool		usable;
+
+		if (index == NULL)
+			continue;
+		usable = index->rd_index->indisunique && index->rd_index->indimmediate &&
+			index->rd_index->indisvalid && index->rd_index->indislive &&
+			RelationGetIndexPredicate(index) == NIL;
+		for (int i = 0; usable && i < index->rd_index->indnkeyatts; i++)
+		{
+			AttrNumber	attnum = index->rd_index->indkey.values[i];
+
+			/* zero: an expression */
+			if (attnum <= 0 || !TupleDescAttr(RelationGetDescr(rel), attnum - 1)->attnotnull)
+				usable = false;
+		}
+		if (usable && (!OidIsValid(best) || lfirst_oid(lc) < best))
+			best = lfirst_oid(lc);
+		RelationClose(index);
+	}
+	list_free(indexes);
+	return best;
+}
+
+/* Takes the columns of an index, if there is one. */
+static void
+key_of_index(Oid indexoid, SourceKey *key)
+{
+	Relation	index;
+
+	if (!OidIsValid(indexoid))
+		return;
+	index = RelationIdGetRelation(indexoid);
+	if (index == NULL)
+		return;
+	for (int i = 0; i < index->rd_index->indnkeyatts; i++)
+		key->attnums[key->natts++] = index->rd_index->indkey.values[i];
+	RelationClose(index);
+}
+
+/* See source.h. */
+List *
+source_shape(Relation rel, List **watch)
+{
+	List	   *shape = NIL;
+	TupleDesc	desc = RelationGetDescr(rel);
+	SourceKey	key;
+	StringInfoData buf;
+
+	*watch = NIL;
+	shape = lappend(shape, psprintf("table kind %c persistence %c identity %c%s",
+									rel->rd_rel->relkind, rel->rd_rel->relpersistence,
+									rel->rd_rel->relreplident,
+									rel->rd_rel->relispartition ? " partition" : ""));
+	if (rel->rd_rel->relhassubclass && has_subclass(RelationGetRelid(rel)))
+		shape = lappend(shape, "table has inheritance children");
+
+	source_key(rel, &key);
+	initStringInfo(&buf);
+	appendStringInfoString(&buf, "key");
+	for (int i = 0; i < key.natts; i++)
+		appendStringInfo(&buf, " %d", key.attnums[i]);
+	shape = lappend(shape, buf.data);
+
+	for (int i = 0; i < desc->natts; i++)
+	{
+		Form_pg_attribute att = TupleDescAttr(desc, i);
+
+		if (att->attisdropped)
+			continue;
+		shape = lappend(shape, psprintf("column %d \"%s\" of type %u modifier %d%s%c",
+										att->attnum, NameStr(att->attname),
+										att->atttypid, att->atttypmod,
+										att->attgenerated ? " generated " : "",
+										att->attgenerated ? att->attgenerated : ' '));
+		if (att->attnotnull)
+			shape = lappend(shape, psprintf("not null: column %d", att->attnum));
+		shape = shape_of_type(shape, att->atttypid, watch, 0);
+	}
+	return shape;
+}
+
+/*
+ * Adds what a column's type brings along: the labels of enums and the fields
+ * of composite types, through domains and arrays.
+ */
+static List *
+shape_of_type(List *shape, Oid typid, List **watch, int depth)
+{
+	Oid			base = getBaseType(typid);
+	Oid			elem = get_element_type(base);
+	char		typtype;
+
+	if (typid < FirstNormalObjectId || depth > 8)
+		return shape;
+	if (OidIsValid(elem))
+		base = getBaseType(elem);
+	typtype = get_typtype(base);
+	if (typtype == TYPTYPE_ENUM)
+	{
+		Relation	pg_enum = table_open(EnumRelationId, AccessShareLock);
+		ScanKeyData skey;
+		SysScanDesc scan;
+		HeapTuple	tuple;
+
+		ScanKeyInit(&skey, Anum_pg_enum_enumtypid, BTEqualStrategyNumber,
+					F_OIDEQ, ObjectIdGetDatum(base));
+		scan = systable_beginscan(pg_enum, EnumTypIdLabelIndexId, true, NULL, 1, &skey);
+		while (HeapTupleIsValid(tuple = systable_getnext(scan)))
+		{
+			Form_pg_enum form = (Form_pg_enum) GETSTRUCT(tuple);
+			char	   *line = psprintf("enum value %u \"%s\"", form->oid, NameStr(form->enumlabel));
+
+			if (!list_has_string(shape, line))
+				shape = lappend(shape, line);
+		}
+		systable_endscan(scan);
+		table_close(pg_enum, AccessShareLock);
+	}
+	else if (typtype == TYPTYPE_COMPOSITE)
+	{
+		Oid			relid = get_typ_typrelid(base);
+		Relation	rel = RelationIdGetRelation(relid);
+
+		if (rel == NULL)
+			return shape;
+		*watch = list_append_unique_oid(*watch, relid);
+		for (int i = 0; i < RelationGetDescr(rel)->natts; i++)
+		{
+			Form_pg_attribute att = TupleDescAttr(RelationGetDescr(rel), i);
+			char	   *line;
+
+			if (att->attisdropped)
+				continue;
+			line = psprintf("field %d \"%s\" of composite type %u of type %u modifier %d",
+							att->attnum, NameStr(att->attname), base, att->atttypid, att->atttypmod);
+			if (list_has_string(shape, line))
+				continue;
+			shape = lappend(shape, line);
+			shape = shape_of_type(shape, att->atttypid, watch, depth + 1);
+		}
+		RelationClose(rel);
+	}
+	return shape;
+}
+
+/* See source.h. */
+char *
+source_shape_difference(List *then, List *now)
+{
+	ListCell   *lc;
+
+	foreach(lc, then)
+		if (!list_has_string(now, lfirst(lc)))
+			return psprintf("no longer: %s", (char *) lfirst(lc));
+	foreach(lc, now)
+		if (!list_has_string(then, lfirst(lc)) && !line_may_be_new(lfirst(lc)))
+			return psprintf("new: %s", (char *) lfirst(lc));
+	return NULL;
+}
+
+/*
+ * A new enum value and a new NOT NULL change no row that is there, and the
+ * target takes both.
+ */
+static bool
+line_may_be_new(const char *line)
+{
+	return strncmp(line, "enum value ", 11) == 0 || strncmp(line, "not null: ", 10) == 0;
+}
+
+/* Is the string in the list? */
+static bool
+list_has_string(List *list, const char *s)
+{
+	ListCell   *lc;
+
+	foreach(lc, list)
+		if (strcmp(lfirst(lc), s) == 0)
+			return true;
+	return false;
+}

@@ -1,0 +1,52 @@
+/*-------------------------------------------------------------------------
+ *
+ * source.h
+ *	  Source tables: may they be mirrored, what identifies their rows, and
+ *	  what do they look like.
+ *
+ * Copyright (c) 2026, clickpipe contributors
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef CLICKPIPE_SOURCE_H
+#define CLICKPIPE_SOURCE_H
+
+#include "clickpipe.h"
+
+#include "nodes/pg_list.h"
+#include "utils/rel.h"
+
+/* What identifies a row: what the WAL carries of old rows. */
+typedef struct SourceKey
+{
+	int			natts;			/* 0: no key */
+	AttrNumber	attnums[INDEX_MAX_KEYS];	/* in the index's order */
+	bool		full;			/* REPLICA IDENTITY FULL: whole old rows */
+} SourceKey;
+
+/*
+ * Why a table cannot be mirrored: NULL if it can, else the reason, and *hint (may be set to
+ * NULL).  Results in CurrentMemoryContext.
+ */
+extern char *source_refusal(Relation rel, char **hint);
+
+/* May the role read all rows of the table?  As source_refusal. */
+extern char *source_read_refusal(Oid relid, Oid role, char **hint);
+
+/* Finds the key.  Works under historic snapshots. */
+extern void source_key(Relation rel, SourceKey *key);
+
+/*
+ * Describes the table in lines of text (char *), such that a change of any line is a change
+ * that rows or the target would show.  Works under historic snapshots.
+ * *watch: relations besides the table whose change may change the shape (oids).
+ */
+extern List *source_shape(Relation rel, List **watch);
+
+/*
+ * Compares shapes.  NULL if the rows of "now" fit what "then" described, else what differs
+ * (in CurrentMemoryContext).
+ */
+extern char *source_shape_difference(List *then, List *now);
+
+#endif							/* CLICKPIPE_SOURCE_H */

@@ -1,0 +1,463 @@
+/*-------------------------------------------------------------------------
+ *
+ * target.c
+ *	  Names, columns and DDL of targets.
+ *
+ * Copyright (c) 2026, clickpipe contributors
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "clickpipe.h"
+
+#include "lib/stringinfo.h"
+#include "utils/builtins.h"
+#include "utils/lsyscache.h"
+
+#include "compat.h"
+#include "target.h"
+
+/* ClickHouse keeps a table in a file of its escaped name, "_resync" included. */
+#define MAX_ESCAPED_NAME	200
+
+static bool list_has(List *list, const char *name);
+static const char *column_target_name(const TableOptions *options, const char *attname);
+static int	escaped_length(const char *name);
+static char *engine_clause(const Target *target, const PipeOptions *options);
+static char *create_sql(const Target *target, const PipeOptions *options, const ChServer *server);
+static bool check_columns(ChClient *ch, const Target *target, ChError *err, const char **hint);
+static bool check_engine(ChClient *ch, const Target *target, ChError *err, const char **hint);
+static void append_table(StringInfo buf, const char *database, const char *table);
+static void append_where_table(StringInfo buf, const char *name_column, const Target *target);
+static bool refuse(ChError *err, const char *fmt,...) pg_attribute_printf(2, 3);
+
+/* See target.h. */
+void
+target_name(Oid relid, const TableOptions *options, const char *default_database,
+			char **database, char **table)
+{
+	*database = pstrdup(options->target_database ? options->target_database : default_database);
+	if (options->target_table != NULL)
+		*table = pstrdup(options->target_table);
+	else
+		*table = psprintf("%s_%s", get_namespace_name(get_rel_namespace(relid)),
+						  get_rel_name(relid));
+}
+
+/* See target.h. */
+char *
+target_refusal(Relation rel, const TableOptions *options, char **hint)
+{
+	TupleDesc	desc = RelationGetDescr(rel);
+	SourceKey	key;
+	List	   *names = NIL;
+	ListCell   *lc;
+	char	   *database;
+	char	   *table;
+	int			ncolumns = 0;
+
+	*hint = NULL;
+	source_key(rel, &key);
+	if (key.natts == 0 && options->table_engine == ENGINE_REPLACING_MERGE_TREE)
+	{
+		*hint = "Add a primary key, set REPLICA IDENTITY USING INDEX, or choose an append-only target with the table option {\"table_engine\": \"MergeTree\"}.";
+		return "it has no key that identifies its rows";
+	}
+	target_name(RelationGetRelid(rel), options, "", &database, &table);
+	if (escaped_length(table) + (int) strlen("_resync") > MAX_ESCAPED_NAME)
+	{
+		*hint = "Choose a shorter name with the table option target_table.";
+		return psprintf("its target's name \"%s\" is too long for ClickHouse", table);
+	}
+
+	foreach(lc, options->excluded_columns)
+	{
+		AttrNumber	attnum = get_attnum(RelationGetRelid(rel), lfirst(lc));
+
+		if (attnum <= 0)
+			return psprintf("excluded column \"%s\" does not exist", (char *) lfirst(lc));
+		for (int i = 0; i < key.natts; i++)
+			if (key.attnums[i] == attnum)
+				return psprintf("excluded column \"%s\" is part of its key", (char *) lfirst(lc));
+	}
+	foreach(lc, options->columns)
+		if (get_attnum(RelationGetRelid(rel), ((ColumnOption *) lfirst(lc))->column) <= 0)
+			return psprintf("column \"%s\" of the table option \"columns\" does not exist",
+							((ColumnOption *) lfirst(lc))->column);
+
+	if (options->sorting_keys != NIL)
+	{
+		bool		same = (list_length(options->sorting_keys) == key.natts);
+
+		for (int i = 0; i < key.natts; i++)
+			same = same && list_has(options->sorting_keys,
+									NameStr(TupleDescAttr(desc, key.attnums[i] - 1)->attname));
+		if (!same)
+		{
+			*hint = "This version supports the columns of the key only, in any order.";
+			return "its sorting_keys are not the columns of its key";
+		}
+	}
+
+	for (int i = 0; i < desc->natts; i++)
+	{
+		Form_pg_attribute att = TupleDescAttr(desc, i);
+		const char *name;
+
+		if (att->attisdropped || compat_attr_is_virtual(att) ||
+			list_has(options->excluded_columns, NameStr(att->attname)))
+			continue;
+		name = column_target_name(options, NameStr(att->attname));
+		ncolumns++;
+		*hint = "Choose another name with the table option \"columns\", or exclude the column with \"excluded_columns\".";
+		if (strncmp(name, CLICKPIPE_COL_PREFIX, strlen(CLICKPIPE_COL_PREFIX)) == 0)
+			return psprintf("column name \"%s\" begins with \"%s\"", name, CLICKPIPE_COL_PREFIX);
+		if (strchr(name, '.') != NULL)
+			return psprintf("column name \"%s\" holds a dot, which ClickHouse takes for a nested column", name);
+		if (list_has(names, name))
+			return psprintf("two columns would be named \"%s\"", name);
+		names = lappend(names, (void *) name);
+	}
+	*hint = NULL;
+	if (ncolumns == 0)
+		return "it has no columns";
+	return NULL;
+}
+
+/* See target.h. */
+Target *
+target_make(Relation rel, const TableOptions *options, const PipeOptions *pipe_options,
+			const char *default_database, const TypeCaps *caps, MemoryContext mcxt)
+{
+	MemoryContext old = MemoryContextSwitchTo(mcxt);
+	TupleDesc	desc = RelationGetDescr(rel);
+	Target	   *target = palloc0(sizeof(Target));
+	RowMap	   *rows = &target->rows;
+
+	target_name(RelationGetRelid(rel), options, default_database,
+				&target->database, &target->table);
+	target->engine = options->table_engine;
+	source_key(rel, &target->key);
+
+	rows->columns = palloc0(sizeof(ColumnMap) * Max(desc->natts, 1));
+	rows->is_key = palloc0(sizeof(bool) * Max(desc->natts, 1));
+	rows->history = (target->engine == ENGINE_MERGE_TREE);
+	for (int i = 0; i < desc->natts; i++)
+	{
+		Form_pg_attribute att = TupleDescAttr(desc, i);
+		bool		is_key = false;
+
+		if (att->attisdropped || compat_attr_is_virtual(att) ||
+			list_has(options->excluded_columns, NameStr(att->attname)))
+			continue;
+		for (int k = 0; k < target->key.natts; k++)
+			if (target->key.attnums[k] == att->attnum)
+				is_key = true;
+		column_map_init(&rows->columns[rows->ncolumns], att,
+						column_target_name(options, NameStr(att->attname)),
+						is_key, pipe_options->allow_nullable_columns, caps, mcxt);
+		rows->is_key[rows->ncolumns] = is_key;
+		rows->ncolumns++;
+	}
+
+	if (options->sorting_keys != NIL)
+	{
+		ListCell   *lc;
+
+		foreach(lc, options->sorting_keys)
+			target->key_names = lappend(target->key_names,
+										pstrdup(column_target_name(options, lfirst(lc))));
+	}
+	else
+		for (int k = 0; k < target->key.natts; k++)
+			target->key_names = lappend(target->key_names,
+										pstrdup(column_target_name(options,
+																   NameStr(TupleDescAttr(desc, target->key.attnums[k] - 1)->attname))));
+	target->insert_columns = row_map_insert_columns(rows);
+	MemoryContextSwitchTo(old);
+	return target;
+}
+
+/* See target.h. */
+bool
+target_prepare(ChClient *ch, const Target *target, const PipeOptions *options,
+			   bool ours, bool may_create, ChError *err, const char **hint)
+{
+	StringInfoData sql;
+	StringInfoData answer;
+
+	*hint = NULL;
+	initStringInfo(&sql);
+	initStringInfo(&answer);
+	appendStringInfoString(&sql, "SELECT count() FROM system.tables WHERE ");
+	append_where_table(&sql, "name", target);
+	if (!ch_query(ch, sql.data, false, 30000, &answer, err))
+		return false;
+
+	if (atoi(answer.data) == 0)
+	{
+		if (!may_create)
+		{
+			*hint = "Drop the pipe with clickpipe_drop and create it again to load the table anew.";
+			return refuse(err, "target %s.%s does not exist in ClickHouse any more",
+						  target->database, target->table);
+		}
+		resetStringInfo(&sql);
+		appendStringInfoString(&sql, "CREATE DATABASE IF NOT EXISTS ");
+		append_ch_identifier(&sql, target->database);
+		resetStringInfo(&answer);
+		appendStringInfoString(&answer, "SELECT count() FROM system.databases WHERE name = ");
+		append_ch_literal(&answer, target->database);
+		{
+			StringInfoData count;
+
+			initStringInfo(&count);
+			if (!ch_query(ch, answer.data, false, 30000, &count, err))
+				return false;
+			/* a user without the right to create databases must not need it */
+			if (atoi(count.data) == 0 && !ch_query(ch, sql.data, false, 60000, NULL, err))
+				return false;
+		}
+		if (!ch_query(ch, create_sql(target, options, &ch->server), false, 60000, NULL, err))
+			return false;
+		return true;
+	}
+
+	if (!ours)
+	{
+		resetStringInfo(&sql);
+		resetStringInfo(&answer);
+		appendStringInfoString(&sql, "SELECT count() FROM (SELECT 1 FROM ");
+		append_table(&sql, target->database, target->table);
+		appendStringInfoString(&sql, " LIMIT 1)");
+		if (!ch_query(ch, sql.data, false, 30000, &answer, err))
+			return false;
+		if (atoi(answer.data) != 0)
+		{
+			*hint = "Drop or empty it in ClickHouse, or choose another name with the table option target_table.";
+			return refuse(err, "target %s.%s exists and has rows already",
+						  target->database, target->table);
+		}
+	}
+	return check_engine(ch, target, err, hint) && check_columns(ch, target, err, hint);
+}
+
+/* See target.h. */
+bool
+target_drop(ChClient *ch, const char *database, const char *table, ChError *err)
+{
+	StringInfoData sql;
+
+	initStringInfo(&sql);
+	appendStringInfoString(&sql, "DROP TABLE IF EXISTS ");
+	append_table(&sql, database, table);
+	appendStringInfoString(&sql, " SYNC SETTINGS max_table_size_to_drop = 0");
+	return ch_query(ch, sql.data, false, 60000, NULL, err);
+}
+
+/* See target.h. */
+bool
+target_cursor(ChClient *ch, const Target *target, uint64 *hi, uint64 *lo, ChError *err)
+{
+	StringInfoData sql;
+	StringInfoData answer;
+	char	   *second;
+
+	initStringInfo(&sql);
+	initStringInfo(&answer);
+	appendStringInfo(&sql, "SELECT toUInt64(bitShiftRight(v, 64)), toUInt64(bitAnd(v, toUInt128(18446744073709551615))) "
+					 "FROM (SELECT max(%s) AS v FROM ", CLICKPIPE_COL_VERSION);
+	append_table(&sql, target->database, target->table);
+	appendStringInfoString(&sql, ") FORMAT TabSeparated");
+	if (!ch_query(ch, sql.data, false, 600000, &answer, err))
+		return false;
+	*hi = strtoull(answer.data, &second, 10);
+	*lo = strtoull(second, NULL, 10);
+	return true;
+}
+
+/* Compares the columns that we will send with those that are there. */
+static bool
+check_columns(ChClient *ch, const Target *target, ChError *err, const char **hint)
+{
+	StringInfoData sql;
+	StringInfoData answer;
+
+	initStringInfo(&sql);
+	initStringInfo(&answer);
+	appendStringInfoString(&sql, "SELECT name, type FROM system.columns WHERE ");
+	append_where_table(&sql, "table", target);
+	appendStringInfoString(&sql, " FORMAT TabSeparatedRaw");
+	if (!ch_query(ch, sql.data, false, 30000, &answer, err))
+		return false;
+	for (int i = 0; i < target->rows.ncolumns; i++)
+	{
+		const ColumnMap *column = &target->rows.columns[i];
+		char	   *wanted = psprintf("%s\t%s\n", column->name, column->type);
+		char	   *at = strstr(answer.data, wanted);
+
+		if (at == NULL || (at != answer.data && at[-1] != '\n'))
+		{
+			*hint = "Drop the target in ClickHouse so that it is created anew, or choose another name with the table option target_table.";
+			return refuse(err, "target %s.%s has no column \"%s\" of type %s",
+						  target->database, target->table, column->name, column->type);
+		}
+	}
+	return true;
+}
+
+/* Compares engine and sorting key with what we would have created. */
+static bool
+check_engine(ChClient *ch, const Target *target, ChError *err, const char **hint)
+{
+	StringInfoData sql;
+	StringInfoData answer;
+	const char *wanted = target_engine_name(target->engine);
+	char	   *newline;
+
+	initStringInfo(&sql);
+	initStringInfo(&answer);
+	appendStringInfoString(&sql, "SELECT engine FROM system.tables WHERE ");
+	append_where_table(&sql, "name", target);
+	appendStringInfoString(&sql, " FORMAT TabSeparatedRaw");
+	if (!ch_query(ch, sql.data, false, 30000, &answer, err))
+		return false;
+	if ((newline = strchr(answer.data, '\n')) != NULL)
+		*newline = '\0';
+	/* Replicated... and Shared... behave the same */
+	if (strlen(answer.data) < strlen(wanted) ||
+		strcmp(answer.data + strlen(answer.data) - strlen(wanted), wanted) != 0 ||
+		(target->engine == ENGINE_MERGE_TREE && strcmp(answer.data, "MergeTree") != 0 &&
+		 strcmp(answer.data, "ReplicatedMergeTree") != 0 && strcmp(answer.data, "SharedMergeTree") != 0))
+	{
+		*hint = "Drop the target in ClickHouse so that it is created anew, or choose another name with the table option target_table.";
+		return refuse(err, "target %s.%s has the engine %s, not %s",
+					  target->database, target->table, answer.data, wanted);
+	}
+	return true;
+}
+
+/* Returns the CREATE TABLE of a target. */
+static char *
+create_sql(const Target *target, const PipeOptions *options, const ChServer *server)
+{
+	StringInfoData sql;
+	ListCell   *lc;
+	List	   *settings = NIL;
+
+	initStringInfo(&sql);
+	appendStringInfoString(&sql, "CREATE TABLE ");
+	append_table(&sql, target->database, target->table);
+	appendStringInfoString(&sql, " (");
+	for (int i = 0; i < target->rows.ncolumns; i++)
+	{
+		append_ch_identifier(&sql, target->rows.columns[i].name);
+		appendStringInfo(&sql, " %s, ", target->rows.columns[i].type);
+	}
+	appendStringInfo(&sql, "%s UInt128, %s UInt8, ", CLICKPIPE_COL_VERSION, CLICKPIPE_COL_DELETED);
+	if (target->rows.history)
+		appendStringInfo(&sql, "%s LowCardinality(String), %s UInt64, %s DateTime64(6, 'UTC'), ",
+						 CLICKPIPE_COL_OPERATION, CLICKPIPE_COL_LSN, CLICKPIPE_COL_TS);
+	appendStringInfo(&sql, "%s DateTime64(9) DEFAULT now64(9)) ENGINE = %s ORDER BY (",
+					 CLICKPIPE_COL_SYNCED, engine_clause(target, options));
+	foreach(lc, target->key_names)
+	{
+		if (foreach_current_index(lc) > 0)
+			appendStringInfoString(&sql, ", ");
+		append_ch_identifier(&sql, lfirst(lc));
+	}
+	if (target->rows.history)
+		appendStringInfo(&sql, "%s%s", target->key_names != NIL ? ", " : "", CLICKPIPE_COL_VERSION);
+	appendStringInfoChar(&sql, ')');
+
+	if (server->durable_inserts)
+		settings = list_make2("fsync_after_insert = 1", "fsync_part_directory = 1");
+	if (target->rows.history)
+		settings = lappend(settings, "non_replicated_deduplication_window = 1000");
+	foreach(lc, settings)
+		appendStringInfo(&sql, "%s %s", foreach_current_index(lc) == 0 ? " SETTINGS" : ",",
+						 (char *) lfirst(lc));
+	return sql.data;
+}
+
+/* Returns the engine with its arguments. */
+static char *
+engine_clause(const Target *target, const PipeOptions *options)
+{
+	if (target->engine == ENGINE_MERGE_TREE)
+		return "MergeTree";
+	if (options->delete_on_merge)
+		return psprintf("ReplacingMergeTree(%s, %s)", CLICKPIPE_COL_VERSION, CLICKPIPE_COL_DELETED);
+	return psprintf("ReplacingMergeTree(%s)", CLICKPIPE_COL_VERSION);
+}
+
+/* Appends database.table, quoted. */
+static void
+append_table(StringInfo buf, const char *database, const char *table)
+{
+	append_ch_identifier(buf, database);
+	appendStringInfoChar(buf, '.');
+	append_ch_identifier(buf, table);
+}
+
+/* Appends the condition for a target's rows in a system table. */
+static void
+append_where_table(StringInfo buf, const char *name_column, const Target *target)
+{
+	appendStringInfoString(buf, "database = ");
+	append_ch_literal(buf, target->database);
+	appendStringInfo(buf, " AND %s = ", name_column);
+	append_ch_literal(buf, target->table);
+}
+
+/* Fills an error of our own; returns false. */
+static bool
+refuse(ChError *err, const char *fmt,...)
+{
+	va_list		args;
+
+	memset(err, 0, sizeof(*err));
+	err->class = CH_PERMANENT;
+	va_start(args, fmt);
+	vsnprintf(err->message, sizeof(err->message), fmt, args);
+	va_end(args);
+	return false;
+}
+
+/* Is the name in the list? */
+static bool
+list_has(List *list, const char *name)
+{
+	ListCell   *lc;
+
+	foreach(lc, list)
+		if (strcmp(lfirst(lc), name) == 0)
+			return true;
+	return false;
+}
+
+/* Returns a column's name in the target. */
+static const char *
+column_target_name(const TableOptions *options, const char *attname)
+{
+	ListCell   *lc;
+
+	foreach(lc, options->columns)
+	{
+		ColumnOption *column = lfirst(lc);
+
+		if (column->name != NULL && strcmp(column->column, attname) == 0)
+			return column->name;
+	}
+	return attname;
+}
+
+/* Returns the length of a name when everything but word characters is %-escaped. */
+static int
+escaped_length(const char *name)
+{
+	int			len = 0;
+
+	for (const char *p = name; *p; p++)
+		len += (isalnum((unsigned char) *p) && (unsigned char) *p < 128) || *p == '_' ? 1 : 3;
+	return len;
+}

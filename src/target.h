@@ -1,0 +1,62 @@
+/*-------------------------------------------------------------------------
+ *
+ * target.h
+ *	  Targets: the ClickHouse tables that source tables are mirrored to.
+ *
+ * Copyright (c) 2026, clickpipe contributors
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef CLICKPIPE_TARGET_H
+#define CLICKPIPE_TARGET_H
+
+#include "clickpipe.h"
+
+#include "utils/rel.h"
+
+#include "block.h"
+#include "clickhouse.h"
+#include "options.h"
+#include "source.h"
+
+typedef struct Target
+{
+	char	   *database;
+	char	   *table;
+	TargetEngine engine;
+	RowMap		rows;			/* columns and how to encode them */
+	SourceKey	key;
+	List	   *key_names;		/* ORDER BY, names in the target (char *) */
+	char	   *insert_columns; /* of INSERT INTO ... (...) */
+} Target;
+
+/* The target's database and name; palloc'ed. */
+extern void target_name(Oid relid, const TableOptions *options, const char *default_database,
+						char **database, char **table);
+
+/*
+ * Why the table cannot have a target with these options: NULL if it can, else the
+ * reason, and *hint.  In a transaction.
+ */
+extern char *target_refusal(Relation rel, const TableOptions *options, char **hint);
+
+/* Describes the target of a table, in "mcxt".  In a transaction. */
+extern Target *target_make(Relation rel, const TableOptions *options,
+						   const PipeOptions *pipe_options, const char *default_database,
+						   const TypeCaps *caps, MemoryContext mcxt);
+
+/*
+ * Makes sure that the target exists and fits.  ours: this pipe made it, so that it may have
+ * rows.  may_create: make it if it is not there.  False: *err says why (class
+ * CH_PERMANENT if it does not fit), *hint what to do.  Waits for the network; not in a transaction.
+ */
+extern bool target_prepare(ChClient *ch, const Target *target, const PipeOptions *options,
+						   bool ours, bool may_create, ChError *err, const char **hint);
+
+/* Drops the target, if it is there, at once and for good. */
+extern bool target_drop(ChClient *ch, const char *database, const char *table, ChError *err);
+
+/* The highest version in a history: everything up to there has been inserted.  0, 0 if empty. */
+extern bool target_cursor(ChClient *ch, const Target *target, uint64 *hi, uint64 *lo, ChError *err);
+
+#endif							/* CLICKPIPE_TARGET_H */

@@ -1,0 +1,30 @@
+/*-------------------------------------------------------------------------
+ *
+ * utf8.h
+ *	  Text of a database in any encoding, as ClickHouse wants it.
+ *
+ * Copyright (c) 2026, clickpipe contributors
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef CLICKPIPE_UTF8_H
+#define CLICKPIPE_UTF8_H
+
+#include "buffer.h"
+
+/* Text needs no conversion (UTF8, or SQL_ASCII, which cannot be converted). */
+extern bool utf8_is_server_encoding;
+
+/* Looks the conversion up; needs a transaction.  Before all others, any number of times. */
+extern void utf8_init(void);
+
+/*
+ * Appends text to a String column, converted.  False: a character has no
+ * place in UTF8.
+ */
+extern bool utf8_append(ByteBuffer *out, const char *text, Size len, const char **why);
+
+/* Text in UTF8 as a C string in CurrentMemoryContext, or NULL as above. */
+extern char *utf8_cstring(const char *text);
+
+#endif							/* CLICKPIPE_UTF8_H */

@@ -1,0 +1,25 @@
+/*-------------------------------------------------------------------------
+ *
+ * wake.h
+ *	  What a transaction does to workers when it commits.
+ *
+ * Copyright (c) 2026, clickpipe contributors
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef CLICKPIPE_WAKE_H
+#define CLICKPIPE_WAKE_H
+
+#include "clickpipe.h"
+
+/* From _PG_init: every backend wakes sleeping pipe workers when it commits. */
+extern void wake_init(void);
+
+/*
+ * After the commit of the current transaction: bring the pipe's worker to read its orders, starting it
+ * if there is none.  After an abort (of the transaction or of the subtransaction):
+ * nothing, and an entry made for the pipe by this transaction is freed.
+ */
+extern void wake_at_commit(int32 pipe_id, bool created);
+
+#endif							/* CLICKPIPE_WAKE_H */

@@ -1,0 +1,145 @@
+/*-------------------------------------------------------------------------
+ *
+ * worker.c
+ *	  What clickpipe's background workers have in common: starting, signals,
+ *	  settings, and cleaning up after an ERROR.
+ *
+ *	  signal   handler                      effect
+ *	  SIGTERM  die                          ends at the next interrupt check
+ *	  SIGINT   StatementCancelHandler       pipe workers: leave what is going on
+ *	                                        by ERROR and look at the orders
+ *	  SIGHUP   SignalHandlerForConfigReload settings are read again
+ *	  SIGUSR1  procsignal_sigusr1_handler   latch, barriers, invalidations
+ *
+ * Copyright (c) 2026, clickpipe contributors
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "clickpipe.h"
+
+#include "access/xact.h"
+#include "libpq/pqsignal.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "postmaster/interrupt.h"
+#include "replication/slot.h"
+#include "storage/condition_variable.h"
+#include "storage/lwlock.h"
+#include "storage/procsignal.h"
+#include "tcop/tcopprot.h"
+#include "utils/guc.h"
+#include "utils/inval.h"
+#include "utils/memutils.h"
+#include "utils/timeout.h"
+
+#include "buffer.h"
+#include "compat.h"
+#include "guc.h"
+#include "worker.h"
+
+static void pin_setting(const char *name, const char *value);
+
+/* See worker.h. */
+bool
+worker_start(const char *function, const char *type, const char *name,
+			 const WorkerArgs *args, bool notify, BackgroundWorkerHandle **handle)
+{
+	BackgroundWorker worker;
+	BackgroundWorkerHandle *unused;
+
+	StaticAssertStmt(sizeof(WorkerArgs) <= BGW_EXTRALEN, "arguments of a worker are too long");
+	memset(&worker, 0, sizeof(worker));
+	worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
+	worker.bgw_start_time = BgWorkerStart_RecoveryFinished;
+	worker.bgw_restart_time = BGW_NEVER_RESTART;
+	strlcpy(worker.bgw_library_name, CLICKPIPE_NAME, BGW_MAXLEN);
+	strlcpy(worker.bgw_function_name, function, BGW_MAXLEN);
+	strlcpy(worker.bgw_name, name, BGW_MAXLEN);
+	strlcpy(worker.bgw_type, type, BGW_MAXLEN);
+	memcpy(worker.bgw_extra, args, sizeof(*args));
+	worker.bgw_notify_pid = notify ? MyProcPid : 0;
+	return RegisterDynamicBackgroundWorker(&worker, handle ? handle : &unused);
+}
+
+/* See worker.h. */
+void
+worker_args(WorkerArgs *args)
+{
+	memcpy(args, MyBgworkerEntry->bgw_extra, sizeof(*args));
+}
+
+/* See worker.h. */
+void
+worker_signals(bool cancellable)
+{
+	pqsignal(SIGHUP, SignalHandlerForConfigReload);
+	pqsignal(SIGTERM, die);
+	pqsignal(SIGINT, cancellable ? StatementCancelHandler : SIG_IGN);
+	BackgroundWorkerUnblockSignals();
+}
+
+/* See worker.h. */
+void
+worker_init(Oid dboid)
+{
+	buffer_keep_memory();
+	BackgroundWorkerInitializeConnectionByOid(dboid, InvalidOid, 0);
+
+	/* limits that would end our work */
+	pin_setting("statement_timeout", "0");
+	pin_setting("transaction_timeout", "0");
+	pin_setting("idle_in_transaction_session_timeout", "0");
+	pin_setting("lock_timeout", "5s");
+	pin_setting("default_transaction_isolation", "read committed");
+	pin_setting("default_transaction_read_only", "off");
+	pin_setting("default_transaction_deferrable", "off");
+	pin_setting("synchronous_commit", "local");
+	pin_setting("row_security", "off");
+	pin_setting("search_path", "pg_catalog, pg_temp");
+	pin_setting("session_replication_role", "origin");
+	pin_setting("jit", "off");
+	/* what output functions depend on */
+	pin_setting("TimeZone", "UTC");
+	pin_setting("DateStyle", "ISO, YMD");
+	pin_setting("IntervalStyle", "postgres");
+	pin_setting("extra_float_digits", "1");
+	pin_setting("bytea_output", "hex");
+	pin_setting("lc_monetary", "C");
+	pin_setting("xmlbinary", "base64");
+	pin_setting("quote_all_identifiers", "off");
+	pin_setting("logical_decoding_work_mem", psprintf("%dkB", clickpipe_decoding_work_mem));
+}
+
+/* Sets a setting for this process, if this version has it. */
+static void
+pin_setting(const char *name, const char *value)
+{
+	if (GetConfigOption(name, true, false) != NULL)
+		SetConfigOption(name, value, PGC_SUSET, PGC_S_OVERRIDE);
+}
+
+/* See worker.h. */
+ErrorData *
+worker_recover(void)
+{
+	ErrorData  *edata;
+
+	HOLD_INTERRUPTS();
+	disable_all_timeouts(false);
+	QueryCancelPending = false;
+	MemoryContextSwitchTo(TopMemoryContext);
+	edata = CopyErrorData();
+	FlushErrorState();
+
+	AbortOutOfAnyTransaction();
+	LWLockReleaseAll();
+	ConditionVariableCancelSleep();
+	pgstat_report_wait_end();
+	if (MyReplicationSlot != NULL)
+		ReplicationSlotRelease();
+	compat_slot_cleanup();
+	InvalidateSystemCaches();
+	MemoryContextSwitchTo(TopMemoryContext);
+	RESUME_INTERRUPTS();
+	return edata;
+}

@@ -1,0 +1,62 @@
+/*-------------------------------------------------------------------------
+ *
+ * worker.h
+ *	  What clickpipe's background workers have in common.
+ *
+ * Copyright (c) 2026, clickpipe contributors
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef CLICKPIPE_WORKER_H
+#define CLICKPIPE_WORKER_H
+
+#include "clickpipe.h"
+
+#include "postmaster/bgworker.h"
+
+#include "shmem.h"
+
+/* Arguments of a worker, in bgw_extra. */
+typedef struct WorkerArgs
+{
+	Oid			dboid;
+	int32		pipe_id;
+	int			entry;			/* index of the pipe's entry */
+	int			worker;			/* snapshot workers: index in load_workers */
+	uint32		load_id;
+} WorkerArgs;
+
+extern PGDLLEXPORT void clickpipe_launcher_main(Datum arg);
+extern PGDLLEXPORT void clickpipe_scout_main(Datum arg);
+extern PGDLLEXPORT void clickpipe_pipe_main(Datum arg);
+extern PGDLLEXPORT void clickpipe_snapshot_main(Datum arg);
+
+/* Registers the launcher; from _PG_init in the postmaster. */
+extern void launcher_register(void);
+
+/*
+ * Starts a background worker; false if there is no free slot for it.  handle may be NULL.
+ * notify: this process gets its latch set when the worker starts and ends.
+ */
+extern bool worker_start(const char *function, const char *type, const char *name,
+						 const WorkerArgs *args, bool notify, BackgroundWorkerHandle **handle);
+
+/*
+ * Signals, connection to the database as superuser, and settings: whatever a database or role
+ * imposes on sessions must neither stop a worker nor change what it sends.
+ */
+extern void worker_init(Oid dboid);
+
+/* As worker_init, for what SIGINT shall do; NULL: ignored. */
+extern void worker_signals(bool cancellable);
+
+/* Reads the arguments. */
+extern void worker_args(WorkerArgs *args);
+
+/*
+ * Cleans up after an ERROR that the worker has caught, so that it can run a last transaction.
+ * Returns a copy of the error, in TopMemoryContext.
+ */
+extern ErrorData *worker_recover(void);
+
+#endif							/* CLICKPIPE_WORKER_H */
