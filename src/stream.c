@@ -106,9 +106,12 @@ decode_some(Pipe *pipe, ResourceOwner owner, MemoryContext mcxt)
 
 	for (n = 0; n < RECORDS_PER_ROUND; n++)
 	{
-		/* decoding a transaction leaves both as its abort does */
+		/*
+		 * Decoding a transaction leaves both as its abort does.  The reader
+		 * keeps buffers that it allocates in the current context.
+		 */
 		CurrentResourceOwner = owner;
-		MemoryContextSwitchTo(mcxt);
+		MemoryContextSwitchTo(ctx->context);
 		if (decode_read_record(ctx) == NULL)
 			break;
 		LogicalDecodingProcessRecord(ctx, ctx->reader);

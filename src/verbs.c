@@ -47,7 +47,7 @@ static Oid *source_array(ArrayType *array, int *n);
 static void check_source(Oid relid, Oid owner, Jsonb *json);
 static Jsonb *find_table_options(Jsonb *tables, Oid relid);
 static void check_table_names(Jsonb *tables, const Oid *relids, int n);
-static void check_target_names(const Oid *relids, int n, Jsonb *tables, const char *dbname);
+static void check_target_names(const Oid *relids, int n, Jsonb **options, const char *dbname);
 static PipeEntry *entry_of(const PipeInfo *pipe);
 static bool pipe_loads_done(int32 pipe_id);
 static int64 retained_wal(const char *slot_name);
@@ -67,6 +67,7 @@ clickpipe_create(PG_FUNCTION_ARGS)
 	char	   *server_name;
 	Jsonb	   *json = PG_ARGISNULL(3) ? NULL : PG_GETARG_JSONB_P(3);
 	PipeOptions *options;
+	Jsonb	  **table_options;
 	ChServer   *server;
 	Oid		   *relids = NULL;
 	int			ntables = 0;
@@ -90,9 +91,14 @@ clickpipe_create(PG_FUNCTION_ARGS)
 	if (!PG_ARGISNULL(2))
 		relids = source_array(PG_GETARG_ARRAYTYPE_P(2), &ntables);
 	check_table_names(options->tables, relids, ntables);
+	table_options = palloc(sizeof(Jsonb *) * Max(ntables, 1));
 	for (int i = 0; i < ntables; i++)
-		check_source(relids[i], owner, find_table_options(options->tables, relids[i]));
-	check_target_names(relids, ntables, options->tables, server->dbname);
+	{
+		/* names are the caller's, so they are looked up with his search_path */
+		table_options[i] = find_table_options(options->tables, relids[i]);
+		check_source(relids[i], owner, table_options[i]);
+	}
+	check_target_names(relids, ntables, table_options, server->dbname);
 
 	catalog_enter(&access);
 	if (catalog_find_pipe(name, CurrentMemoryContext) != NULL)
@@ -104,7 +110,7 @@ clickpipe_create(PG_FUNCTION_ARGS)
 		catalog_insert_table(pipe_id, relids[i], i + 1,
 							 quote_qualified_identifier(get_namespace_name(get_rel_namespace(relids[i])),
 														get_rel_name(relids[i])),
-							 find_table_options(options->tables, relids[i]));
+							 table_options[i]);
 	catalog_leave(&access);
 
 	LWLockAcquire(ClickpipeShmem->lock, LW_EXCLUSIVE);
@@ -494,18 +500,17 @@ check_table_names(Jsonb *tables, const Oid *relids, int n)
 
 /* ERROR if two tables would go to the same target. */
 static void
-check_target_names(const Oid *relids, int n, Jsonb *tables, const char *dbname)
+check_target_names(const Oid *relids, int n, Jsonb **options, const char *dbname)
 {
 	char	  **names = palloc(sizeof(char *) * Max(n, 1));
 
 	for (int i = 0; i < n; i++)
 	{
-		TableOptions *options = table_options_parse(find_table_options(tables, relids[i]),
-													get_rel_name(relids[i]));
+		TableOptions *parsed = table_options_parse(options[i], get_rel_name(relids[i]));
 		char	   *database;
 		char	   *table;
 
-		target_name(relids[i], options, dbname, &database, &table);
+		target_name(relids[i], parsed, dbname, &database, &table);
 		names[i] = psprintf("%s.%s", database, table);
 		for (int j = 0; j < i; j++)
 			if (strcmp(names[i], names[j]) == 0)
