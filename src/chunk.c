@@ -89,7 +89,7 @@ static bool read_rows(SnapshotJob *job, Relation rel, ItemPointer from, BlockNum
 static void insert_block(SnapshotJob *job, bool exactly_once);
 static void load_histories(SnapshotJob *job);
 static int64 load_history(SnapshotJob *job, TableInfo *table, BlockNumber *nblocks);
-static void fail_load(SnapshotJob *job, int code, const char *hint, const char *message) pg_attribute_noreturn();
+_Noreturn static void fail_load(SnapshotJob *job, int code, const char *hint, const char *message);
 static void report_retry(SnapshotJob *job, const ChError *err, TimestampTz retry_at, int tries);
 static void nap(SnapshotJob *job, TimestampTz until);
 
@@ -490,7 +490,7 @@ insert_block(SnapshotJob *job, bool exactly_once)
 		HttpRequest *done;
 		TimestampTz retry_at;
 
-		ch_insert_start(job->ch, &insert, job->target->database, job->target->table,
+		ch_insert_start(job->ch, &insert, job->target->ch_database, job->target->ch_table,
 						job->target->insert_columns, &body, NULL);
 		while ((done = http_next_done(job->ch->http)) == NULL)
 		{

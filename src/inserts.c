@@ -159,7 +159,7 @@ start_insert(Pipe *pipe, SealedBlock *sealed, TimestampTz now)
 {
 	Target	   *target = sealed->table->target;
 
-	ch_insert_start(pipe->ch, &sealed->insert, target->database, target->table,
+	ch_insert_start(pipe->ch, &sealed->insert, target->ch_database, target->ch_table,
 					target->insert_columns, &sealed->body, NULL);
 	sealed->inflight = true;
 	sealed->started = now;

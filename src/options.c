@@ -81,7 +81,7 @@ static void parse_option(const OptionDef *def, JsonbValue *value, void *field,
 						 const char *what);
 static List *parse_string_list(const OptionDef *def, JsonbValue *value, const char *what);
 static List *parse_columns(const OptionDef *def, JsonbValue *value, const char *what);
-static void option_value_error(const OptionDef *def, const char *what) pg_attribute_noreturn();
+_Noreturn static void option_value_error(const OptionDef *def, const char *what);
 static char *list_values(const char *const *values);
 
 /* Parses the options of a pipe; see options.h. */

@@ -28,6 +28,7 @@
 #include "compat.h"
 #include "decode.h"
 #include "pipe.h"
+#include "utf8.h"
 #include "worker.h"
 
 /* How long dropping targets may keep a pipe from being dropped. */
@@ -44,14 +45,15 @@ static bool worker_done = false;	/* nothing more to do: do not restart */
 static void attach(void);
 static void detach(int code, Datum arg);
 static void load_orders(Pipe *pipe);
-static void run(void) pg_attribute_noreturn();
+_Noreturn static void run(void);
 static void connect_clickhouse(Pipe *pipe);
 static void create_slot(Pipe *pipe);
 static void check_slot(Pipe *pipe);
-static void drop_pipe(Pipe *pipe) pg_attribute_noreturn();
+_Noreturn static void drop_pipe(Pipe *pipe);
+static void names_to_utf8(Pipe *pipe, List *tables);
 static void drop_targets(Pipe *pipe, List *tables);
-static void end_of_error(ErrorData *edata) pg_attribute_noreturn();
-static void finish(PipeEntry *entry, bool remove) pg_attribute_noreturn();
+_Noreturn static void end_of_error(ErrorData *edata);
+_Noreturn static void finish(PipeEntry *entry, bool remove);
 static char *default_slot_name(void);
 
 /* Entry point of a pipe worker. */
@@ -441,6 +443,7 @@ drop_pipe(Pipe *pipe)
 
 	worker_begin();
 	tables = catalog_load_tables(pipe->id, pipe->mcxt);
+	names_to_utf8(pipe, tables);
 	worker_commit();
 	if (pipe->info->drop_targets)
 		drop_targets(pipe, tables);
@@ -450,6 +453,29 @@ drop_pipe(Pipe *pipe)
 	worker_commit();
 	ereport(LOG, (errmsg("pipe \"%s\" is dropped", name)));
 	finish(pipe->entry, true);
+}
+
+/* Makes the targets' names what ClickHouse knows them by.  In a transaction. */
+static void
+names_to_utf8(Pipe *pipe, List *tables)
+{
+	MemoryContext old = MemoryContextSwitchTo(pipe->mcxt);
+	ListCell   *lc;
+
+	utf8_init();
+	foreach(lc, tables)
+	{
+		TableInfo  *table = lfirst(lc);
+		char	   *name;
+
+		if (table->target_table == NULL)
+			continue;
+		if ((name = utf8_cstring(table->target_database)) != NULL)
+			table->target_database = name;
+		if ((name = utf8_cstring(table->target_table)) != NULL)
+			table->target_table = name;
+	}
+	MemoryContextSwitchTo(old);
 }
 
 /* Drops the targets that are ours, as far as ClickHouse lets us within a short time. */

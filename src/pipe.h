@@ -175,7 +175,7 @@ extern void pipe_check_orders(Pipe *pipe);
 extern void pipe_set_state(Pipe *pipe, PipeState state);
 extern PipeTable *pipe_find_table(Pipe *pipe, Oid relid);
 extern bool pipe_table_is_history(const PipeTable *table);
-extern void pipe_fail(Pipe *pipe, int code, const char *message, const char *hint) pg_attribute_noreturn();
+_Noreturn extern void pipe_fail(Pipe *pipe, int code, const char *message, const char *hint);
 extern void pipe_table_fail(Pipe *pipe, PipeTable *table, int code, const char *hint,
 							const char *fmt,...) pg_attribute_printf(5, 6);
 extern void pipe_flush_failures(Pipe *pipe);
@@ -216,6 +216,6 @@ extern void loads_prepare(Pipe *pipe);
 extern void loads_coordinate(Pipe *pipe);
 
 /* stream.c */
-extern void stream_run(Pipe *pipe) pg_attribute_noreturn();
+_Noreturn extern void stream_run(Pipe *pipe);
 
 #endif							/* CLICKPIPE_PIPE_H */

@@ -15,6 +15,7 @@
 
 #include "compat.h"
 #include "target.h"
+#include "utf8.h"
 
 /* ClickHouse keeps a table in a file of its escaped name, "_resync" included. */
 #define MAX_ESCAPED_NAME	200
@@ -28,6 +29,7 @@ static bool check_columns(ChClient *ch, const Target *target, ChError *err, cons
 static bool check_engine(ChClient *ch, const Target *target, ChError *err, const char **hint);
 static void append_table(StringInfo buf, const char *database, const char *table);
 static void append_where_table(StringInfo buf, const char *name_column, const Target *target);
+static char *name_in_utf8(const char *name);
 static bool refuse(ChError *err, const char *fmt,...) pg_attribute_printf(2, 3);
 
 /* See target.h. */
@@ -132,9 +134,13 @@ target_make(Relation rel, const TableOptions *options, const PipeOptions *pipe_o
 	TupleDesc	desc = RelationGetDescr(rel);
 	Target	   *target = palloc0(sizeof(Target));
 	RowMap	   *rows = &target->rows;
+	ListCell   *lc;
 
 	target_name(RelationGetRelid(rel), options, default_database,
 				&target->database, &target->table);
+	utf8_init();
+	target->ch_database = name_in_utf8(target->database);
+	target->ch_table = name_in_utf8(target->table);
 	target->engine = options->table_engine;
 	source_key(rel, &target->key);
 
@@ -161,8 +167,6 @@ target_make(Relation rel, const TableOptions *options, const PipeOptions *pipe_o
 
 	if (options->sorting_keys != NIL)
 	{
-		ListCell   *lc;
-
 		foreach(lc, options->sorting_keys)
 			target->key_names = lappend(target->key_names,
 										pstrdup(column_target_name(options, lfirst(lc))));
@@ -172,6 +176,8 @@ target_make(Relation rel, const TableOptions *options, const PipeOptions *pipe_o
 			target->key_names = lappend(target->key_names,
 										pstrdup(column_target_name(options,
 																   NameStr(TupleDescAttr(desc, target->key.attnums[k] - 1)->attname))));
+	foreach(lc, target->key_names)
+		target->ch_key_names = lappend(target->ch_key_names, name_in_utf8(lfirst(lc)));
 	target->insert_columns = row_map_insert_columns(rows);
 	MemoryContextSwitchTo(old);
 	return target;
@@ -203,10 +209,10 @@ target_prepare(ChClient *ch, const Target *target, const PipeOptions *options,
 		}
 		resetStringInfo(&sql);
 		appendStringInfoString(&sql, "CREATE DATABASE IF NOT EXISTS ");
-		append_ch_identifier(&sql, target->database);
+		append_ch_identifier(&sql, target->ch_database);
 		resetStringInfo(&answer);
 		appendStringInfoString(&answer, "SELECT count() FROM system.databases WHERE name = ");
-		append_ch_literal(&answer, target->database);
+		append_ch_literal(&answer, target->ch_database);
 		{
 			StringInfoData count;
 
@@ -227,7 +233,7 @@ target_prepare(ChClient *ch, const Target *target, const PipeOptions *options,
 		resetStringInfo(&sql);
 		resetStringInfo(&answer);
 		appendStringInfoString(&sql, "SELECT count() FROM (SELECT 1 FROM ");
-		append_table(&sql, target->database, target->table);
+		append_table(&sql, target->ch_database, target->ch_table);
 		appendStringInfoString(&sql, " LIMIT 1)");
 		if (!ch_query(ch, sql.data, false, 30000, &answer, err))
 			return false;
@@ -266,7 +272,7 @@ target_cursor(ChClient *ch, const Target *target, uint64 *hi, uint64 *lo, ChErro
 	initStringInfo(&answer);
 	appendStringInfo(&sql, "SELECT toUInt64(bitShiftRight(v, 64)), toUInt64(bitAnd(v, toUInt128(18446744073709551615))) "
 					 "FROM (SELECT max(%s) AS v FROM ", CLICKPIPE_COL_VERSION);
-	append_table(&sql, target->database, target->table);
+	append_table(&sql, target->ch_database, target->ch_table);
 	appendStringInfoString(&sql, ") FORMAT TabSeparated");
 	if (!ch_query(ch, sql.data, false, 600000, &answer, err))
 		return false;
@@ -346,7 +352,7 @@ create_sql(const Target *target, const PipeOptions *options, const ChServer *ser
 
 	initStringInfo(&sql);
 	appendStringInfoString(&sql, "CREATE TABLE ");
-	append_table(&sql, target->database, target->table);
+	append_table(&sql, target->ch_database, target->ch_table);
 	appendStringInfoString(&sql, " (");
 	for (int i = 0; i < target->rows.ncolumns; i++)
 	{
@@ -359,7 +365,7 @@ create_sql(const Target *target, const PipeOptions *options, const ChServer *ser
 						 CLICKPIPE_COL_OPERATION, CLICKPIPE_COL_LSN, CLICKPIPE_COL_TS);
 	appendStringInfo(&sql, "%s DateTime64(9) DEFAULT now64(9)) ENGINE = %s ORDER BY (",
 					 CLICKPIPE_COL_SYNCED, engine_clause(target, options));
-	foreach(lc, target->key_names)
+	foreach(lc, target->ch_key_names)
 	{
 		if (foreach_current_index(lc) > 0)
 			appendStringInfoString(&sql, ", ");
@@ -404,9 +410,9 @@ static void
 append_where_table(StringInfo buf, const char *name_column, const Target *target)
 {
 	appendStringInfoString(buf, "database = ");
-	append_ch_literal(buf, target->database);
+	append_ch_literal(buf, target->ch_database);
 	appendStringInfo(buf, " AND %s = ", name_column);
-	append_ch_literal(buf, target->table);
+	append_ch_literal(buf, target->ch_table);
 }
 
 /* Fills an error of our own; returns false. */
@@ -421,6 +427,15 @@ refuse(ChError *err, const char *fmt,...)
 	vsnprintf(err->message, sizeof(err->message), fmt, args);
 	va_end(args);
 	return false;
+}
+
+/* Returns a name as ClickHouse gets it; as it is if it has no form in UTF8. */
+static char *
+name_in_utf8(const char *name)
+{
+	char	   *utf8 = utf8_cstring(name);
+
+	return utf8 != NULL ? utf8 : pstrdup(name);
 }
 
 /* Is the name in the list? */

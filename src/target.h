@@ -21,12 +21,15 @@
 
 typedef struct Target
 {
-	char	   *database;
+	char	   *database;		/* names in the server's encoding, for people */
 	char	   *table;
+	char	   *ch_database;	/* and in UTF8, for ClickHouse */
+	char	   *ch_table;
 	TargetEngine engine;
 	RowMap		rows;			/* columns and how to encode them */
 	SourceKey	key;
 	List	   *key_names;		/* ORDER BY, names in the target (char *) */
+	List	   *ch_key_names;	/* the same in UTF8 */
 	char	   *insert_columns; /* of INSERT INTO ... (...) */
 } Target;
 
@@ -53,7 +56,7 @@ extern Target *target_make(Relation rel, const TableOptions *options,
 extern bool target_prepare(ChClient *ch, const Target *target, const PipeOptions *options,
 						   bool ours, bool may_create, ChError *err, const char **hint);
 
-/* Drops the target, if it is there, at once and for good. */
+/* Drops a target (names in UTF8), if it is there, at once and for good. */
 extern bool target_drop(ChClient *ch, const char *database, const char *table, ChError *err);
 
 /* The highest version in a history: everything up to there has been inserted.  0, 0 if empty. */
