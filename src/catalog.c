@@ -411,25 +411,32 @@ void
 catalog_set_load(int32 pipe, Oid relid, Oid filenode, int64 blocks, int64 chunks_total,
 				 bool forget_chunks)
 {
-	if (forget_chunks)
-		(void) run("DELETE FROM clickpipe.chunk WHERE pipe = %d AND source = %u", pipe, relid);
 	(void) run("UPDATE clickpipe.table_state SET load_filenode = %u, load_blocks = %s, "
 			   "chunks_total = " INT64_FORMAT " WHERE pipe = %d AND source = %u",
 			   filenode, blocks < 0 ? "NULL" : psprintf(INT64_FORMAT, blocks), chunks_total,
 			   pipe, relid);
+	if (forget_chunks)
+		(void) run("DELETE FROM clickpipe.chunk WHERE pipe = %d AND source = %u", pipe, relid);
 }
 
-/* Records a chunk that ClickHouse has acknowledged, and what it may have seen. */
+/*
+ * Records a chunk that ClickHouse has acknowledged, and what it may have seen;
+ * unless the load has begun again meanwhile, with another heap, of which the
+ * chunk says nothing.  The row lock of table_state orders the two.
+ */
 void
-catalog_add_chunk(int32 pipe, Oid relid, BlockRange range, int64 rows, XLogRecPtr seen_lsn)
+catalog_add_chunk(int32 pipe, Oid relid, Oid filenode, BlockRange range, int64 rows,
+				  XLogRecPtr seen_lsn)
 {
+	if (run("UPDATE clickpipe.table_state SET load_lsn = greatest(load_lsn, %s) "
+			"WHERE pipe = %d AND source = %u AND load_filenode = %u",
+			lsn_literal(seen_lsn), pipe, relid, filenode) == 0)
+		return;
 	(void) run("INSERT INTO clickpipe.chunk (pipe, source, start_block, end_block, rows, seen_lsn) "
 			   "VALUES (%d, %u, %u, %u, " INT64_FORMAT ", %s) "
 			   "ON CONFLICT (pipe, source, start_block) DO UPDATE "
 			   "SET end_block = excluded.end_block, rows = excluded.rows, seen_lsn = excluded.seen_lsn",
 			   pipe, relid, range.start, range.end, rows, lsn_literal(seen_lsn));
-	(void) run("UPDATE clickpipe.table_state SET load_lsn = greatest(load_lsn, %s) "
-			   "WHERE pipe = %d AND source = %u", lsn_literal(seen_lsn), pipe, relid);
 }
 
 /* Removes all that the catalog knows of a pipe. */

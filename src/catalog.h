@@ -129,8 +129,8 @@ extern void catalog_fail_table(int32 pipe, Oid relid, int code, const char *mess
 extern void catalog_set_capture(int32 pipe, Oid relid, XLogRecPtr lsn);
 extern void catalog_set_load(int32 pipe, Oid relid, Oid filenode, int64 blocks, int64 chunks_total,
 							 bool forget_chunks);
-extern void catalog_add_chunk(int32 pipe, Oid relid, BlockRange range, int64 rows,
-							  XLogRecPtr seen_lsn);
+extern void catalog_add_chunk(int32 pipe, Oid relid, Oid filenode, BlockRange range,
+							  int64 rows, XLogRecPtr seen_lsn);
 extern void catalog_delete_pipe(int32 pipe);
 
 #endif							/* CLICKPIPE_CATALOG_H */

@@ -415,6 +415,8 @@ relcache_callback(Datum arg, Oid relid)
 {
 	Pipe	   *pipe = (Pipe *) DatumGetPointer(arg);
 
+	if (relid == pipe->catalog_relid || !OidIsValid(relid))
+		pipe->catalog_unchecked = true;
 	for (int i = 0; i < pipe->ntables; i++)
 	{
 		PipeTable  *table = pipe->tables[i];

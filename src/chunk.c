@@ -79,12 +79,12 @@ static bool attach(SnapshotJob *job);
 static void detach(int code, Datum arg);
 static void prepare(SnapshotJob *job);
 static void describe(SnapshotJob *job, Oid relid, Relation rel);
-static bool take_chunk(SnapshotJob *job, BlockRange *range);
+static bool take_chunk(SnapshotJob *job, BlockRange *range, Oid *filenode);
 static void return_chunk(SnapshotJob *job, bool finished);
 static void load_chunks(SnapshotJob *job);
-static bool load_chunk(SnapshotJob *job, BlockRange range);
-static ReadResult read_chunk(SnapshotJob *job, ItemPointer from, BlockNumber end,
-							 XLogRecPtr *seen_lsn);
+static bool load_chunk(SnapshotJob *job, BlockRange range, Oid filenode);
+static ReadResult read_chunk(SnapshotJob *job, Oid filenode, ItemPointer from,
+							 BlockNumber end, XLogRecPtr *seen_lsn);
 static bool read_rows(SnapshotJob *job, Relation rel, ItemPointer from, BlockNumber end);
 static void insert_block(SnapshotJob *job, bool exactly_once);
 static void load_histories(SnapshotJob *job);
@@ -216,7 +216,7 @@ describe(SnapshotJob *job, Oid relid, Relation rel)
 
 /* Takes the next chunk of the load; false if there is none. */
 static bool
-take_chunk(SnapshotJob *job, BlockRange *range)
+take_chunk(SnapshotJob *job, BlockRange *range, Oid *filenode)
 {
 	LoadSlot   *load = job->load;
 	bool		found = false;
@@ -236,6 +236,7 @@ take_chunk(SnapshotJob *job, BlockRange *range)
 			load->nranges--;
 			memmove(&load->ranges[0], &load->ranges[1], load->nranges * sizeof(BlockRange));
 		}
+		*filenode = load->filenode;
 		load->chunks_out++;
 		job->worker->has_chunk = true;
 		job->worker->chunk = *range;
@@ -276,6 +277,7 @@ static void
 load_chunks(SnapshotJob *job)
 {
 	BlockRange	range;
+	Oid			filenode;
 	ListCell   *lc;
 
 	worker_begin();
@@ -285,12 +287,12 @@ load_chunks(SnapshotJob *job)
 	worker_commit();
 	if (job->table == NULL)
 		return;
-	while (take_chunk(job, &range))
+	while (take_chunk(job, &range, &filenode))
 	{
 		pgstat_report_activity(STATE_RUNNING,
 							   psprintf("loading blocks %u to %u of %s", range.start,
 										range.end - 1, job->table->source_name));
-		if (!load_chunk(job, range))
+		if (!load_chunk(job, range, filenode))
 			break;
 		return_chunk(job, true);
 	}
@@ -301,7 +303,7 @@ load_chunks(SnapshotJob *job)
  * records it.  False if the load must begin again.
  */
 static bool
-load_chunk(SnapshotJob *job, BlockRange range)
+load_chunk(SnapshotJob *job, BlockRange range, Oid filenode)
 {
 	ItemPointerData from;
 	XLogRecPtr	seen_lsn = InvalidXLogRecPtr;
@@ -311,7 +313,7 @@ load_chunk(SnapshotJob *job, BlockRange range)
 	ItemPointerSet(&from, range.start, FirstOffsetNumber);
 	do
 	{
-		result = read_chunk(job, &from, range.end, &seen_lsn);
+		result = read_chunk(job, filenode, &from, range.end, &seen_lsn);
 		if (result == READ_BUSY)
 		{
 			nap(job, TimestampTzPlusMilliseconds(GetCurrentTimestamp(), LOCK_RETRY_MS));
@@ -331,7 +333,7 @@ load_chunk(SnapshotJob *job, BlockRange range)
 	} while (result != READ_DONE);
 
 	worker_begin();
-	catalog_add_chunk(job->pipe_id, job->table->relid, range, rows, seen_lsn);
+	catalog_add_chunk(job->pipe_id, job->table->relid, filenode, range, rows, seen_lsn);
 	worker_commit();
 	return true;
 }
@@ -341,7 +343,8 @@ load_chunk(SnapshotJob *job, BlockRange range)
  * same heap, same shape, same rights, then a snapshot.
  */
 static ReadResult
-read_chunk(SnapshotJob *job, ItemPointer from, BlockNumber end, XLogRecPtr *seen_lsn)
+read_chunk(SnapshotJob *job, Oid filenode, ItemPointer from, BlockNumber end,
+		   XLogRecPtr *seen_lsn)
 {
 	Oid			relid = job->load->relid;
 	Relation	rel;
@@ -365,7 +368,7 @@ read_chunk(SnapshotJob *job, ItemPointer from, BlockNumber end, XLogRecPtr *seen
 		reason = "the table was dropped";
 		hint = "Drop the pipe with clickpipe_drop and create it again without the table.";
 	}
-	else if (compat_relfilenode(rel) != job->load->filenode)
+	else if (compat_relfilenode(rel) != filenode)
 	{
 		relation_close(rel, AccessShareLock);
 		AbortCurrentTransaction();
@@ -604,7 +607,8 @@ load_histories(SnapshotJob *job)
 
 		catalog_set_load(job->pipe_id, ((TableInfo *) lfirst(lc))->relid, InvalidOid,
 						 blocks[i], 1, true);
-		catalog_add_chunk(job->pipe_id, ((TableInfo *) lfirst(lc))->relid, range, rows[i], lsn);
+		catalog_add_chunk(job->pipe_id, ((TableInfo *) lfirst(lc))->relid, InvalidOid,
+						  range, rows[i], lsn);
 	}
 	worker_commit();
 
@@ -667,6 +671,8 @@ fail_load(SnapshotJob *job, int code, const char *hint, const char *message)
 	if (job->load->load_id == my_args.load_id)
 	{
 		job->load->failed = true;
+		if (job->load->single_snapshot)
+			job->load->relid = job->table ? job->table->relid : InvalidOid;
 		error_report_set(&job->load->error, code, message, 0, 0);
 		strlcpy(job->load->hint, hint ? hint : "", sizeof(job->load->hint));
 	}

@@ -594,7 +594,9 @@ watch_histories(Pipe *pipe)
 	LoadSlot   *load = NULL;
 	LoadPhase	phase;
 	bool		failed;
-	char		message[ERROR_TEXT_LEN];
+	Oid			relid;
+	ErrorReport error;
+	char		hint[ERROR_TEXT_LEN];
 
 	for (int i = 0; i < pipe->ntables; i++)
 		if (pipe_table_is_history(pipe->tables[i]) && pipe->tables[i]->load_slot >= 0)
@@ -605,15 +607,23 @@ watch_histories(Pipe *pipe)
 	LWLockAcquire(pipe->entry->load_lock, LW_SHARED);
 	phase = load->phase;
 	failed = load->failed;
-	strlcpy(message, load->error.message, sizeof(message));
+	relid = load->relid;
+	error = load->error;
+	strlcpy(hint, load->hint, sizeof(hint));
 	LWLockRelease(pipe->entry->load_lock);
 
+	if (failed && OidIsValid(relid))
+	{
+		pipe_table_fail(pipe, pipe_find_table(pipe, relid), error.code,
+						hint[0] ? hint : NULL, "%s", error.message);
+		pipe_flush_failures(pipe);
+	}
 	/* without its worker the snapshot is gone: the load begins again */
 	if (failed || (phase == LOAD_ACTIVE && count_workers(pipe->entry, 0) == 0))
 		ereport(ERROR,
 				(errcode(ERRCODE_INTERNAL_ERROR),
 				 errmsg("load of append-only targets was interrupted: %s",
-						failed ? message : "its worker ended"),
+						failed ? error.message : "its worker ended"),
 				 errdetail("It begins again with new targets.")));
 	if (phase != LOAD_STOPPED)
 		return;

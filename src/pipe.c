@@ -18,10 +18,12 @@
 #include "access/timeline.h"
 #include "access/xact.h"
 #include "access/xlog.h"
+#include "catalog/namespace.h"
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "replication/slot.h"
 #include "storage/ipc.h"
+#include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
@@ -214,6 +216,7 @@ run(void)
 
 	worker_begin();
 	old = MemoryContextSwitchTo(mcxt);
+	pipe->catalog_relid = get_relname_relid("pipe", get_namespace_oid(CLICKPIPE_SCHEMA, false));
 	pipe->options = pipe_options_parse(pipe->info->options);
 	pipe->server = server_options_load(pipe->info->server, pipe->info->owner);
 	MemoryContextSwitchTo(old);

@@ -163,6 +163,8 @@ typedef struct Pipe
 	TimestampTz workers_retry_at;	/* no slot for a worker was free */
 	bool		loads_done;
 	bool		failure_pending;	/* a table's failure is not durable yet */
+	Oid			catalog_relid;	/* of clickpipe.pipe, to notice DROP EXTENSION */
+	bool		catalog_unchecked;
 	bool		recheck_pending;	/* a table's shape must be compared */
 } Pipe;
 

@@ -71,6 +71,12 @@ stream_run(Pipe *pipe)
 		if (pipe->failure_pending)
 			pipe_flush_failures(pipe);
 		AcceptInvalidationMessages();
+		if (pipe->catalog_unchecked)
+		{
+			/* DROP EXTENSION gives no orders */
+			pipe->catalog_unchecked = false;
+			pipe_check_orders(pipe);
+		}
 		if (pipe->recheck_pending)
 			pipe_recheck_tables(pipe);
 

@@ -17,6 +17,9 @@
 #include <signal.h>
 
 #include "access/xact.h"
+#include "catalog/objectaccess.h"
+#include "catalog/pg_extension.h"
+#include "commands/extension.h"
 #include "miscadmin.h"
 #include "nodes/pg_list.h"
 #include "utils/memutils.h"
@@ -33,6 +36,10 @@ typedef struct PendingWake
 
 static List *pending = NIL;		/* of PendingWake *, in TopTransactionContext */
 
+static object_access_hook_type prev_object_access_hook = NULL;
+
+static void wake_object_access(ObjectAccessType access, Oid classId, Oid objectId,
+							   int subId, void *arg);
 static void wake_xact_callback(XactEvent event, void *arg);
 static void wake_subxact_callback(SubXactEvent event, SubTransactionId subid,
 								  SubTransactionId parent, void *arg);
@@ -46,6 +53,36 @@ wake_init(void)
 {
 	RegisterXactCallback(wake_xact_callback, NULL);
 	RegisterSubXactCallback(wake_subxact_callback, NULL);
+	prev_object_access_hook = object_access_hook;
+	object_access_hook = wake_object_access;
+}
+
+/*
+ * DROP EXTENSION: once it commits, the worker of every pipe finds that there
+ * is no catalog any more and drops its slot.
+ */
+static void
+wake_object_access(ObjectAccessType access, Oid classId, Oid objectId,
+				   int subId, void *arg)
+{
+	if (prev_object_access_hook)
+		prev_object_access_hook(access, classId, objectId, subId, arg);
+	if (access != OAT_DROP || classId != ExtensionRelationId ||
+		objectId != get_extension_oid(CLICKPIPE_NAME, true))
+		return;
+	for (int i = 0; i < ClickpipeShmem->max_entries; i++)
+	{
+		PipeEntry  *entry = &ClickpipeShmem->entries[i];
+		int32		pipe_id = 0;
+		bool		mine;
+
+		LWLockAcquire(ClickpipeShmem->lock, LW_SHARED);
+		mine = entry->in_use && entry->dboid == MyDatabaseId;
+		pipe_id = entry->pipe_id;
+		LWLockRelease(ClickpipeShmem->lock);
+		if (mine)
+			wake_at_commit(pipe_id, false);
+	}
 }
 
 /* See wake.h. */
