@@ -265,14 +265,14 @@ make_room(Pipe *pipe, PipeTable *table, XLogRecPtr lsn)
 	if (lsn == last_lsn)
 		return;
 	last_lsn = lsn;
-	if (table->block != NULL &&
-		(table->block->nrows >= pipe->options->pull_batch_size ||
-		 (table->block->nrows % 64 == 0 && block_is_full(pipe, table))))
+	change_count++;
+	if (table->block != NULL && block_is_full(pipe, table))
 	{
 		inserts_seal(pipe, table);
 		inserts_pump(pipe);
+		inserts_backpressure(pipe);
 	}
-	if (++change_count % PUMP_INTERVAL == 0)
+	else if (change_count % PUMP_INTERVAL == 0)
 	{
 		if (pipe->sealed_bytes > 0)
 			inserts_pump(pipe);

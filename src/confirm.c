@@ -203,6 +203,7 @@ publish(Pipe *pipe)
 	TimestampTz lag_since = 0;
 	int			failed = 0;
 	bool		moved;
+	int64		unacked = (int64) inserts_unacked_bytes(pipe);
 
 	if (!dlist_is_empty(&pipe->segments))
 		lag_since = dlist_head_element(Segment, node, &pipe->segments)->first_ts;
@@ -225,7 +226,7 @@ publish(Pipe *pipe)
 	entry->rows_inserted = pipe->rows_inserted;
 	entry->rows_updated = pipe->rows_updated;
 	entry->rows_deleted = pipe->rows_deleted;
-	entry->unacked_bytes = (int64) inserts_unacked_bytes(pipe);
+	entry->unacked_bytes = unacked;
 	entry->last_flush_at = pipe->last_flush_at;
 	SpinLockRelease(&entry->mutex);
 	if (moved)

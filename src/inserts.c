@@ -31,6 +31,7 @@ static void start_inserts(Pipe *pipe);
 static bool may_start(Pipe *pipe, SealedBlock *sealed, TimestampTz now);
 static void start_insert(Pipe *pipe, SealedBlock *sealed, TimestampTz now);
 static void finish_insert(Pipe *pipe, SealedBlock *sealed);
+static bool still_retrying(Pipe *pipe);
 static void retry_insert(Pipe *pipe, SealedBlock *sealed, const ChError *err);
 static void free_sealed(Pipe *pipe, SealedBlock *sealed);
 static double flush_interval_ms(Pipe *pipe, PipeTable *table, int waiting);
@@ -191,12 +192,27 @@ finish_insert(Pipe *pipe, SealedBlock *sealed)
 	pipe->last_flush_at = now;
 	pipe->net_tries = 0;
 	pipe->net_retry_at = 0;
-	if (pipe->has_error)
+	free_sealed(pipe, sealed);
+	if (pipe->has_error && !still_retrying(pipe))
 	{
 		entry_clear_error(pipe->entry);
 		pipe->has_error = false;
 	}
-	free_sealed(pipe, sealed);
+}
+
+/* Is a block of any table still being tried again? */
+static bool
+still_retrying(Pipe *pipe)
+{
+	for (int i = 0; i < pipe->ntables; i++)
+	{
+		dlist_iter	iter;
+
+		dlist_foreach(iter, &pipe->tables[i]->sealed)
+			if (dlist_container(SealedBlock, node, iter.cur)->tries > 0)
+				return true;
+	}
+	return false;
 }
 
 /* Decides what becomes of a block that was not acknowledged. */

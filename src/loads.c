@@ -231,7 +231,8 @@ recreate_history(Pipe *pipe, PipeTable *table)
 		worker_commit();
 		table->capture_lsn = InvalidXLogRecPtr;
 	}
-	if (!target_drop(pipe->ch, table->target->ch_database, table->target->ch_table, &err) ||
+	if (!target_drop(pipe->ch, table->target->ch_database, table->target->ch_table,
+					 CLICKHOUSE_TIMEOUT_MS, &err) ||
 		!target_prepare(pipe->ch, table->target, pipe->options, true, true, &err, &hint))
 		ereport(ERROR,
 				(errcode(ERRCODE_CONNECTION_FAILURE),

@@ -515,11 +515,13 @@ drop_targets(Pipe *pipe, List *tables)
 		return;
 
 	server->connect_timeout_ms = Min(server->connect_timeout_ms, DROP_TARGETS_MS / 2);
-	ch = ch_client_create(server, psprintf("clickpipe-" UINT64_FORMAT "-%u-%d",
+	ch = ch_client_create(server, psprintf("clickpipe-" UINT64_FORMAT "-%u-%d-drop",
 										   GetSystemIdentifier(), MyDatabaseId, pipe->id),
 						  pipe->mcxt);
 	/* an insert that is still under way would fail, or make the drop wait */
-	ok = ch_kill_queries(ch, ch->query_id_prefix, DROP_TARGETS_MS / 2, &err);
+	ok = ch_kill_queries(ch, psprintf("clickpipe-" UINT64_FORMAT "-%u-%d-",
+									  GetSystemIdentifier(), MyDatabaseId, pipe->id),
+						 DROP_TARGETS_MS / 2, &err);
 	foreach(lc, tables)
 	{
 		TableInfo  *table = lfirst(lc);
@@ -527,7 +529,7 @@ drop_targets(Pipe *pipe, List *tables)
 		if (!table->target_ours)
 			continue;
 		if (!ok || GetCurrentTimestamp() > deadline ||
-			!target_drop(ch, table->target_database, table->target_table, &err))
+			!target_drop(ch, table->target_database, table->target_table, DROP_TARGETS_MS, &err))
 			ereport(WARNING,
 					(errmsg("target %s.%s of pipe \"%s\" is left in ClickHouse: %s",
 							table->target_database, table->target_table, pipe->info->name,

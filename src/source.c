@@ -19,6 +19,7 @@
 #include "access/table.h"
 #include "catalog/catalog.h"
 #include "catalog/indexing.h"
+#include "catalog/namespace.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_enum.h"
 #include "catalog/pg_inherits.h"
@@ -66,6 +67,9 @@ source_refusal(Relation rel, char **hint)
 	}
 	if (IsCatalogRelation(rel) || IsToastRelation(rel))
 		return "it is a system table";
+	/* each confirmation would be a change that must be confirmed */
+	if (RelationGetNamespace(rel) == get_namespace_oid(CLICKPIPE_SCHEMA, true))
+		return "it is a table of clickpipe itself";
 	if (form->relpersistence == RELPERSISTENCE_TEMP)
 		return "it is a temporary table";
 	if (form->relpersistence == RELPERSISTENCE_UNLOGGED)

@@ -249,7 +249,8 @@ target_prepare(ChClient *ch, const Target *target, const PipeOptions *options,
 
 /* See target.h. */
 bool
-target_drop(ChClient *ch, const char *database, const char *table, ChError *err)
+target_drop(ChClient *ch, const char *database, const char *table, int timeout_ms,
+			ChError *err)
 {
 	StringInfoData sql;
 
@@ -257,7 +258,7 @@ target_drop(ChClient *ch, const char *database, const char *table, ChError *err)
 	appendStringInfoString(&sql, "DROP TABLE IF EXISTS ");
 	append_table(&sql, database, table);
 	appendStringInfoString(&sql, " SYNC SETTINGS max_table_size_to_drop = 0");
-	return ch_query(ch, sql.data, false, 60000, NULL, err);
+	return ch_query(ch, sql.data, false, timeout_ms, NULL, err);
 }
 
 /* See target.h. */

@@ -57,7 +57,8 @@ extern bool target_prepare(ChClient *ch, const Target *target, const PipeOptions
 						   bool ours, bool may_create, ChError *err, const char **hint);
 
 /* Drops a target (names in UTF8), if it is there, at once and for good. */
-extern bool target_drop(ChClient *ch, const char *database, const char *table, ChError *err);
+extern bool target_drop(ChClient *ch, const char *database, const char *table,
+						int timeout_ms, ChError *err);
 
 /* The highest version in a history: everything up to there has been inserted.  0, 0 if empty. */
 extern bool target_cursor(ChClient *ch, const Target *target, uint64 *hi, uint64 *lo, ChError *err);
