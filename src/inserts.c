@@ -26,6 +26,7 @@
 #define MAX_INFLIGHT_TABLE		2
 #define MAX_REFRESHES			2
 #define SETTLE_TIMEOUT_MS		60000
+#define MAX_NET_DELAY_MS		3000
 
 static void start_inserts(Pipe *pipe);
 static bool may_start(Pipe *pipe, SealedBlock *sealed, TimestampTz now);
@@ -130,7 +131,7 @@ start_inserts(Pipe *pipe)
 		{
 			SealedBlock *sealed = dlist_container(SealedBlock, node, iter.cur);
 
-			if (pipe->inflight >= MAX_INFLIGHT_PIPE ||
+			if (pipe->inflight >= (pipe->net_tries > 0 ? 1 : MAX_INFLIGHT_PIPE) ||
 				pipe->inserts_in_window >= pipe->options->max_inserts_per_second)
 				return;
 			if (may_start(pipe, sealed, now))
@@ -222,6 +223,8 @@ retry_insert(Pipe *pipe, SealedBlock *sealed, const ChError *err)
 	PipeTable  *table = sealed->table;
 	ChErrorClass class = err->class;
 	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz retry_at;
+	int			tries;
 
 	if (class == CH_REFRESH)
 		class = ++sealed->refreshes > MAX_REFRESHES ? CH_PERMANENT : CH_RETRY_SLOW;
@@ -235,23 +238,35 @@ retry_insert(Pipe *pipe, SealedBlock *sealed, const ChError *err)
 	}
 
 	sealed->tries++;
-	sealed->retry_at = TimestampTzPlusMilliseconds(now, ch_retry_delay(class, sealed->tries));
 	if (err->code == 0)
 	{
-		/* the server is not there: no other block needs to try */
-		pipe->net_tries++;
-		pipe->net_retry_at = TimestampTzPlusMilliseconds(now,
-														 ch_retry_delay(CH_RETRY, pipe->net_tries));
-		sealed->retry_at = pipe->net_retry_at;
+		/* the server is not there: one block at a time tries for all */
+		if (pipe->net_retry_at <= now)
+		{
+			pipe->net_tries++;
+			pipe->net_retry_at =
+				TimestampTzPlusMilliseconds(now, Min(ch_retry_delay(CH_RETRY, pipe->net_tries),
+													 MAX_NET_DELAY_MS));
+		}
+		sealed->retry_at = 0;
+		tries = pipe->net_tries;
+		retry_at = pipe->net_retry_at;
 	}
-	if (err->ambiguous && table->target->engine == ENGINE_MERGE_TREE)
+	else
+	{
+		sealed->retry_at = TimestampTzPlusMilliseconds(now, ch_retry_delay(class, sealed->tries));
+		tries = sealed->tries;
+		retry_at = sealed->retry_at;
+	}
+	/* also an error that is not ambiguous may come after rows are in: of a view, for instance */
+	if (table->target->engine == ENGINE_MERGE_TREE && (err->ambiguous || err->code != 0))
 		table->needs_cursor = true;
-	entry_set_error(pipe->entry, err->code, err->message, sealed->retry_at, sealed->tries);
-	pipe->has_error = true;
-	if (sealed->tries == 1)
+	entry_set_error(pipe->entry, err->code, err->message, retry_at, tries);
+	if (!pipe->has_error)
 		ereport(LOG,
 				(errmsg("pipe \"%s\": insert into %s.%s will be retried: %s", pipe->info->name,
 						table->target->database, table->target->table, err->message)));
+	pipe->has_error = true;
 }
 
 /* Forgets a block. */
@@ -360,9 +375,10 @@ inserts_next_deadline(Pipe *pipe)
 		dlist_foreach(iter, &table->sealed)
 		{
 			SealedBlock *sealed = dlist_container(SealedBlock, node, iter.cur);
+			TimestampTz retry_at = Max(sealed->retry_at, pipe->net_retry_at);
 
-			if (!sealed->inflight && sealed->retry_at != 0)
-				due = Min(due, Max(sealed->retry_at, pipe->net_retry_at));
+			if (!sealed->inflight && retry_at > now)
+				due = Min(due, retry_at);
 		}
 	}
 	if (pipe->sealed_bytes > 0 && pipe->inserts_in_window >= pipe->options->max_inserts_per_second)

@@ -86,7 +86,6 @@ my @tables = (
 	qw(pgbench_accounts pgbench_branches pgbench_tellers pgbench_history
 	  composite nothing emptied one_row dropped wide large), $odd);
 my $array = join ', ', map { my $t = $_; $t =~ s/'/''/g; "'$t'" } @tables;
-$array =~ s/\\/\\/g;
 is( $node->safe_psql('postgres', qq{
 		SELECT clickpipe_create('load', 'warehouse', ARRAY[$array]::regclass[],
 			'{"tables": {"pgbench_history": {"table_engine": "MergeTree"}},
