@@ -462,7 +462,7 @@ inserts_settle_cursors(Pipe *pipe)
 		if (!table->needs_cursor || table->inflight > 0 || dlist_is_empty(&table->sealed))
 			continue;
 		head = dlist_head_element(SealedBlock, node, &table->sealed);
-		if (head->retry_at > GetCurrentTimestamp())
+		if (Max(head->retry_at, pipe->net_retry_at) > GetCurrentTimestamp())
 			continue;
 		if (!ch_kill_queries(pipe->ch, head->insert.query_id, SETTLE_TIMEOUT_MS, &err) ||
 			!target_cursor(pipe->ch, table->target, &hi, &lo, &err))

@@ -96,7 +96,7 @@ sub start_traffic
 \set op random(1, 100)
 \if :op <= 35
 BEGIN;
-UPDATE acc SET bal = bal + :d, note = repeat(md5(:d::text), 1 + :op % 4) WHERE id = :a;
+UPDATE acc SET bal = bal + :d, note = repeat(md5('' || :d), 1 + :op % 4) WHERE id = :a;
 INSERT INTO hist (acc, delta) VALUES (:a, :d);
 END;
 \elif :op <= 50
@@ -140,6 +140,8 @@ sub stop_traffic
 {
 	my ($node, $run, %opt) = @_;
 	finish_pgbench($run, kill => 1);
+	# the server may have gone away, but no statement may have failed
+	croak "traffic failed:\n$run->{err}" if $run->{err} =~ /ERROR:/;
 	wait_for_sql($node,
 		q{SELECT count(*) = 0 FROM pg_stat_activity WHERE application_name = 'pgbench'},
 		't', $opt{db});

@@ -311,7 +311,7 @@ like($err, qr/cannot PREPARE/, 'pause is not prepared either');
 # While a verb is left open, the stream goes on
 {
 	my $psql = $node->background_psql('postgres');
-	$psql->query_safe("BEGIN; SELECT clickpipe_pause('p')");
+	$psql->query_safe("SET client_min_messages = error; BEGIN; SELECT clickpipe_pause('p')");
 	$node->safe_psql('postgres', "INSERT INTO good SELECT max(id) + 1, 'open' FROM good");
 	wait_caught_up($node, 'p');
 	parity_ok($node, $ch, 'good', name => 'a pause left open does not stop the stream');
