@@ -127,7 +127,9 @@ SELECT count(*) FROM pg_foreign_data_wrapper;
 -- It can live in another schema than public.
 CREATE SCHEMA regress_elsewhere;
 CREATE EXTENSION clickpipe SCHEMA regress_elsewhere;
+\set VERBOSITY terse
 SELECT clickpipe_pause('none');
+\set VERBOSITY default
 SELECT regress_elsewhere.clickpipe_pause('none');
 SELECT count(*) FROM clickpipe.status;
 DROP EXTENSION clickpipe;

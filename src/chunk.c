@@ -206,8 +206,9 @@ describe(SnapshotJob *job, Oid relid, Relation rel)
 
 	if (job->block != NULL)
 		block_destroy(job->block);
-	job->target = target_make(rel, options, job->options, job->ch->server.dbname,
-							  &job->ch->caps, mcxt);
+	job->target = target_make(rel, options, job->options, job->table->shape,
+							  job->ch->server.dbname, job->table->target_database,
+							  job->table->target_table, &job->ch->caps, mcxt);
 	job->block = block_create(&job->target->rows, mcxt);
 	memset(&job->meta, 0, sizeof(job->meta));
 	job->meta.operation = ROW_SNAPSHOT;

@@ -167,8 +167,9 @@ describe_table(Pipe *pipe, PipeTable *table)
 			table->old_values = palloc(sizeof(Datum) * Max(table->natts, 1));
 			table->old_isnull = palloc(sizeof(bool) * Max(table->natts, 1));
 			MemoryContextSwitchTo(old);
-			table->target = target_make(rel, table->options, pipe->options,
-										pipe->server->dbname, &pipe->ch->caps, pipe->mcxt);
+			table->target = target_make(rel, table->options, pipe->options, table->shape,
+										pipe->server->dbname, table->info->target_database,
+										table->info->target_table, &pipe->ch->caps, pipe->mcxt);
 			catalog_set_target(pipe->id, table->relid, table->target->database,
 							   table->target->table,
 							   target_engine_name(table->target->engine),

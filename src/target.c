@@ -138,6 +138,11 @@ target_make(Relation rel, const TableOptions *options, const PipeOptions *pipe_o
 
 	target_name(RelationGetRelid(rel), options, default_database,
 				&target->database, &target->table);
+	if (database != NULL && table != NULL)
+	{
+		target->database = pstrdup(database);
+		target->table = pstrdup(table);
+	}
 	utf8_init();
 	target->ch_database = name_in_utf8(target->database);
 	target->ch_table = name_in_utf8(target->table);
@@ -150,6 +155,7 @@ target_make(Relation rel, const TableOptions *options, const PipeOptions *pipe_o
 	for (int i = 0; i < desc->natts; i++)
 	{
 		Form_pg_attribute att = TupleDescAttr(desc, i);
+		FormData_pg_attribute then;
 		bool		is_key = false;
 
 		if (att->attisdropped || compat_attr_is_virtual(att) ||
@@ -158,7 +164,9 @@ target_make(Relation rel, const TableOptions *options, const PipeOptions *pipe_o
 		for (int k = 0; k < target->key.natts; k++)
 			if (target->key.attnums[k] == att->attnum)
 				is_key = true;
-		column_map_init(&rows->columns[rows->ncolumns], att,
+		then = *att;
+		then.attnotnull = list_has(shape, psprintf("not null: column %d", att->attnum));
+		column_map_init(&rows->columns[rows->ncolumns], &then,
 						column_target_name(options, NameStr(att->attname)),
 						is_key, pipe_options->allow_nullable_columns, caps, mcxt);
 		rows->is_key[rows->ncolumns] = is_key;

@@ -43,10 +43,17 @@ extern void target_name(Oid relid, const TableOptions *options, const char *defa
  */
 extern char *target_refusal(Relation rel, const TableOptions *options, char **hint);
 
-/* Describes the target of a table, in "mcxt".  In a transaction. */
+/*
+ * Describes the target of a table, in "mcxt".  In a transaction.
+ *
+ * shape is what was recorded at the capture point: which columns can be NULL
+ * in the target was decided then.  database and table likewise, NULL the first
+ * time; a table that is renamed or moved keeps its target.
+ */
 extern Target *target_make(Relation rel, const TableOptions *options,
-						   const PipeOptions *pipe_options, const char *default_database,
-						   const TypeCaps *caps, MemoryContext mcxt);
+						   const PipeOptions *pipe_options, List *shape,
+						   const char *default_database, const char *database,
+						   const char *table, const TypeCaps *caps, MemoryContext mcxt);
 
 /*
  * Makes sure that the target exists and fits.  ours: this pipe made it, so that it may have
