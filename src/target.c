@@ -128,7 +128,8 @@ target_refusal(Relation rel, const TableOptions *options, char **hint)
 /* See target.h. */
 Target *
 target_make(Relation rel, const TableOptions *options, const PipeOptions *pipe_options,
-			const char *default_database, const TypeCaps *caps, MemoryContext mcxt)
+			List *shape, const char *default_database, const char *database,
+			const char *table, const TypeCaps *caps, MemoryContext mcxt)
 {
 	MemoryContext old = MemoryContextSwitchTo(mcxt);
 	TupleDesc	desc = RelationGetDescr(rel);
