@@ -29,9 +29,13 @@ PG_CONFIG ?= pg_config
 PGXS := $(shell $(PG_CONFIG) --pgxs 2>/dev/null)
 ifneq ($(wildcard $(PGXS)),)
 include $(PGXS)
+else
+all install:
+	@echo "clickpipe: $(PG_CONFIG) --pgxs names no file; install postgresql-server-dev, or set PG_CONFIG" >&2
+	@exit 1
 endif
 
-.PHONY: test demo bench print-REGRESS print-ISOLATION
+.PHONY: test demo bench
 
 test:
 	@test/tools/run-tests
@@ -42,10 +46,8 @@ demo:
 bench:
 	@test/bench/bench
 
-print-REGRESS:
-	@echo $(REGRESS)
-
-print-ISOLATION:
-	@echo $(ISOLATION)
+# for the scripts under test/tools
+print-%:
+	@echo '$($*)'
 
 $(OBJS): $(wildcard src/*.h)

@@ -194,4 +194,6 @@ ROLLBACK;
 DROP TABLE regress_other.orders, "Mixed Case", orders, items;
 DROP SCHEMA regress_other;
 DROP FUNCTION regress_table_options, regress_pipe_options, regress_server_option, regress_mapping_option;
+SET client_min_messages = warning;
 DROP SERVER regress_nobody CASCADE;
+DROP FUNCTION regress_try;

@@ -40,7 +40,13 @@ SELECT clickpipe_create('p', 'regress_nobody', ARRAY['mine']::regclass[]);
 RESET ROLE;
 GRANT USAGE ON FOREIGN SERVER regress_nobody TO regress_maker, regress_other;
 SET ROLE regress_maker;
-SELECT clickpipe_create('p', 'regress_nobody', ARRAY['mine']::regclass[]);
+DO $$
+BEGIN
+	PERFORM clickpipe_create('p', 'regress_nobody', ARRAY['mine']::regclass[]);
+EXCEPTION WHEN undefined_object THEN
+	-- the words differ between versions of PostgreSQL
+	RAISE INFO '%', substring(SQLERRM, '^user mapping not found');
+END $$;
 CREATE USER MAPPING FOR regress_maker SERVER regress_nobody OPTIONS (user 'default', password 'geheim');
 SELECT clickpipe_create('p', 'regress_nobody', ARRAY['mine', 'theirs']::regclass[]);
 RESET ROLE;
@@ -146,8 +152,9 @@ CREATE OPERATOR regress_trap.= (FUNCTION = regress_trap.trap_int, LEFTARG = int,
 CREATE OPERATOR regress_trap.<> (FUNCTION = regress_trap.trap_text, LEFTARG = text, RIGHTARG = text);
 SET ROLE regress_maker;
 SET search_path = regress_trap, pg_catalog, public;
+\set VERBOSITY terse
 SELECT 'a'::text = 'a'::text;
-SELECT clickpipe_pause('p') IN ('Pausing', 'Paused') IS NOT NULL;
+\set VERBOSITY default
 DO $$ BEGIN PERFORM clickpipe_pause('p'); PERFORM clickpipe_resume('p'); END $$;
 SELECT count(*) FROM clickpipe.status;
 SHOW search_path;
@@ -168,8 +175,10 @@ SELECT regress_pause('p') IN ('Pausing', 'Paused') AS paused;
 RESET ROLE;
 DROP FUNCTION regress_pause;
 
--- A role that a pipe's server knows cannot be dropped under it.
+-- A role that a server has a user mapping for cannot be dropped under it.
+\set VERBOSITY terse
 DROP ROLE regress_maker;
+\set VERBOSITY default
 
 -- Its owner drops the pipe; the worker removes what is left of it.
 SET ROLE regress_maker;
@@ -225,6 +234,7 @@ REVOKE ALL ON FUNCTION clickpipe_create, clickpipe_pause, clickpipe_resume, clic
 	clickpipe_wait, clickpipe.pipe_activity FROM regress_maker, regress_other;
 REVOKE ALL ON SCHEMA clickpipe FROM regress_maker, regress_other;
 REVOKE ALL ON clickpipe.status, clickpipe.tables FROM regress_maker, regress_other;
+SET client_min_messages = warning;
 DROP SCHEMA regress_trap CASCADE;
 DROP TABLE mine, theirs, open_to_all;
 DROP SERVER regress_nobody, regress_public CASCADE;

@@ -98,7 +98,21 @@ WHERE relnamespace = 'clickpipe'::regnamespace AND relkind = 'v' ORDER BY relnam
 SELECT count(*) FROM clickpipe.status;
 SELECT count(*) FROM clickpipe.tables;
 SELECT count(*) FROM clickpipe.pipe_activity();
-SELECT backend_type FROM pg_stat_activity WHERE backend_type LIKE 'clickpipe%';
+DO $$
+DECLARE
+	deadline timestamptz := clock_timestamp() + interval '60 s';
+BEGIN
+	-- at the start of the server the launcher looks into every database, one after the other
+	WHILE (SELECT array_agg(backend_type) FROM pg_stat_activity WHERE backend_type LIKE 'clickpipe%')
+		IS DISTINCT FROM ARRAY['clickpipe launcher'] LOOP
+		IF clock_timestamp() > deadline THEN
+			RAISE 'unexpected processes: %',
+				(SELECT array_agg(backend_type) FROM pg_stat_activity WHERE backend_type LIKE 'clickpipe%');
+		END IF;
+		PERFORM pg_sleep(0.05);
+		PERFORM pg_stat_clear_snapshot();
+	END LOOP;
+END $$;
 
 -- Settings.
 SELECT name, setting, unit, context, vartype, min_val, max_val FROM pg_settings

@@ -54,9 +54,13 @@ CREATE FOREIGN DATA WRAPPER regress_wrapper;
 CREATE SERVER regress_foreign FOREIGN DATA WRAPPER regress_wrapper;
 SELECT clickpipe_create('p', 'regress_foreign');
 CREATE SERVER regress_unmapped FOREIGN DATA WRAPPER clickpipe_fdw;
-\set VERBOSITY terse
-SELECT clickpipe_create('p', 'regress_unmapped');
-\set VERBOSITY default
+DO $$
+BEGIN
+	PERFORM clickpipe_create('p', 'regress_unmapped');
+EXCEPTION WHEN undefined_object THEN
+	-- the words differ between versions of PostgreSQL
+	RAISE INFO '%', substring(SQLERRM, '^user mapping not found');
+END $$;
 DROP SERVER regress_unmapped;
 
 --
@@ -89,9 +93,9 @@ ALTER TABLE full_no_key REPLICA IDENTITY FULL;
 CREATE TABLE no_columns ();
 CREATE TABLE prefixed_column (id int PRIMARY KEY, _clickpipe_version int);
 CREATE TABLE dotted_column (id int PRIMARY KEY, "a.b" int);
-CREATE TABLE "a table whose name has sixty bytes, which ClickHouse escapes" (id int PRIMARY KEY);
-CREATE SCHEMA "a schema, too, whose name ClickHouse will escape byte by byte";
-CREATE TABLE "a schema, too, whose name ClickHouse will escape byte by byte"."a table whose name has sixty bytes, which ClickHouse escapes" (id int PRIMARY KEY);
+-- ClickHouse escapes each of these bytes in the names of its files
+CREATE SCHEMA "------------------------------";
+CREATE TABLE "------------------------------"."-----------------------------------" (id int PRIMARY KEY);
 
 DO $$
 DECLARE
@@ -105,7 +109,7 @@ BEGIN
 		(SELECT reltoastrelid::regclass::text FROM pg_class WHERE relname = 'orders'),
 		'identity_nothing', 'identity_gone', 'no_key', 'nullable_unique', 'unused_unique', 'deferrable_key',
 		'full_no_key', 'no_columns', 'prefixed_column', 'dotted_column',
-		'"a schema, too, whose name ClickHouse will escape byte by byte"."a table whose name has sixty bytes, which ClickHouse escapes"']
+		'"------------------------------"."-----------------------------------"']
 	LOOP
 		BEGIN
 			PERFORM clickpipe_create('p', 'regress_nobody', ARRAY[source]::regclass[]);
@@ -349,7 +353,9 @@ CALL regress_await($$EXISTS (SELECT FROM clickpipe.status WHERE state = 'Paused'
 SELECT count(*) FROM pg_replication_slots;
 
 -- Without its server a pipe cannot work, says so, and can be dropped.
+SET client_min_messages = warning;
 DROP SERVER regress_nobody CASCADE;
+RESET client_min_messages;
 SELECT clickpipe_resume('p');
 CALL regress_await($$EXISTS (SELECT FROM clickpipe.status WHERE last_error LIKE '%regress_nobody%')$$);
 SELECT last_error FROM clickpipe.status;
@@ -364,8 +370,8 @@ CREATE USER MAPPING FOR CURRENT_USER SERVER regress_nobody OPTIONS (user 'defaul
 SELECT clickpipe_create('p', 'regress_nobody', ARRAY['orders']::regclass[]);
 CALL regress_await($$EXISTS (SELECT FROM clickpipe.status WHERE worker_pid IS NOT NULL)$$);
 DROP VIEW regress_traces;
-DROP EXTENSION clickpipe;
 \set VERBOSITY terse
+DROP EXTENSION clickpipe;
 SET client_min_messages = warning;
 DROP EXTENSION clickpipe CASCADE;
 RESET client_min_messages;

@@ -578,6 +578,7 @@ static void
 end_of_error(ErrorData *edata)
 {
 	Pipe	   *pipe = MyPipe;
+	char	   *message;
 
 	if (pipe == NULL)
 		proc_exit(1);
@@ -599,7 +600,8 @@ end_of_error(ErrorData *edata)
 					pipe->info ? pipe->info->name : "?", edata->message),
 			 edata->detail ? errdetail("%s", edata->detail) : 0,
 			 edata->hint ? errhint("%s", edata->hint) : 0));
-	entry_set_error(pipe->entry, 0, edata->message, 0, pipe->entry->failures + 1);
+	message = edata->hint ? psprintf("%s (%s)", edata->message, edata->hint) : edata->message;
+	entry_set_error(pipe->entry, 0, message, 0, pipe->entry->failures + 1);
 	if (pipe->info != NULL)
 	{
 		worker_begin();

@@ -41,6 +41,7 @@
 
 static void require_preloaded(void);
 static void require_decoding(void);
+static void require_free_slot(void);
 static void check_pipe_name(const char *name);
 static PipeInfo *require_pipe(const char *name, Oid caller);
 static Oid *source_array(ArrayType *array, int *n);
@@ -84,6 +85,7 @@ clickpipe_create(PG_FUNCTION_ARGS)
 
 	require_preloaded();
 	require_decoding();
+	require_free_slot();
 	check_pipe_name(name);
 	options = pipe_options_parse(json);
 	server = server_options_load(server_name, owner);
@@ -331,7 +333,7 @@ require_preloaded(void)
 				 errhint("Add clickpipe to \"shared_preload_libraries\" in postgresql.conf and restart the server.")));
 }
 
-/* ERROR if the server cannot decode its WAL, or has no slot left for a new pipe. */
+/* ERROR if the server cannot decode its WAL. */
 static void
 require_decoding(void)
 {
@@ -345,6 +347,23 @@ require_decoding(void)
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("clickpipe requires \"wal_level\" to be \"logical\""),
 				 errhint("Set wal_level = logical in postgresql.conf and restart the server.")));
+}
+
+/* ERROR if no replication slot is left for a new pipe. */
+static void
+require_free_slot(void)
+{
+	bool		found = false;
+
+	LWLockAcquire(ReplicationSlotControlLock, LW_SHARED);
+	for (int i = 0; i < max_replication_slots && !found; i++)
+		found = !ReplicationSlotCtl->replication_slots[i].in_use;
+	LWLockRelease(ReplicationSlotControlLock);
+	if (!found)
+		ereport(ERROR,
+				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+				 errmsg("all replication slots are in use"),
+				 errhint("Free one or increase \"max_replication_slots\".")));
 }
 
 /* ERROR unless a pipe may have that name. */
