@@ -680,8 +680,8 @@ sub _pg_field
 	else
 	{
 		$t = _pg_canon($c->{expr}, $c->{type}, $c->{ch_type});
-		# format() makes an empty string of NULL
-		$t = "CASE WHEN $c->{expr} IS NOT NULL THEN $t END";
+		# format() makes an empty string of NULL; a row of NULLs is no NULL
+		$t = "CASE WHEN $c->{expr} IS DISTINCT FROM NULL THEN $t END";
 	}
 	return "coalesce((SELECT octet_length(v.t)::text || ':' || v.t FROM (SELECT $t AS t) v), '\\N')";
 }

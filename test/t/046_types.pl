@@ -189,7 +189,7 @@ for my $s (@settings)
 
 # Sessions of this test need none of them; the workers get them.
 $ENV{PGOPTIONS} = join ' ', map { "-c $_" } (
-	'search_path=public', 'statement_timeout=0', 'lock_timeout=0',
+	'search_path=public', 'quote_all_identifiers=off', 'xmlbinary=base64', 'statement_timeout=0', 'lock_timeout=0',
 	'idle_in_transaction_session_timeout=0', 'default_transaction_isolation=read\ committed');
 $ENV{PGCLIENTENCODING} = 'UTF8';
 
@@ -211,7 +211,7 @@ for my $table (qw(types types_full))
 		  . "UPDATE $table SET c_text = 'é', nc_text = '', c_bytea = '\\xff', nc_bytea = '\\x00', a_int4 = '{}', a_text = '{}', c_bool = NOT nc_bool, c_int4 = NULL, c_num76 = 1, c_enum = 'ok', c_jsonb = NULL WHERE id % 5 = 2;");
 }
 # unchanged large values, from the old row
-$node->safe_psql('postgres', "UPDATE types_full SET c_int2 = 1, $update WHERE id % 2 = 0");
+$node->safe_psql('postgres', "UPDATE types_full SET $update WHERE id % 2 = 0");
 wait_caught_up($node, 'p');
 parity_ok($node, $ch, 'types',      name => 'all types, changed');
 parity_ok($node, $ch, 'types_full', name => 'all types, changed, REPLICA IDENTITY FULL');
