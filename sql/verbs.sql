@@ -105,7 +105,7 @@ DECLARE
 BEGIN
 	FOREACH source IN ARRAY ARRAY['a_view', 'a_matview', 'a_foreign_table', 'a_sequence', 'orders_pkey',
 		'a_composite', 'a_temporary_table', 'an_unlogged_table', 'a_partitioned_table', 'a_partition',
-		'a_parent', 'pg_class', 'information_schema.tables',
+		'a_parent', 'clickpipe.pipe_state', 'pg_class', 'information_schema.tables',
 		(SELECT reltoastrelid::regclass::text FROM pg_class WHERE relname = 'orders'),
 		'identity_nothing', 'identity_gone', 'no_key', 'nullable_unique', 'unused_unique', 'deferrable_key',
 		'full_no_key', 'no_columns', 'prefixed_column', 'dotted_column',
@@ -139,10 +139,9 @@ ALTER TABLE identity_gone REPLICA IDENTITY FULL;
 ALTER TABLE unused_unique REPLICA IDENTITY FULL;
 CREATE UNIQUE INDEX full_no_key_b ON full_no_key (b);
 ALTER TABLE full_no_key ALTER b SET NOT NULL;
-DROP TABLE a_child;
 SELECT clickpipe_create('p', 'regress_nobody',
 	ARRAY['an_unlogged_table', 'identity_nothing', 'identity_gone', 'unused_unique', 'full_no_key',
-		'a_parent', 'no_key', 'deferrable_key', 'prefixed_column', 'dotted_column']::regclass[],
+		'no_key', 'deferrable_key', 'prefixed_column', 'dotted_column']::regclass[],
 	'{"tables": {"no_key": {"table_engine": "MergeTree"},
 		"deferrable_key": {"table_engine": "MergeTree"},
 		"prefixed_column": {"columns": {"_clickpipe_version": {"name": "version"}}},
@@ -199,11 +198,11 @@ SELECT * FROM regress_traces;
 BEGIN;
 SELECT clickpipe_create('p', 'regress_nobody', ARRAY['orders', 'items']::regclass[]);
 SELECT pipe, state, server, replication_mode, tables, worker_pid, slot_name FROM clickpipe.status;
-SELECT pipe, source, target, state, chunks_done, chunks_total FROM clickpipe.tables;
+SELECT pipe, source, target, state, chunks_done, chunks_total FROM clickpipe.tables ORDER BY source::text;
 SELECT clickpipe_pause('p');
 SELECT clickpipe_resume('p');
 SELECT clickpipe_drop('p');
-SELECT * FROM clickpipe.status;
+SELECT count(*) FROM clickpipe.status;
 ROLLBACK;
 SELECT * FROM regress_traces;
 
@@ -316,8 +315,8 @@ SELECT state FROM clickpipe.status;
 -- A drop that is rolled back is none.
 BEGIN;
 SELECT clickpipe_drop('p');
-SELECT * FROM clickpipe.status;
-SELECT * FROM clickpipe.tables;
+SELECT count(*) FROM clickpipe.status;
+SELECT count(*) FROM clickpipe.tables;
 SELECT clickpipe_pause('p');
 ROLLBACK;
 BEGIN;

@@ -21,6 +21,7 @@
 #include "miscadmin.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
+#include "utils/syscache.h"
 
 #include "compat.h"
 #include "options.h"
@@ -133,6 +134,17 @@ server_options_load(const char *server_name, Oid owner)
 
 	foreach(lc, server->options)
 		apply_server_option(result, lfirst_node(DefElem, lc));
+	if (!SearchSysCacheExists2(USERMAPPINGUSERSERVER, ObjectIdGetDatum(owner),
+							   ObjectIdGetDatum(server->serverid)) &&
+		!SearchSysCacheExists2(USERMAPPINGUSERSERVER, ObjectIdGetDatum(InvalidOid),
+							   ObjectIdGetDatum(server->serverid)))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("role \"%s\" has no user mapping for server \"%s\"",
+						GetUserNameFromId(owner, false), server_name),
+				 errhint("CREATE USER MAPPING FOR %s SERVER %s OPTIONS (user '...', password '...').",
+						 quote_identifier(GetUserNameFromId(owner, false)),
+						 quote_identifier(server_name))));
 	mapping = GetUserMapping(owner, server->serverid);
 	foreach(lc, mapping->options)
 		apply_server_option(result, lfirst_node(DefElem, lc));
@@ -186,6 +198,12 @@ apply_server_option(ChServer *server, DefElem *def)
 		server->user = defGetString(def);
 	else if (strcmp(name, "password") == 0)
 		server->password = defGetString(def);
+
+	if ((strcmp(name, "dbname") == 0 || strcmp(name, "user") == 0) &&
+		defGetString(def)[0] == '\0')
+		ereport(ERROR,
+				(errcode(ERRCODE_FDW_INVALID_ATTRIBUTE_VALUE),
+				 errmsg("option \"%s\" must not be empty", name)));
 
 	/* these travel in HTTP headers */
 	if ((strcmp(name, "user") == 0 || strcmp(name, "password") == 0) &&

@@ -233,7 +233,8 @@ recreate_history(Pipe *pipe, PipeTable *table)
 	}
 	if (!target_drop(pipe->ch, table->target->ch_database, table->target->ch_table,
 					 CLICKHOUSE_TIMEOUT_MS, &err) ||
-		!target_prepare(pipe->ch, table->target, pipe->options, true, true, &err, &hint))
+		!target_prepare(pipe->ch, table->target, pipe->options, pipe->id, true, true,
+						&err, &hint))
 		ereport(ERROR,
 				(errcode(ERRCODE_CONNECTION_FAILURE),
 				 errmsg("could not make target %s.%s anew: %s", table->target->database,

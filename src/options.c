@@ -79,6 +79,7 @@ static void parse_options(Jsonb *json, const OptionDef *defs, int ndefs,
 						  void *result, const char *what);
 static void parse_option(const OptionDef *def, JsonbValue *value, void *field,
 						 const char *what);
+static bool parse_size(JsonbValue *value, int64 *size);
 static List *parse_string_list(const OptionDef *def, JsonbValue *value, const char *what);
 static List *parse_columns(const OptionDef *def, JsonbValue *value, const char *what);
 _Noreturn static void option_value_error(const OptionDef *def, const char *what);
@@ -100,12 +101,12 @@ pipe_options_parse(Jsonb *json)
 	options->snapshot_num_rows_per_partition = 100000;
 	options->allow_nullable_columns = true;
 	options->delete_on_merge = true;
-	parse_options(json, pipe_option_defs, lengthof(pipe_option_defs), options, "pipe");
+	parse_options(json, pipe_option_defs, lengthof(pipe_option_defs), options, "the pipe");
 
 	if (options->max_unacked_bytes < options->max_block_bytes)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("pipe option \"max_unacked_bytes\" must not be less than \"max_block_bytes\"")));
+				 errmsg("option \"max_unacked_bytes\" of the pipe must not be less than \"max_block_bytes\"")));
 	return options;
 }
 
@@ -143,7 +144,7 @@ parse_options(Jsonb *json, const OptionDef *defs, int ndefs, void *result,
 	if (!JB_ROOT_IS_OBJECT(json) || JB_ROOT_IS_SCALAR(json))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("options of a %s must be a JSON object", what)));
+				 errmsg("options of %s must be a JSON object", what)));
 
 	it = JsonbIteratorInit(&json->root);
 	token = JsonbIteratorNext(&it, &key, false);
@@ -165,7 +166,7 @@ parse_options(Jsonb *json, const OptionDef *defs, int ndefs, void *result,
 				appendStringInfo(&known, "%s%s", i > 0 ? ", " : "", defs[i].name);
 			ereport(ERROR,
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-					 errmsg("unrecognized %s option \"%s\"", what, name),
+					 errmsg("unrecognized option \"%s\" of %s", name, what),
 					 errhint("Valid options are: %s.", known.data)));
 		}
 		parse_option(def, &value, (char *) result + def->offset, what);
@@ -204,23 +205,10 @@ parse_option(const OptionDef *def, JsonbValue *value, void *field, const char *w
 			}
 
 		case OPTION_SIZE:
-			{
-				int64		size;
-
-				if (value->type == jbvNumeric)
-					size = DatumGetInt64(DirectFunctionCall1(numeric_int8,
-															 NumericGetDatum(value->val.numeric)));
-				else if (value->type == jbvString)
-					size = DatumGetInt64(DirectFunctionCall1(pg_size_bytes,
-															 PointerGetDatum(cstring_to_text_with_len(value->val.string.val,
-																									  value->val.string.len))));
-				else
-					option_value_error(def, what);
-				if (size < def->min || size > def->max)
-					option_value_error(def, what);
-				*(int64 *) field = size;
-				break;
-			}
+			if (!parse_size(value, (int64 *) field) ||
+				*(int64 *) field < def->min || *(int64 *) field > def->max)
+				option_value_error(def, what);
+			break;
 
 		case OPTION_ENUM:
 			{
@@ -259,6 +247,48 @@ parse_option(const OptionDef *def, JsonbValue *value, void *field, const char *w
 			*(List **) field = parse_columns(def, value, what);
 			break;
 	}
+}
+
+/*
+ * Parses a number of bytes, or a string such as "32MB" or "1.5 GB".  False if
+ * it is neither.
+ */
+static bool
+parse_size(JsonbValue *value, int64 *size)
+{
+	static const struct
+	{
+		const char *name;
+		double		bytes;
+	}			units[] = {{"", 1}, {"B", 1}, {"kB", 1024.0}, {"MB", 1048576.0}, {"GB", 1073741824.0}};
+	double		bytes;
+
+	if (value->type == jbvNumeric)
+		bytes = DatumGetFloat8(DirectFunctionCall1(numeric_float8_no_overflow,
+												   NumericGetDatum(value->val.numeric)));
+	else if (value->type == jbvString)
+	{
+		char	   *s = pnstrdup(value->val.string.val, value->val.string.len);
+		char	   *unit;
+		int			i;
+
+		bytes = strtod(s, &unit);
+		if (unit == s)
+			return false;
+		while (*unit == ' ')
+			unit++;
+		for (i = 0; i < lengthof(units) && pg_strcasecmp(unit, units[i].name) != 0; i++)
+			 /* look on */ ;
+		if (i == lengthof(units))
+			return false;
+		bytes *= units[i].bytes;
+	}
+	else
+		return false;
+	if (!(bytes >= 0 && bytes < 9e18))
+		return false;
+	*size = (int64) bytes;
+	return true;
 }
 
 /* Parses an array of strings. */
@@ -317,7 +347,7 @@ parse_columns(const OptionDef *def, JsonbValue *value, const char *what)
 			if (strcmp(name, "name") != 0)
 				ereport(ERROR,
 						(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-						 errmsg("unrecognized option \"%s\" for column \"%s\" of %s",
+							 errmsg("unrecognized option \"%s\" of column \"%s\" of %s",
 								name, column->column, what),
 						 errhint("Valid options are: name.")));
 			if (subvalue.type != jbvString || subvalue.val.string.len == 0)
@@ -368,7 +398,7 @@ option_value_error(const OptionDef *def, const char *what)
 	}
 	ereport(ERROR,
 			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-			 errmsg("invalid value for %s option \"%s\"", what, def->name),
+			 errmsg("invalid value for option \"%s\" of %s", def->name, what),
 			 errhint("It must be %s.", allowed)));
 }
 

@@ -36,6 +36,7 @@
 #include "compat.h"
 #include "source.h"
 
+static bool has_children(Relation rel);
 static Oid	find_unique_index(Relation rel);
 static void key_of_index(Oid indexoid, SourceKey *key);
 static List *shape_of_type(List *shape, Oid typid, List **watch, int depth);
@@ -79,7 +80,7 @@ source_refusal(Relation rel, char **hint)
 	}
 	if (form->relispartition)
 		return "it is a partition, which this version does not support yet";
-	if (form->relhassubclass && has_subclass(RelationGetRelid(rel)))
+	if (has_children(rel))
 		return "other tables inherit from it, which this version does not support yet";
 	if (rel->rd_tableam->scan_set_tidrange == NULL)
 		return "its access method cannot scan ranges of rows";
@@ -145,6 +146,14 @@ source_key(Relation rel, SourceKey *key)
 		default:
 			break;
 	}
+}
+
+/* Does another table inherit from this one?  (relhassubclass is also true some time after.) */
+static bool
+has_children(Relation rel)
+{
+	return rel->rd_rel->relhassubclass &&
+		find_inheritance_children(RelationGetRelid(rel), NoLock) != NIL;
 }
 
 /*
@@ -214,7 +223,7 @@ source_shape(Relation rel, List **watch)
 									rel->rd_rel->relkind, rel->rd_rel->relpersistence,
 									rel->rd_rel->relreplident,
 									rel->rd_rel->relispartition ? " partition" : ""));
-	if (rel->rd_rel->relhassubclass && has_subclass(RelationGetRelid(rel)))
+	if (has_children(rel))
 		shape = lappend(shape, "table has inheritance children");
 
 	source_key(rel, &key);

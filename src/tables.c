@@ -216,7 +216,7 @@ prepare_target(Pipe *pipe, PipeTable *table)
 		TimestampTz retry_at;
 
 		/* after P is fixed a missing target is lost rows, not a reason to make one */
-		if (target_prepare(pipe->ch, target, pipe->options, ours,
+		if (target_prepare(pipe->ch, target, pipe->options, pipe->id, ours,
 						   XLogRecPtrIsInvalid(table->capture_lsn), &err, &hint))
 			break;
 		if (err.class == CH_PERMANENT || err.class == CH_REFRESH)

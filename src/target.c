@@ -9,7 +9,9 @@
  */
 #include "clickpipe.h"
 
+#include "access/xlog.h"
 #include "lib/stringinfo.h"
+#include "miscadmin.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 
@@ -20,11 +22,16 @@
 /* ClickHouse keeps a table in a file of its escaped name, "_resync" included. */
 #define MAX_ESCAPED_NAME	200
 
+/* Begins the comment of every target. */
+#define TARGET_MARK			"mirrored by clickpipe, pipe"
+
 static bool list_has(List *list, const char *name);
 static const char *column_target_name(const TableOptions *options, const char *attname);
 static int	escaped_length(const char *name);
 static char *engine_clause(const Target *target, const PipeOptions *options);
-static char *create_sql(const Target *target, const PipeOptions *options, const ChServer *server);
+static char *target_mark(int32 pipe_id);
+static char *create_sql(const Target *target, const PipeOptions *options, const ChServer *server,
+						const char *mark);
 static bool check_columns(ChClient *ch, const Target *target, ChError *err, const char **hint);
 static bool check_engine(ChClient *ch, const Target *target, ChError *err, const char **hint);
 static void append_table(StringInfo buf, const char *database, const char *table);
@@ -194,21 +201,23 @@ target_make(Relation rel, const TableOptions *options, const PipeOptions *pipe_o
 
 /* See target.h. */
 bool
-target_prepare(ChClient *ch, const Target *target, const PipeOptions *options,
+target_prepare(ChClient *ch, const Target *target, const PipeOptions *options, int32 pipe_id,
 			   bool ours, bool may_create, ChError *err, const char **hint)
 {
+	char	   *mark = target_mark(pipe_id);
 	StringInfoData sql;
 	StringInfoData answer;
 
 	*hint = NULL;
 	initStringInfo(&sql);
 	initStringInfo(&answer);
-	appendStringInfoString(&sql, "SELECT count() FROM system.tables WHERE ");
+	appendStringInfoString(&sql, "SELECT comment FROM system.tables WHERE ");
 	append_where_table(&sql, "name", target);
+	appendStringInfoString(&sql, " FORMAT TabSeparatedRaw");
 	if (!ch_query(ch, sql.data, false, 30000, &answer, err))
 		return false;
 
-	if (atoi(answer.data) == 0)
+	if (answer.len == 0)
 	{
 		if (!may_create)
 		{
@@ -232,11 +241,17 @@ target_prepare(ChClient *ch, const Target *target, const PipeOptions *options,
 			if (atoi(count.data) == 0 && !ch_query(ch, sql.data, false, 60000, NULL, err))
 				return false;
 		}
-		if (!ch_query(ch, create_sql(target, options, &ch->server), false, 60000, NULL, err))
-			return false;
-		return true;
+		return ch_query(ch, create_sql(target, options, &ch->server, mark), false, 60000, NULL, err);
 	}
 
+	answer.data[strcspn(answer.data, "\n")] = '\0';
+	if (strncmp(answer.data, TARGET_MARK, strlen(TARGET_MARK)) == 0 &&
+		strcmp(answer.data, mark) != 0)
+	{
+		*hint = "Choose another name with the table option target_table, or drop the target in ClickHouse if that pipe is gone.";
+		return refuse(err, "target %s.%s belongs to another pipe",
+					  target->database, target->table);
+	}
 	if (!ours)
 	{
 		resetStringInfo(&sql);
@@ -252,6 +267,14 @@ target_prepare(ChClient *ch, const Target *target, const PipeOptions *options,
 			return refuse(err, "target %s.%s exists and has rows already",
 						  target->database, target->table);
 		}
+		if (!check_engine(ch, target, err, hint) || !check_columns(ch, target, err, hint))
+			return false;
+		resetStringInfo(&sql);
+		appendStringInfoString(&sql, "ALTER TABLE ");
+		append_table(&sql, target->ch_database, target->ch_table);
+		appendStringInfoString(&sql, " MODIFY COMMENT ");
+		append_ch_literal(&sql, mark);
+		return ch_query(ch, sql.data, false, 60000, NULL, err);
 	}
 	return check_engine(ch, target, err, hint) && check_columns(ch, target, err, hint);
 }
@@ -352,9 +375,21 @@ check_engine(ChClient *ch, const Target *target, ChError *err, const char **hint
 	return true;
 }
 
+/*
+ * Returns the comment that says whose a target is.  Two pipes that write to
+ * one target would overwrite each other's rows, or not, by chance.
+ */
+static char *
+target_mark(int32 pipe_id)
+{
+	return psprintf("%s " UINT64_FORMAT "-%u-%d", TARGET_MARK, GetSystemIdentifier(),
+					MyDatabaseId, pipe_id);
+}
+
 /* Returns the CREATE TABLE of a target. */
 static char *
-create_sql(const Target *target, const PipeOptions *options, const ChServer *server)
+create_sql(const Target *target, const PipeOptions *options, const ChServer *server,
+		   const char *mark)
 {
 	StringInfoData sql;
 	ListCell   *lc;
@@ -392,6 +427,8 @@ create_sql(const Target *target, const PipeOptions *options, const ChServer *ser
 	foreach(lc, settings)
 		appendStringInfo(&sql, "%s %s", foreach_current_index(lc) == 0 ? " SETTINGS" : ",",
 						 (char *) lfirst(lc));
+	appendStringInfoString(&sql, " COMMENT ");
+	append_ch_literal(&sql, mark);
 	return sql.data;
 }
 

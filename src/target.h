@@ -61,7 +61,8 @@ extern Target *target_make(Relation rel, const TableOptions *options,
  * CH_PERMANENT if it does not fit), *hint what to do.  Waits for the network; not in a transaction.
  */
 extern bool target_prepare(ChClient *ch, const Target *target, const PipeOptions *options,
-						   bool ours, bool may_create, ChError *err, const char **hint);
+						   int32 pipe_id, bool ours, bool may_create, ChError *err,
+						   const char **hint);
 
 /* Drops a target (names in UTF8), if it is there, at once and for good. */
 extern bool target_drop(ChClient *ch, const char *database, const char *table,

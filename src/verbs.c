@@ -49,6 +49,7 @@ static void check_source(Oid relid, Oid owner, Jsonb *json);
 static Jsonb *find_table_options(Jsonb *tables, Oid relid);
 static void check_table_names(Jsonb *tables, const Oid *relids, int n);
 static void check_target_names(const Oid *relids, int n, Jsonb **options, const char *dbname);
+static char *qualified_name(Oid relid);
 static PipeEntry *entry_of(const PipeInfo *pipe);
 static bool pipe_loads_done(int32 pipe_id);
 static int64 retained_wal(const char *slot_name);
@@ -110,8 +111,7 @@ clickpipe_create(PG_FUNCTION_ARGS)
 	pipe_id = catalog_insert_pipe(name, owner, server_name, json);
 	for (int i = 0; i < ntables; i++)
 		catalog_insert_table(pipe_id, relids[i], i + 1,
-							 quote_qualified_identifier(get_namespace_name(get_rel_namespace(relids[i])),
-														get_rel_name(relids[i])),
+							 qualified_name(relids[i]),
 							 table_options[i]);
 	catalog_leave(&access);
 
@@ -486,6 +486,7 @@ find_table_options(Jsonb *tables, Oid relid)
 static void
 check_table_names(Jsonb *tables, const Oid *relids, int n)
 {
+	List	   *seen = NIL;
 	JsonbIterator *it;
 	JsonbValue	key;
 	JsonbValue	value;
@@ -501,19 +502,29 @@ check_table_names(Jsonb *tables, const Oid *relids, int n)
 		bool		found = false;
 
 		(void) JsonbIteratorNext(&it, &value, true);
+		if (name[0] == '\0')
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("option \"tables\" of the pipe has an empty table name")));
 		relid = RangeVarGetRelid(makeRangeVarFromNameList(compat_qualified_name_list(name)),
 								 NoLock, true);
 		for (int i = 0; i < n && !found; i++)
 			found = (relids[i] == relid);
+		if (list_member_oid(seen, relid) && found)
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("option \"tables\" of the pipe names table %s twice",
+							qualified_name(relid))));
+		seen = lappend_oid(seen, relid);
 		if (!found)
 			ereport(ERROR,
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-					 errmsg("pipe option \"tables\" names \"%s\", which is not a table of the pipe", name),
+					 errmsg("option \"tables\" of the pipe names \"%s\", which is not a table of the pipe", name),
 					 errhint("List it in the argument \"tables\" of clickpipe_create as well.")));
 		if (value.type != jbvBinary || !JsonContainerIsObject(value.val.binary.data))
 			ereport(ERROR,
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-					 errmsg("options of a table \"%s\" must be a JSON object", name)));
+					 errmsg("options of table \"%s\" must be a JSON object", name)));
 	}
 }
 
@@ -535,10 +546,18 @@ check_target_names(const Oid *relids, int n, Jsonb **options, const char *dbname
 			if (strcmp(names[i], names[j]) == 0)
 				ereport(ERROR,
 						(errcode(ERRCODE_DUPLICATE_TABLE),
-						 errmsg("tables \"%s\" and \"%s\" would both go to %s",
-								get_rel_name(relids[j]), get_rel_name(relids[i]), names[i]),
+						 errmsg("tables %s and %s would both go to %s",
+								qualified_name(relids[j]), qualified_name(relids[i]), names[i]),
 						 errhint("Use the table option target_table for one of them.")));
 	}
+}
+
+/* Returns a table's name with its schema, quoted. */
+static char *
+qualified_name(Oid relid)
+{
+	return quote_qualified_identifier(get_namespace_name(get_rel_namespace(relid)),
+									  get_rel_name(relid));
 }
 
 /* Returns the pipe's entry in shared memory, making one if the launcher has not yet. */

@@ -174,7 +174,7 @@ sub insert_sql
 }
 
 $node->safe_psql('postgres', "SET client_encoding = 'UTF8'; CREATE TABLE types (id int PRIMARY KEY, "
-	  . join(', ', @definition) . ');'
+	  . join(', ', @definition) . ') WITH (toast_tuple_target = 8160);'
 	  . 'CREATE TABLE types_full (LIKE types INCLUDING ALL); ALTER TABLE types_full REPLICA IDENTITY FULL;'
 	  . insert_sql('types', 0 .. $n - 1)
 	  . 'INSERT INTO types_full SELECT * FROM types');
@@ -199,8 +199,9 @@ wait_caught_up($node, 'p');
 parity_ok($node, $ch, 'types',      name => 'all types, loaded');
 parity_ok($node, $ch, 'types_full', name => 'all types, loaded, REPLICA IDENTITY FULL');
 
-# As changes.  Every large value is written anew: without REPLICA IDENTITY FULL
-# an unchanged one would set the table aside.
+# As changes.  Every value that is so large that it is out of line (which
+# toast_tuple_target keeps few) is written anew: without REPLICA IDENTITY FULL an
+# unchanged one would set the table aside.
 my $update = join ', ', map { "$_->[0] = n$_->[0], n$_->[0] = coalesce($_->[0], n$_->[0])" } @types;
 for my $table (qw(types types_full))
 {
