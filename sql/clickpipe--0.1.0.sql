@@ -194,7 +194,10 @@ SELECT
 	coalesce(a.rows_updated, s.rows_updated) AS rows_updated,
 	coalesce(a.rows_deleted, s.rows_deleted) AS rows_deleted,
 	coalesce(a.last_flush_at, s.last_flush_at) AS last_flush_at,
-	coalesce(a.last_error, s.last_error, f.last_error) AS last_error,
+	coalesce(a.last_error, s.last_error, f.last_error,
+		CASE WHEN a.pipe IS NULL AND s.state NOT IN ('Paused', 'Failed', 'Completed')
+			THEN 'the launcher does not run this pipe: see the server log, and whether "max_worker_processes" is large enough'
+		END) AS last_error,
 	CASE WHEN a.last_error IS NOT NULL THEN a.last_error_code
 		WHEN s.last_error IS NOT NULL THEN s.last_error_code
 		ELSE f.last_error_code END AS last_error_code,

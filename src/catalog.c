@@ -182,6 +182,13 @@ pipe_from_row(int row, MemoryContext mcxt)
 	return pipe;
 }
 
+/* Is a pipe that is older than this one being dropped with its targets? */
+bool
+catalog_targets_being_dropped(int32 pipe)
+{
+	return run("SELECT 1 FROM clickpipe.pipe WHERE dropped AND drop_targets AND id < %d", pipe) > 0;
+}
+
 /* Returns the tables of a pipe (TableInfo *) in their order. */
 List *
 catalog_load_tables(int32 pipe, MemoryContext mcxt)

@@ -103,6 +103,7 @@ extern bool catalog_exists(void);
 extern PipeInfo *catalog_find_pipe(const char *name, MemoryContext mcxt);
 extern PipeInfo *catalog_load_pipe(int32 id, MemoryContext mcxt);
 extern List *catalog_load_pipes(MemoryContext mcxt);
+extern bool catalog_targets_being_dropped(int32 pipe);
 extern List *catalog_load_tables(int32 pipe, MemoryContext mcxt);
 extern List *catalog_load_chunks(int32 pipe, Oid relid, MemoryContext mcxt);
 

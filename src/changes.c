@@ -110,26 +110,34 @@ changes_apply(Pipe *pipe, ReorderBufferTXN *txn, Relation rel, ReorderBufferChan
 	if (table->unchecked && !shape_fits(pipe, table, rel))
 		goto done;
 
-	history = (table->target->engine == ENGINE_MERGE_TREE);
-	if (history &&
-		(pipe->commit_lsn < table->cursor_hi ||
-		 (pipe->commit_lsn == table->cursor_hi && change->lsn <= table->cursor_lo)))
-		goto done;				/* the target has it already */
-
 	make_room(pipe, table, change->lsn);
 	if (table->failure.failed)
 		goto done;				/* the wait may have set it aside */
-
-	meta.version_hi = pipe->commit_lsn;
-	meta.version_lo = change->lsn;
-	meta.is_deleted = false;
-	meta.commit_ts = pipe->commit_ts;
 
 	if (!table->in_txn)
 	{
 		table->in_txn = true;
 		pipe->txn_tables[pipe->txn_ntables++] = table;
 	}
+	history = (table->target->engine == ENGINE_MERGE_TREE);
+	if (history &&
+		(pipe->commit_lsn < table->cursor_hi ||
+		 (pipe->commit_lsn == table->cursor_hi && change->lsn <= table->cursor_lo)))
+	{
+		/* the target has it already, but it was not counted yet */
+		if (change->action == REORDER_BUFFER_CHANGE_INSERT)
+			table->txn_inserted++;
+		else if (change->action == REORDER_BUFFER_CHANGE_UPDATE)
+			table->txn_updated++;
+		else if (change->action == REORDER_BUFFER_CHANGE_DELETE)
+			table->txn_deleted++;
+		goto done;
+	}
+
+	meta.version_hi = pipe->commit_lsn;
+	meta.version_lo = change->lsn;
+	meta.is_deleted = false;
+	meta.commit_ts = pipe->commit_ts;
 
 	switch (change->action)
 	{

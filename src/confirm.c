@@ -234,6 +234,37 @@ publish(Pipe *pipe)
 }
 
 /*
+ * Persists the acknowledged position with the counters as of there, if it has
+ * moved; and before that the failures of tables whose rows were left out.
+ * Not in a callback or transaction.
+ */
+void
+confirm_save(Pipe *pipe)
+{
+	TableCounts *counts;
+	int			ncounts = 0;
+
+	pipe_flush_failures(pipe);
+	if (pipe->acked_lsn <= pipe->persisted_lsn)
+		return;
+	worker_begin();
+	counts = palloc(sizeof(TableCounts) * Max(pipe->ntables, 1));
+	for (int i = 0; i < pipe->ntables; i++)
+		if (pipe->tables[i]->counts_dirty)
+			counts[ncounts++] = pipe->tables[i]->counts;
+	catalog_set_confirmed(pipe->id, pipe->acked_lsn, pipe->rows_inserted,
+						  pipe->rows_updated, pipe->rows_deleted,
+						  pipe->last_flush_at, counts, ncounts);
+	worker_commit();
+
+	for (int i = 0; i < pipe->ntables; i++)
+		pipe->tables[i]->counts_dirty = false;
+	pipe->persisted_lsn = pipe->acked_lsn;
+	pipe->persisted_at = GetCurrentTimestamp();
+	pipe->own_wal_end = XactLastCommitEnd;
+}
+
+/*
  * Persists the acknowledged position and then confirms the slot to it: at
  * most once a second while rows flow, and rarely while the pipe is idle.
  * What we write ourselves does not count as traffic, or an idle server would
@@ -243,8 +274,6 @@ void
 confirm_persist(Pipe *pipe, bool force)
 {
 	TimestampTz now;
-	TableCounts *counts;
-	int			ncounts = 0;
 	bool		rows_moved = false;
 
 	Assert(!pipe->in_callback);
@@ -267,22 +296,7 @@ confirm_persist(Pipe *pipe, bool force)
 			return;
 	}
 
-	worker_begin();
-	counts = palloc(sizeof(TableCounts) * Max(pipe->ntables, 1));
-	for (int i = 0; i < pipe->ntables; i++)
-		if (pipe->tables[i]->counts_dirty)
-			counts[ncounts++] = pipe->tables[i]->counts;
-	catalog_set_confirmed(pipe->id, pipe->acked_lsn, pipe->rows_inserted,
-						  pipe->rows_updated, pipe->rows_deleted,
-						  pipe->last_flush_at, counts, ncounts);
-	worker_commit();
-
-	for (int i = 0; i < pipe->ntables; i++)
-		pipe->tables[i]->counts_dirty = false;
-	pipe->persisted_lsn = pipe->acked_lsn;
-	pipe->persisted_at = now;
-	pipe->own_wal_end = XactLastCommitEnd;
-
+	confirm_save(pipe);
 	LogicalConfirmReceivedLocation(pipe->persisted_lsn);
 	ReplicationSlotMarkDirty();
 }

@@ -34,10 +34,11 @@ extern bool slot_exists(const char *name, bool *ours);
 extern void slot_drop(const char *name);
 
 /*
- * Acquires the slot and begins to decode at the position confirmed, outside of any transaction.  The decoding flag
- * is clear afterwards.
+ * Acquires the slot, unless it is, and begins to decode: the first transaction
+ * is the one that commits at start_lsn or later.  Outside of any transaction.
+ * The decoding flag is clear afterwards.
  */
-extern LogicalDecodingContext *slot_open(const char *name);
+extern LogicalDecodingContext *slot_open(const char *name, XLogRecPtr start_lsn);
 
 /* The next record of the WAL flushed, NULL at its end.  Does not wait. */
 extern XLogRecord *decode_read_record(LogicalDecodingContext *ctx);

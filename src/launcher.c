@@ -36,6 +36,7 @@
 
 #define LOOK_AROUND_MS		10000	/* if nothing wakes it */
 #define NO_SLOT_RETRY_MS	2000
+#define SAY_AGAIN_MS		60000
 #define START_TIMEOUT_MS	30000	/* a worker that has not begun by then never will */
 
 static List *list_databases(MemoryContext mcxt);
@@ -114,6 +115,7 @@ static void
 scout_databases(MemoryContext mcxt)
 {
 	List	   *databases = list_databases(mcxt);
+	TimestampTz said = 0;
 	ListCell   *lc;
 
 	foreach(lc, databases)
@@ -124,10 +126,16 @@ scout_databases(MemoryContext mcxt)
 		while (!worker_start("clickpipe_scout_main", "clickpipe scout", "clickpipe scout",
 							 &args, true, &handle))
 		{
-			ereport(LOG,
-					(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
-					 errmsg("clickpipe launcher is out of background worker slots"),
-					 errhint("You might need to increase \"max_worker_processes\".")));
+			if (TimestampDifferenceExceeds(said, GetCurrentTimestamp(), SAY_AGAIN_MS))
+			{
+				said = GetCurrentTimestamp();
+				ereport(LOG,
+						(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+						 errmsg("clickpipe launcher is out of background worker slots"),
+						 errhint("You might need to increase \"max_worker_processes\".")));
+			}
+			/* pipes made meanwhile are tried, or say what is missing */
+			(void) start_due_workers();
 			(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
 							 NO_SLOT_RETRY_MS, PG_WAIT_EXTENSION);
 			ResetLatch(MyLatch);

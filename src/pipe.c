@@ -249,7 +249,7 @@ run(void)
 
 	changes_init(pipe);
 	old = MemoryContextSwitchTo(mcxt);
-	pipe->decoding = slot_open(pipe->info->slot_name);
+	pipe->decoding = slot_open(pipe->info->slot_name, pipe->info->confirmed_lsn);
 	MemoryContextSwitchTo(old);
 	pipe->persisted_lsn = pipe->acked_lsn = pipe->read_lsn = pipe->info->confirmed_lsn;
 
@@ -579,10 +579,20 @@ end_of_error(ErrorData *edata)
 {
 	Pipe	   *pipe = MyPipe;
 	char	   *message;
+	bool		gone;
 
 	if (pipe == NULL)
 		proc_exit(1);
 	pipe->in_callback = false;
+	/* what ClickHouse has acknowledged so far need not be sent, nor counted, again */
+	if (pipe->persisted_lsn != InvalidXLogRecPtr && pipe->info != NULL)
+	{
+		worker_begin();
+		gone = !catalog_exists();
+		worker_commit();
+		if (!gone)
+			confirm_save(pipe);
+	}
 	if (pipe_orders_changed(pipe))
 	{
 		pipe_check_orders(pipe);

@@ -210,6 +210,7 @@ extern bool block_is_full(Pipe *pipe, PipeTable *table);
 /* confirm.c */
 extern void confirm_commit(Pipe *pipe, XLogRecPtr commit_lsn, TimestampTz commit_ts);
 extern void confirm_advance(Pipe *pipe);
+extern void confirm_save(Pipe *pipe);
 extern void confirm_persist(Pipe *pipe, bool force);
 
 /* loads.c */

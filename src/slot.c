@@ -90,7 +90,7 @@ slot_drop(const char *name)
 
 /* See decode.h. */
 LogicalDecodingContext *
-slot_open(const char *name)
+slot_open(const char *name, XLogRecPtr start_lsn)
 {
 	LogicalDecodingContext *ctx;
 
@@ -98,7 +98,7 @@ slot_open(const char *name)
 	compat_check_decoding_requirements();
 	if (MyReplicationSlot == NULL)
 		compat_slot_acquire(name);
-	ctx = CreateDecodingContext(InvalidXLogRecPtr, NIL, false,
+	ctx = CreateDecodingContext(start_lsn, NIL, false,
 								XL_ROUTINE(.page_read = read_page,
 										   .segment_open = wal_segment_open,
 										   .segment_close = wal_segment_close),

@@ -24,6 +24,8 @@
 #include "compat.h"
 #include "pipe.h"
 
+#define DROP_POLL_MS	50
+
 typedef struct TableHashEntry
 {
 	Oid			relid;			/* hash key */
@@ -32,6 +34,7 @@ typedef struct TableHashEntry
 
 static void describe_table(Pipe *pipe, PipeTable *table);
 static char *recheck_table(Pipe *pipe, PipeTable *table, char **hint, bool *busy);
+static void wait_for_drops(Pipe *pipe);
 static void prepare_target(Pipe *pipe, PipeTable *table);
 
 /* Makes the tables from the catalog.  Not in a transaction. */
@@ -191,10 +194,37 @@ describe_table(Pipe *pipe, PipeTable *table)
 void
 tables_prepare_targets(Pipe *pipe)
 {
+	wait_for_drops(pipe);
 	for (int i = 0; i < pipe->ntables; i++)
 		if (!pipe->tables[i]->failure.failed)
 			prepare_target(pipe, pipe->tables[i]);
 	pipe_flush_failures(pipe);
+}
+
+/*
+ * Waits while an older pipe of this database is being dropped together with
+ * its targets: they may be those that this pipe is about to make.
+ */
+static void
+wait_for_drops(Pipe *pipe)
+{
+	for (;;)
+	{
+		bool		dropping;
+
+		worker_begin();
+		dropping = catalog_targets_being_dropped(pipe->id);
+		worker_commit();
+		if (!dropping)
+			return;
+		entry_set_activity(pipe->entry, "waiting for an older pipe to drop its targets");
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+						 DROP_POLL_MS, PG_WAIT_EXTENSION);
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
+		if (pipe_orders_changed(pipe))
+			pipe_check_orders(pipe);
+	}
 }
 
 /* Makes sure of one target, trying again while ClickHouse may come back. */

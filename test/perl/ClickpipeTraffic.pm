@@ -142,9 +142,10 @@ sub stop_traffic
 	finish_pgbench($run, kill => 1);
 	# the server may have gone away, but no statement may have failed
 	croak "traffic failed:\n$run->{err}" if $run->{err} =~ /ERROR:/;
+	my $db = $opt{db} // 'postgres';
 	wait_for_sql($node,
-		q{SELECT count(*) = 0 FROM pg_stat_activity WHERE application_name = 'pgbench'},
-		't', $opt{db});
+		"SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pgbench' AND datname = '$db'",
+		'0', $db);
 	return;
 }
 

@@ -1,7 +1,7 @@
 #
 # 047_rights
 #		The password is in pg_user_mapping and nowhere else; PUBLIC may do
-#		nothing; an ordinary role with the rights that doc says owns pipes, and
+#		nothing; an ordinary role with a few rights owns pipes, and
 #		others cannot command them; what it may no longer read is set aside;
 #		pg_monitor sees everything.
 #
@@ -13,7 +13,7 @@ use ClickpipeTest;
 use Test::More;
 
 my $password = 'S3cr3t-Pa55word-xyzzy';
-my $ch = start_clickhouse(args => []);
+my $ch = start_clickhouse();
 my $node = new_node('pg', log_statement => 'none', log_min_messages => 'debug1',
 	log_error_verbosity => 'verbose');
 
@@ -131,7 +131,6 @@ allowed_to('tina', q{SELECT clickpipe_resume('q')}, 'a member resumes it');
 wait_for_state($node, 'q', 'Running');
 allowed_to('tina', q{SELECT clickpipe_drop('q', true)}, 'a member drops it');
 
-# Within SET ROLE and security-definer functions what counts is the current user
 refused_to('bob', q{SET ROLE alice}, qr/permission denied to set role/, 'bob is not alice');
 
 # The owner commands
@@ -149,13 +148,6 @@ is(allowed_to('monitor', q{SELECT count(*) FROM clickpipe.tables}, 'pg_monitor r
 refused_to('monitor', q{SELECT clickpipe_pause('p')}, qr/permission denied/, 'pg_monitor commands nothing');
 refused_to('monitor', q{SELECT * FROM clickpipe.pipe}, qr/permission denied/, 'pg_monitor needs no more');
 refused_to('nobody', q{SELECT * FROM clickpipe.status}, qr/permission denied/, 'nobody reads nothing');
-
-# Functions of users run as the owner of the pipe, in loads and in the stream:
-# an output function cannot make its owner a superuser.
-$node->safe_psql('postgres', q{
-	CREATE TABLE spy (who text);
-	GRANT INSERT ON spy TO PUBLIC;
-});
 
 # Rights taken away
 $node->safe_psql('postgres', 'REVOKE SELECT ON t2 FROM alice');
@@ -203,14 +195,10 @@ sub everywhere
 	  . $node->safe_psql('postgres', 'SELECT x::text FROM clickpipe.pipe_activity() x')
 	  . $node->safe_psql('postgres', 'SELECT x::text FROM pg_replication_slots x')
 	  . $node->safe_psql('postgres', 'SELECT x::text FROM pg_settings x');
-	for my $word ($password)
-	{
-		unlike($all, qr/\Q$word\E/, "the password is in no table or view$when");
-		unlike(PostgreSQL::Test::Utils::slurp_file($node->logfile), qr/\Q$word\E/, "nor in the server's log$when");
-	}
+	unlike($all, qr/\Q$password\E/, "the password is in no table or view$when");
+	unlike(PostgreSQL::Test::Utils::slurp_file($node->logfile), qr/\Q$password\E/, "nor in the server's log$when");
 
-	# command lines and environments of the server's processes, and files
-	my $pgdata = $node->data_dir;
+	# command lines and environments of the server's processes
 	my $pid = $node->{_pid};
 	my $seen = '';
 	for my $p ($pid, pg_worker_pids($node, '%'))
@@ -236,11 +224,5 @@ $node->safe_psql('postgres', q{SELECT clickpipe_drop('b', true)});
 ok(wait_until(sub { $node->safe_psql('postgres', 'SELECT count(*) FROM clickpipe.pipe') eq '0' }), 'dropped');
 everywhere(' after the drop');
 
-# The same with the right password, which ClickHouse may show in its errors
-my $right = $ch->password;
-SKIP:
-{
-	skip 'the password is too common a word', 1 if length($right) < 6 || $right eq 'secret';
-}
 $node->stop;
 done_testing();
