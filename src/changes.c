@@ -32,6 +32,7 @@
 static PipeTable *table_of_change(Pipe *pipe, Relation rel);
 static bool shape_fits(Pipe *pipe, PipeTable *table, Relation rel);
 static void make_room(Pipe *pipe, PipeTable *table, XLogRecPtr lsn);
+static void grow_scratch(PipeTable *table, int natts);
 static void deform(PipeTable *table, HeapTuple tuple, TupleDesc desc, Datum *values,
 				   bool *isnull);
 static bool fill_unchanged_toast(Pipe *pipe, PipeTable *table, TupleDesc desc, bool have_old);
@@ -134,6 +135,8 @@ changes_apply(Pipe *pipe, ReorderBufferTXN *txn, Relation rel, ReorderBufferChan
 		goto done;
 	}
 
+	if (desc->natts > table->natts)
+		grow_scratch(table, desc->natts);
 	meta.version_hi = pipe->commit_lsn;
 	meta.version_lo = change->lsn;
 	meta.is_deleted = false;
@@ -288,11 +291,24 @@ make_room(Pipe *pipe, PipeTable *table, XLogRecPtr lsn)
 	}
 }
 
+/*
+ * Makes room for more columns.  Columns that were added and dropped again
+ * leave the shape as it was, but not the number of attributes.
+ */
+static void
+grow_scratch(PipeTable *table, int natts)
+{
+	table->values = repalloc(table->values, sizeof(Datum) * natts);
+	table->isnull = repalloc(table->isnull, sizeof(bool) * natts);
+	table->old_values = repalloc(table->old_values, sizeof(Datum) * natts);
+	table->old_isnull = repalloc(table->old_isnull, sizeof(bool) * natts);
+	table->natts = natts;
+}
+
 /* Takes a tuple apart. */
 static void
 deform(PipeTable *table, HeapTuple tuple, TupleDesc desc, Datum *values, bool *isnull)
 {
-	Assert(desc->natts == table->natts);
 	heap_deform_tuple(tuple, desc, values, isnull);
 }
 

@@ -75,8 +75,10 @@ typedef enum ReadResult
 
 static WorkerArgs my_args;
 
+static void report_death(SnapshotJob *job, ErrorData *edata);
 static bool attach(SnapshotJob *job);
 static void detach(int code, Datum arg);
+static void wake_pipe_worker(SnapshotJob *job);
 static void prepare(SnapshotJob *job);
 static void describe(SnapshotJob *job, Oid relid, Relation rel);
 static bool take_chunk(SnapshotJob *job, BlockRange *range, Oid *filenode);
@@ -97,21 +99,56 @@ static void nap(SnapshotJob *job, TimestampTz until);
 void
 clickpipe_snapshot_main(Datum arg)
 {
-	SnapshotJob job = {0};
+	/* not on the stack: detach runs after an ERROR has left this function */
+	static SnapshotJob job;
 
 	worker_args(&my_args);
 	job.entry = &ClickpipeShmem->entries[my_args.entry];
 	job.worker = &job.entry->load_workers[my_args.worker];
-	worker_signals(false);
+	worker_signals();
 	if (!attach(&job))
 		proc_exit(0);
 	worker_init(my_args.dboid);
-	prepare(&job);
-	if (job.load->single_snapshot)
-		load_histories(&job);
-	else
-		load_chunks(&job);
+	PG_TRY();
+	{
+		prepare(&job);
+		if (job.load->single_snapshot)
+			load_histories(&job);
+		else
+			load_chunks(&job);
+	}
+	PG_CATCH();
+	{
+		report_death(&job, worker_recover());
+		proc_exit(1);
+	}
+	PG_END_TRY();
 	proc_exit(0);
+}
+
+/* Shows the ERROR that ends the worker, and has the next one wait a while. */
+static void
+report_death(SnapshotJob *job, ErrorData *edata)
+{
+	const char *message = edata->hint ?
+		psprintf("%s (%s)", edata->message, edata->hint) : edata->message;
+
+	ereport(LOG,
+			(errcode(edata->sqlerrcode),
+			 errmsg("snapshot worker ends: %s", edata->message),
+			 edata->detail ? errdetail("%s", edata->detail) : 0,
+			 edata->hint ? errhint("%s", edata->hint) : 0));
+	LWLockAcquire(job->entry->load_lock, LW_EXCLUSIVE);
+	if (job->load->load_id == my_args.load_id)
+	{
+		job->load->deaths++;
+		job->load->not_before =
+			TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+										ch_retry_delay(CH_RETRY_SLOW, job->load->deaths));
+		error_report_set(&job->load->error, 0, message, job->load->not_before,
+						 job->load->deaths);
+	}
+	LWLockRelease(job->entry->load_lock);
 }
 
 /* Takes the place that was reserved for us; false if the load is over. */
@@ -126,10 +163,7 @@ attach(SnapshotJob *job)
 		job->worker->reserved && job->worker->pid == 0 &&
 		job->worker->load_id == my_args.load_id && job->load->load_id == my_args.load_id;
 	if (valid)
-	{
 		job->worker->pid = MyProcPid;
-		job->load->error.at = 0;
-	}
 	LWLockRelease(job->entry->load_lock);
 	if (valid)
 		before_shmem_exit(detach, PointerGetDatum(job));
@@ -141,14 +175,20 @@ static void
 detach(int code, Datum arg)
 {
 	SnapshotJob *job = (SnapshotJob *) DatumGetPointer(arg);
-	Latch	   *latch;
-
 	return_chunk(job, false);
 	LWLockAcquire(job->entry->load_lock, LW_EXCLUSIVE);
 	job->worker->reserved = false;
 	job->worker->pid = 0;
 	LWLockRelease(job->entry->load_lock);
-	latch = job->entry->worker_latch;
+	wake_pipe_worker(job);
+}
+
+/* Has the pipe worker look at the load. */
+static void
+wake_pipe_worker(SnapshotJob *job)
+{
+	Latch	   *latch = job->entry->worker_latch;
+
 	if (latch != NULL)
 		SetLatch(latch);
 }
@@ -252,13 +292,17 @@ static void
 return_chunk(SnapshotJob *job, bool finished)
 {
 	LoadSlot   *load = job->load;
-	Latch	   *latch;
 
 	LWLockAcquire(job->entry->load_lock, LW_EXCLUSIVE);
 	if (job->worker->has_chunk && load->load_id == my_args.load_id)
 	{
 		load->chunks_out--;
-		if (!finished)
+		if (finished)
+		{
+			load->deaths = 0;
+			load->error.at = 0;
+		}
+		else
 		{
 			if (load->nranges < MAX_LOAD_RANGES)
 				load->ranges[load->nranges++] = job->worker->chunk;
@@ -268,9 +312,7 @@ return_chunk(SnapshotJob *job, bool finished)
 	}
 	job->worker->has_chunk = false;
 	LWLockRelease(job->entry->load_lock);
-	latch = job->entry->worker_latch;
-	if (latch != NULL)
-		SetLatch(latch);
+	wake_pipe_worker(job);
 }
 
 /* Loads chunks until there are none left. */
@@ -586,8 +628,7 @@ load_histories(SnapshotJob *job)
 	if (job->load->load_id == my_args.load_id)
 		job->load->phase = LOAD_ACTIVE;
 	LWLockRelease(job->entry->load_lock);
-	if (job->entry->worker_latch != NULL)
-		SetLatch(job->entry->worker_latch);
+	wake_pipe_worker(job);
 
 	SetUserIdAndSecContext(job->info->owner, SECURITY_RESTRICTED_OPERATION);
 	foreach(lc, histories)

@@ -412,6 +412,8 @@ inserts_backpressure(Pipe *pipe)
 						 errmsg("an insert into the history %s.%s has an unknown fate",
 								pipe->tables[i]->target->database, pipe->tables[i]->target->table),
 						 errdetail("The pipe starts over and goes on from the last row that is there.")));
+		if (!pipe->in_callback)
+			(void) inserts_settle_cursors(pipe);
 		confirm_advance(pipe);	/* the views must not stand still */
 		http_wait(pipe->ch->http, inserts_next_deadline(pipe), wait_event);
 		CHECK_FOR_INTERRUPTS();

@@ -68,7 +68,7 @@ clickpipe_launcher_main(Datum arg)
 {
 	MemoryContext mcxt;
 
-	worker_signals(false);
+	worker_signals();
 	BackgroundWorkerInitializeConnection(NULL, NULL, 0);
 	mcxt = AllocSetContextCreate(TopMemoryContext, "clickpipe launcher", ALLOCSET_DEFAULT_SIZES);
 	before_shmem_exit(detach_launcher, (Datum) 0);
@@ -185,7 +185,7 @@ clickpipe_scout_main(Datum arg)
 	ListCell   *lc;
 
 	worker_args(&args);
-	worker_signals(false);
+	worker_signals();
 	worker_init(args.dboid);
 	worker_begin();
 	if (catalog_exists())

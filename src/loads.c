@@ -62,6 +62,7 @@ static void subtract_chunks(LoadSlot *load, BlockNumber nblocks, List *chunks);
 static BlockNumber chunk_size(Pipe *pipe, Relation rel, BlockNumber nblocks);
 static void watch_load(Pipe *pipe, PipeTable *table);
 static void watch_histories(Pipe *pipe);
+static void end_load(Pipe *pipe, PipeTable *table);
 static void finish_load(Pipe *pipe, PipeTable *table);
 static void complete_tables(Pipe *pipe);
 static void start_workers(Pipe *pipe, int slot, int wanted);
@@ -166,6 +167,8 @@ start_histories(Pipe *pipe)
 	load->single_snapshot = true;
 	load->failed = load->restart = false;
 	load->nranges = load->chunks_out = 0;
+	load->deaths = 0;
+	load->not_before = 0;
 	load->error.at = 0;
 	LWLockRelease(entry->load_lock);
 
@@ -278,8 +281,16 @@ loads_coordinate(Pipe *pipe)
 	if (pipe->loads_done)
 		return;
 	for (int i = 0; i < pipe->ntables; i++)
-		if (pipe->tables[i]->load_slot >= 0 && !pipe_table_is_history(pipe->tables[i]))
+	{
+		PipeTable  *table = pipe->tables[i];
+
+		if (table->load_slot < 0 || pipe_table_is_history(table))
+			continue;
+		if (table->failure.failed)
+			end_load(pipe, table);
+		else
 			active++;
+	}
 	for (int i = 0; i < pipe->ntables; i++)
 	{
 		PipeTable  *table = pipe->tables[i];
@@ -460,6 +471,8 @@ open_ranges(Pipe *pipe, PipeTable *table, int slot, bool again)
 	load->filenode = filenode;
 	load->chunk_blocks = size;
 	load->chunks_out = 0;
+	load->deaths = 0;
+	load->not_before = 0;
 	load->restart = load->failed = false;
 	load->error.at = 0;
 	load->hint[0] = '\0';
@@ -545,11 +558,7 @@ watch_load(Pipe *pipe, PipeTable *table)
 	if (failed)
 	{
 		pipe_table_fail(pipe, table, error.code, hint[0] ? hint : NULL, "%s", error.message);
-		LWLockAcquire(pipe->entry->load_lock, LW_EXCLUSIVE);
-		load->phase = LOAD_FREE;
-		load->load_id++;
-		LWLockRelease(pipe->entry->load_lock);
-		table->load_slot = -1;
+		end_load(pipe, table);
 	}
 	else if (restart)
 	{
@@ -564,6 +573,31 @@ watch_load(Pipe *pipe, PipeTable *table)
 		start_workers(pipe, table->load_slot, left);
 }
 
+/* Gives a table's load slot back, and ends workers that are still at it. */
+static void
+end_load(Pipe *pipe, PipeTable *table)
+{
+	PipeEntry  *entry = pipe->entry;
+	LoadSlot   *load = &entry->loads[table->load_slot];
+
+	LWLockAcquire(entry->load_lock, LW_EXCLUSIVE);
+	for (int i = 0; i < MAX_LOAD_WORKERS; i++)
+	{
+		LoadWorker *worker = &entry->load_workers[i];
+
+		/* those without a chunk end by themselves */
+		if (worker->pid != 0 && worker->load == table->load_slot &&
+			worker->load_id == load->load_id && worker->has_chunk)
+			kill(worker->pid, SIGTERM);
+	}
+	load->phase = LOAD_FREE;
+	load->nranges = 0;
+	load->error.at = 0;
+	load->load_id++;
+	LWLockRelease(entry->load_lock);
+	table->load_slot = -1;
+}
+
 /* All chunks of a table are acknowledged. */
 static void
 finish_load(Pipe *pipe, PipeTable *table)
@@ -571,11 +605,7 @@ finish_load(Pipe *pipe, PipeTable *table)
 	List	   *infos;
 	ListCell   *lc;
 
-	LWLockAcquire(pipe->entry->load_lock, LW_EXCLUSIVE);
-	pipe->entry->loads[table->load_slot].phase = LOAD_FREE;
-	pipe->entry->loads[table->load_slot].load_id++;
-	LWLockRelease(pipe->entry->load_lock);
-	table->load_slot = -1;
+	end_load(pipe, table);
 	table->load_complete = true;
 
 	worker_begin();
@@ -690,6 +720,8 @@ start_workers(Pipe *pipe, int slot, int wanted)
 	if (now < pipe->workers_retry_at)
 		return;
 	LWLockAcquire(entry->load_lock, LW_EXCLUSIVE);
+	if (now < entry->loads[slot].not_before)
+		wanted = 0;
 	for (int i = 0; i < MAX_LOAD_WORKERS; i++)
 	{
 		LoadWorker *worker = &entry->load_workers[i];

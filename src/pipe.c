@@ -66,7 +66,7 @@ clickpipe_pipe_main(Datum arg)
 
 	worker_args(&my_args);
 	attach();
-	worker_signals(true);
+	worker_signals();
 	worker_init(my_args.dboid);
 	decode_allow();
 

@@ -75,6 +75,8 @@ typedef struct LoadSlot
 	int			nranges;
 	BlockRange	ranges[MAX_LOAD_RANGES];
 	int			chunks_out;		/* taken and not finished */
+	int			deaths;			/* of workers, by ERROR, since a chunk was finished */
+	TimestampTz not_before;		/* no new workers until then */
 	bool		restart;		/* heap was rewritten: all chunks again */
 	bool		failed;			/* set aside, for the reason in error */
 	ErrorReport error;			/* retried or final */

@@ -21,6 +21,7 @@
 
 #include "compat.h"
 #include "decode.h"
+#include "worker.h"
 
 static int	read_page(XLogReaderState *state, XLogRecPtr page, int req_len,
 					  XLogRecPtr target, char *buf);
@@ -44,7 +45,14 @@ slot_create(const char *name, bool keep, LogicalDecodingContext **ctx)
 															  .segment_open = wal_segment_open,
 															  .segment_close = wal_segment_close));
 	clear_decoding_flag();
+
+	/*
+	 * Waits for transactions as long as they run; that is no lock wait to be
+	 * cut short.  After an ERROR the process ends.
+	 */
+	SetConfigOption("lock_timeout", "0", PGC_SUSET, PGC_S_OVERRIDE);
 	DecodingContextFindStartpoint(decoding);
+	SetConfigOption("lock_timeout", WORKER_LOCK_TIMEOUT, PGC_SUSET, PGC_S_OVERRIDE);
 	consistent_point = MyReplicationSlot->data.confirmed_flush;
 	if (!keep)
 	{

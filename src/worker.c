@@ -6,8 +6,8 @@
  *
  *	  signal   handler                      effect
  *	  SIGTERM  die                          ends at the next interrupt check
- *	  SIGINT   StatementCancelHandler       pipe workers: leave what is going on
- *	                                        by ERROR and look at the orders
+ *	  SIGINT   StatementCancelHandler       lock_timeout; pipe workers: leave what
+ *	                                        goes on by ERROR, look at the orders
  *	  SIGHUP   SignalHandlerForConfigReload settings are read again
  *	  SIGUSR1  procsignal_sigusr1_handler   latch, barriers, invalidations
  *
@@ -70,11 +70,11 @@ worker_args(WorkerArgs *args)
 
 /* See worker.h. */
 void
-worker_signals(bool cancellable)
+worker_signals(void)
 {
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	pqsignal(SIGTERM, die);
-	pqsignal(SIGINT, cancellable ? StatementCancelHandler : SIG_IGN);
+	pqsignal(SIGINT, StatementCancelHandler);
 	BackgroundWorkerUnblockSignals();
 }
 
@@ -89,7 +89,7 @@ worker_init(Oid dboid)
 	pin_setting("statement_timeout", "0");
 	pin_setting("transaction_timeout", "0");
 	pin_setting("idle_in_transaction_session_timeout", "0");
-	pin_setting("lock_timeout", "5s");
+	pin_setting("lock_timeout", WORKER_LOCK_TIMEOUT);
 	pin_setting("default_transaction_isolation", "read committed");
 	pin_setting("default_transaction_read_only", "off");
 	pin_setting("default_transaction_deferrable", "off");

@@ -16,6 +16,9 @@
 
 #include "shmem.h"
 
+/* How long workers wait for locks of others. */
+#define WORKER_LOCK_TIMEOUT	"5s"
+
 /* Arguments of a worker, in bgw_extra. */
 typedef struct WorkerArgs
 {
@@ -42,13 +45,13 @@ extern bool worker_start(const char *function, const char *type, const char *nam
 						 const WorkerArgs *args, bool notify, BackgroundWorkerHandle **handle);
 
 /*
- * Signals, connection to the database as superuser, and settings: whatever a database or role
+ * Connection to the database as superuser, and settings: whatever a database or role
  * imposes on sessions must neither stop a worker nor change what it sends.
  */
 extern void worker_init(Oid dboid);
 
-/* As worker_init, for what SIGINT shall do; NULL: ignored. */
-extern void worker_signals(bool cancellable);
+/* Installs the signal handlers and unblocks signals. */
+extern void worker_signals(void);
 
 /* Reads the arguments. */
 extern void worker_args(WorkerArgs *args);

@@ -138,7 +138,7 @@ start_server()
 # stack_start NAME [postgresql.conf lines]
 stack_start()
 {
-	local deadline conf=${2:-} pg_pid ch_pid
+	local deadline conf=${2:-}
 
 	stack_dir=$(mktemp -d "${CLICKPIPE_TEST_TMPDIR:-/tmp}/clickpipe-$1.XXXXXX")
 	pg_user=$(id -un)
@@ -167,6 +167,11 @@ stack_start()
 		timezone = 'UTC'
 		$conf
 	CONF
+	# by the socket whoever may enter the folder, which is its owner's alone
+	cat >"$pg_data/pg_hba.conf" <<-HBA
+		local all,replication all trust
+		host all all 127.0.0.1/32 scram-sha-256
+	HBA
 	start_server INT "$stack_dir/postgres.log" "$pg_bindir/postgres" -D "$pg_data"
 	pg_pid=$!
 
@@ -180,20 +185,20 @@ stack_start()
 
 	deadline=$((SECONDS + 60))
 	until "$pg_bindir/pg_isready" -q -h "$pg_host" -p "$pg_port"; do
-		kill -0 "$pg_pid" 2>/dev/null && [ $SECONDS -lt $deadline ] || {
+		if ! kill -0 "$pg_pid" 2>/dev/null || [ $SECONDS -gt $deadline ]; then
 			tail -n 30 "$stack_dir/postgres.log" >&2
 			die "PostgreSQL does not start"
-		}
+		fi
 		sleep 0.1
 	done
 	deadline=$((SECONDS + 60))
 	until [ -s "$stack_dir/clickhouse.port" ] &&
 		ch_port=$(cat "$stack_dir/clickhouse.port") &&
 		[ "$(curl -s --noproxy '*' "http://127.0.0.1:$ch_port/ping")" = Ok. ]; do
-		kill -0 "$ch_pid" 2>/dev/null && [ $SECONDS -lt $deadline ] || {
+		if ! kill -0 "$ch_pid" 2>/dev/null || [ $SECONDS -gt $deadline ]; then
 			tail -n 30 "$stack_dir/clickhouse.log" >&2
 			die "ClickHouse does not start"
-		}
+		fi
 		sleep 0.1
 	done
 	ch_url=http://127.0.0.1:$ch_port/

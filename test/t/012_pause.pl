@@ -96,6 +96,17 @@ for (1 .. 8)
 	$node->safe_psql('postgres', q{SELECT clickpipe_resume('p')});
 	traffic_goes_on($node, 20);
 }
+# left open in a transaction, nothing happens until that ends
+{
+	my $open = $node->background_psql('postgres');
+	$open->query_safe(q{BEGIN; SET LOCAL client_min_messages = error; SELECT clickpipe_pause('p')});
+	traffic_goes_on($node, 50);
+	is($node->safe_psql('postgres', q{SELECT clickpipe_wait('p')}), 't', 'a pause that is not committed does not stop the pipe');
+	$open->query_safe('COMMIT');
+	$open->quit;
+	wait_for_state($node, 'p', 'Paused');
+	$node->safe_psql('postgres', q{SELECT clickpipe_resume('p')});
+}
 # rolled back, nothing happened
 $node->safe_psql('postgres', q{BEGIN; SET client_min_messages = error; SELECT clickpipe_pause('p'); ROLLBACK});
 wait_for_state($node, 'p', 'Running');
@@ -255,6 +266,61 @@ SKIP:
 	wait_caught_up($node, 'h');
 	parity_ok($node, $ch, 'slowhist', final => 0, name => 'pause during the load of a history');
 	$node->safe_psql('postgres', q{SELECT clickpipe_drop('h')});
+
+	# Also while ClickHouse hangs.
+	$node->safe_psql('postgres', q{
+		SELECT clickpipe_create('h', 'warehouse', '{slowhist}', '{"tables": {"slowhist":
+			{"table_engine": "MergeTree", "target_table": "slowhist2"}}, "max_block_bytes": "1MB"}')});
+	ok(wait_until(sub {
+		my $n = eval { $ch->query('SELECT count() FROM analytics.slowhist2') } // 0;
+		return $n > 0;
+	}), 'another load of a history has begun');
+	$ch->stop_signal;
+	pause_ok('h', 'while ClickHouse hangs during the load of a history');
+	$node->safe_psql('postgres', q{SELECT clickpipe_resume('h')});
+	wait_for_status($node, 'h', 'worker_pid IS NOT NULL');
+	pause_ok('h', 'while ClickHouse still hangs');
+	$ch->cont_signal;
+	$node->safe_psql('postgres', q{SELECT clickpipe_resume('h')});
+	wait_for_state($node, 'h', 'Running');
+	wait_caught_up($node, 'h');
+	parity_ok($node, $ch, 'slowhist', target => 'slowhist2', final => 0, name => 'ClickHouse hung during the load of a history');
+	$node->safe_psql('postgres', q{SELECT clickpipe_drop('h')});
+
+	#
+	# While it waits for others: transactions that run when the slot is made,
+	# or when a history takes its snapshot.
+	#
+	my $long = $node->background_psql('postgres');
+	$long->query_safe(q{BEGIN; INSERT INTO slow VALUES (-1, 'long')});
+	$node->safe_psql('postgres', q{
+		SELECT clickpipe_create('w', 'warehouse', '{slow,slowhist}', '{"tables":
+			{"slow": {"target_table": "slow3"}, "slowhist": {"table_engine": "MergeTree", "target_table": "slowhist3"}}}')});
+	wait_for_status($node, 'w', "activity LIKE '%waiting for running transactions%'");
+	pause_ok('w', 'while the slot waits for a transaction');
+	$node->safe_psql('postgres', q{SELECT clickpipe_resume('w')});
+	wait_for_status($node, 'w', "activity LIKE '%waiting for running transactions%'");
+	# the slot gets done, the history's snapshot has to wait for the next one
+	my $long2 = $node->background_psql('postgres');
+	$long2->query_safe(q{BEGIN; INSERT INTO slow VALUES (-2, 'long')});
+	pause_ok('w', 'while the slot waits for two transactions');
+	$long->query_safe('COMMIT');
+	$node->safe_psql('postgres', q{SELECT clickpipe_resume('w')});
+	wait_for_status($node, 'w', "activity LIKE '%waiting for running transactions%'");
+	my $long3 = $node->background_psql('postgres');
+	$long3->query_safe(q{BEGIN; INSERT INTO slow VALUES (-3, 'long')});
+	$long2->query_safe('COMMIT');
+	wait_for_status($node, 'w', "activity LIKE '%must end first%' OR activity LIKE '%waiting for running transactions%'");
+	pause_ok('w', 'while the snapshot waits for a transaction');
+	is($node->safe_psql('postgres', q{SELECT count(*) FROM pg_replication_slots WHERE temporary}), '0', 'no temporary slot is left');
+	$long3->query_safe('COMMIT');
+	$_->quit for $long, $long2, $long3;
+	$node->safe_psql('postgres', q{SELECT clickpipe_resume('w')});
+	wait_for_state($node, 'w', 'Running');
+	wait_caught_up($node, 'w');
+	parity_ok($node, $ch, 'slow', target => 'slow3', name => 'paused while it waited: slow');
+	parity_ok($node, $ch, 'slowhist', target => 'slowhist3', final => 0, name => 'paused while it waited: slowhist');
+	$node->safe_psql('postgres', q{SELECT clickpipe_drop('w')});
 
 	#
 	# Before anything could be done.

@@ -122,6 +122,47 @@ parity_ok($node, $ch, 'bighist', final => 0, name => 'crash in a large transacti
 is($ch->query('SELECT count() FROM analytics.public_bighist'),
 	'120000', 'crash in a large transaction: no row was delivered twice');
 
+# During the load of a history, which begins again.
+$node->safe_psql('postgres', q{
+	CREATE TABLE slowhist (id integer, v text);
+	INSERT INTO slowhist SELECT i, repeat(md5(i::text), 8) FROM generate_series(1, 120000) i;
+	SELECT clickpipe_create('h', 'warehouse', '{slowhist}', '{"tables": {"slowhist": {"table_engine": "MergeTree"}},
+		"max_block_bytes": "1MB"}')});
+ok( wait_until(
+		sub {
+			my $n = eval { $ch->query('SELECT count() FROM analytics.public_slowhist') } // 0;
+			return $n > 0;
+		}),
+	'the load of a history has begun');
+restart_server($node, 'immediate');
+$node->safe_psql('postgres', q{INSERT INTO slowhist SELECT i, 'later' FROM generate_series(200001, 201000) i});
+wait_for_state($node, 'h', 'Running');
+wait_caught_up($node, 'h');
+parity_ok($node, $ch, 'slowhist', final => 0, name => 'crash during the load of a history');
+is($ch->query('SELECT count() FROM analytics.public_slowhist'),
+	'121000', 'crash during the load of a history: no row is there twice');
+
+# A server stops although ClickHouse hangs, also in the middle of a large
+# transaction.
+SKIP:
+{
+	skip 'ClickHouse is not ours', 1 if $ch->external;
+	$ch->stop_signal;
+	$node->safe_psql('postgres', q{
+		UPDATE acc SET bal = bal + 1 WHERE id % 10 = 0;
+		INSERT INTO bighist SELECT i, md5(i::text) FROM generate_series(1, 60000) i;
+		UPDATE big SET v = 'hangs'});
+	wait_for_sql($node, q{SELECT unacked_bytes > 0 FROM clickpipe.pipe_activity() a
+		JOIN clickpipe.pipe p ON p.id = a.pipe WHERE p.name = 'p'}, 't');
+	ok($node->stop('fast', fail_ok => 1), 'the server stops while ClickHouse hangs');
+	$node->start;
+	$ch->cont_signal;
+	wait_caught_up($node, $_) for qw(p b);
+	parity_ok($node, $ch, 'acc', name => 'stopped while ClickHouse hung: acc');
+	parity_ok($node, $ch, 'big', name => 'stopped while ClickHouse hung: big');
+	parity_ok($node, $ch, 'bighist', final => 0, name => 'stopped while ClickHouse hung: bighist');
+}
+
 is( $node->safe_psql('postgres', q{SELECT count(*) FROM clickpipe.tables WHERE state <> 'Running'}),
 	'0', 'all tables are Running');
 

@@ -62,7 +62,7 @@ sub run_and_watch
 			$step->($u) if $step;
 			die "$name failed: $err" if $err =~ /ERROR/;
 			return 0 if $out !~ /done/;
-			$lsn //= $monitor->query_safe('SELECT pg_current_wal_flush_lsn()');
+			$lsn //= $monitor->query_safe('SELECT pg_current_wal_insert_lsn()');
 			return $monitor->query_safe("SELECT coalesce(visible_lsn >= '$lsn', false) FROM clickpipe.pipe_activity()") eq 't';
 		});
 	$run->finish;
