@@ -20,8 +20,9 @@
  */
 #include "clickpipe.h"
 
-#include "access/xact.h"
 #include "access/xlog.h"
+#include "access/xlog_internal.h"
+#include "executor/instrument.h"
 #include "miscadmin.h"
 #include "replication/slot.h"
 #include "storage/proc.h"
@@ -34,9 +35,13 @@
 /* Beyond this many, segments are merged, and counts may be off after a crash. */
 #define MAX_SEGMENTS			10000
 
-/* WAL of others that makes an idle pipe confirm at once, or after a while. */
-#define IDLE_CONFIRM_BYTES		(256 * 1024)
-#define IDLE_CONFIRM_MIN_BYTES	(8 * 1024)
+/*
+ * WAL of others that makes an idle pipe confirm at once, or after a while.
+ * Many pipes are traffic to each other: what they all write to confirm once
+ * must stay below.
+ */
+#define IDLE_CONFIRM_BYTES		(4 * 1024 * 1024)
+#define IDLE_CONFIRM_MIN_BYTES	(1024 * 1024)
 #define IDLE_CONFIRM_MS			10000
 #define BUSY_CONFIRM_MS			1000
 
@@ -63,6 +68,7 @@ static void segment_add(Pipe *pipe, Segment *segment, PipeTable *table);
 static void segment_apply(Pipe *pipe, Segment *segment);
 static XLogRecPtr acknowledged_lsn(Pipe *pipe);
 static void publish(Pipe *pipe);
+static bool frees_wal(Pipe *pipe);
 
 /* Counts a transaction that changed tables of the pipe, at its end. */
 void
@@ -247,6 +253,7 @@ confirm_save(Pipe *pipe)
 	pipe_flush_failures(pipe);
 	if (pipe->acked_lsn <= pipe->persisted_lsn)
 		return;
+	pipe->own_wal_bytes = pgWalUsage.wal_bytes;
 	worker_begin();
 	counts = palloc(sizeof(TableCounts) * Max(pipe->ntables, 1));
 	for (int i = 0; i < pipe->ntables; i++)
@@ -261,7 +268,21 @@ confirm_save(Pipe *pipe)
 		pipe->tables[i]->counts_dirty = false;
 	pipe->persisted_lsn = pipe->acked_lsn;
 	pipe->persisted_at = GetCurrentTimestamp();
-	pipe->own_wal_end = XactLastCommitEnd;
+}
+
+/*
+ * Would confirming let the server remove a segment of WAL or more?  The slot
+ * may forget WAL only up to certain positions, and nothing may follow the
+ * last one for long.
+ */
+static bool
+frees_wal(Pipe *pipe)
+{
+	ReplicationSlot *slot = MyReplicationSlot;
+
+	return !XLogRecPtrIsInvalid(slot->candidate_restart_valid) &&
+		pipe->acked_lsn >= slot->candidate_restart_valid &&
+		slot->candidate_restart_lsn >= slot->data.restart_lsn + wal_segment_size;
 }
 
 /*
@@ -285,17 +306,17 @@ confirm_persist(Pipe *pipe, bool force)
 	if (!force)
 	{
 		long		ms = TimestampDifferenceMilliseconds(pipe->persisted_at, now);
-		XLogRecPtr	since = Max(pipe->persisted_lsn, pipe->own_wal_end);
-		uint64		bytes = pipe->acked_lsn > since ? pipe->acked_lsn - since : 0;
+		uint64		own = pgWalUsage.wal_bytes - pipe->own_wal_bytes;
+		uint64		bytes = pipe->acked_lsn - pipe->persisted_lsn;
 
+		bytes = bytes > own ? bytes - own : 0;
 		if (ms < BUSY_CONFIRM_MS)
 			return;
-		if (!rows_moved && bytes < IDLE_CONFIRM_MIN_BYTES)
-			return;
-		if (!rows_moved && bytes < IDLE_CONFIRM_BYTES && ms < IDLE_CONFIRM_MS)
+		if (!rows_moved && !frees_wal(pipe) &&
+			(bytes < IDLE_CONFIRM_MIN_BYTES ||
+			 (bytes < IDLE_CONFIRM_BYTES && ms < IDLE_CONFIRM_MS)))
 			return;
 	}
-
 	confirm_save(pipe);
 	LogicalConfirmReceivedLocation(pipe->persisted_lsn);
 	ReplicationSlotMarkDirty();

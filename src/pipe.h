@@ -152,7 +152,7 @@ typedef struct Pipe
 	TimestampTz caught_up_at;	/* when the end of the WAL was last reached */
 	XLogRecPtr	acked_lsn;		/* everything before is in ClickHouse */
 	XLogRecPtr	persisted_lsn;	/* acked_lsn as the catalog has it */
-	XLogRecPtr	own_wal_end;	/* end of what we wrote persisting it */
+	uint64		own_wal_bytes;	/* written by us before that */
 	TimestampTz persisted_at;
 	int64		rows_inserted;
 	int64		rows_updated;
