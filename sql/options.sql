@@ -45,7 +45,7 @@ SELECT option || E'\n  ' || regress_server_option(option) FROM (VALUES
 	(4, $$host 'http://localhost'$$), (5, $$host 'a b'$$), (6, $$host 'me@localhost'$$),
 	(7, $$port '8443'$$), (8, $$port '0'$$), (9, $$port '65536'$$), (10, $$port ''$$),
 	(11, $$port '8123x'$$), (12, $$port '-1'$$), (13, $$port '99999999999999999999'$$),
-	(14, $$dbname 'analytics'$$),
+	(14, $$dbname 'analytics'$$), (37, $$dbname ''$$),
 	(15, $$secure 'true'$$), (16, $$secure 'off'$$), (17, $$secure 'perhaps'$$),
 	(18, $$ca_file '/ca'$$), (19, $$cert_file '/cert'$$), (20, $$key_file '/key'$$),
 	(21, $$server_name 'ch.example.com'$$),
@@ -69,7 +69,7 @@ SELECT regress_try($$ALTER SERVER regress_nobody OPTIONS (ADD compression 'brotl
 -- Options of user mappings.
 SELECT option || E'\n  ' || regress_mapping_option(option) FROM (VALUES
 	(1, $$user 'default', password 'geheim'$$), (2, $$user 'default'$$),
-	(3, $$password ''$$), (4, $$host 'localhost'$$), (5, $$no_such_option 'x'$$),
+	(3, $$password ''$$), (8, $$user ''$$), (4, $$host 'localhost'$$), (5, $$no_such_option 'x'$$),
 	(6, $$user E'a\nb'$$), (7, $$password E'a\r\nX-Header: b'$$)) v (n, option) ORDER BY n;
 
 -- The wrapper itself has none.
@@ -127,9 +127,9 @@ SELECT options || E'\n  ' || regress_pipe_options(options) FROM (VALUES
 	(24, '{"tables": []}'), (25, '{"tables": "orders"}'),
 	(26, '{"max_block_bytes": "64MB", "max_unacked_bytes": "32MB"}')) v (n, options) ORDER BY n;
 
--- A size that cannot be read; PostgreSQL's own hint differs between versions.
-SELECT split_part(regress_pipe_options('{"max_block_bytes": "much"}'), ':', 1);
-SELECT split_part(regress_pipe_options('{"max_block_bytes": 1e30}'), ':', 1);
+-- A size that cannot be read.
+SELECT regress_pipe_options('{"max_block_bytes": "much"}');
+SELECT regress_pipe_options('{"max_block_bytes": 1e30}');
 
 --
 -- Options of tables.
@@ -167,7 +167,9 @@ SELECT options || E'\n  ' || regress_pipe_options(options, 'ARRAY[''orders'', ''
 	(4, '{"tables": {"items": {"target_table": "i"}}}'),
 	(5, '{"tables": {"no_such_table": {}}}'),
 	(6, '{"tables": {"no_such_schema.orders": {}}}'),
-	(7, '{"tables": {"": {}}}')) v (n, options) ORDER BY n;
+	(7, '{"tables": {"": {}}}'),
+	(8, '{"tables": {"a.b.c.d": {}}}'),
+	(9, '{"tables": {"orders": {"target_table": "a"}, "public.orders": {"target_table": "b"}}}')) v (n, options) ORDER BY n;
 SELECT regress_pipe_options('{"tables": {"orders": {}}}', 'NULL');
 
 -- A name that the search_path finds.

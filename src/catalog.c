@@ -29,6 +29,7 @@
 
 #include "catalog.h"
 #include "compat.h"
+#include "worker.h"
 
 static int	run(const char *fmt,...) pg_attribute_printf(1, 2);
 static PipeInfo *pipe_from_row(int row, MemoryContext mcxt);
@@ -81,6 +82,7 @@ worker_begin(void)
 		elog(PANIC, "transaction started with the logical decoding flag set");
 	if (IsTransactionState())
 		elog(ERROR, "transaction started within a transaction");
+	caches_as_of_now();
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
 	SetUserIdAndSecContext(BOOTSTRAP_SUPERUSERID, SECURITY_LOCAL_USERID_CHANGE);
@@ -350,12 +352,14 @@ catalog_set_confirmed(int32 pipe, XLogRecPtr lsn, int64 inserted, int64 updated,
 {
 	StringInfoData values;
 
-	(void) run("UPDATE clickpipe.pipe_state SET confirmed_lsn = %s, rows_inserted = " INT64_FORMAT
-			   ", rows_updated = " INT64_FORMAT ", rows_deleted = " INT64_FORMAT
-			   ", last_flush_at = %s WHERE pipe = %d",
-			   lsn_literal(lsn), inserted, updated, deleted,
-			   last_flush == 0 ? "last_flush_at" :
-			   quote_literal_cstr(timestamptz_to_str(last_flush)), pipe);
+	/* the slot will be confirmed to it, so it must be there */
+	if (run("UPDATE clickpipe.pipe_state SET confirmed_lsn = %s, rows_inserted = " INT64_FORMAT
+			", rows_updated = " INT64_FORMAT ", rows_deleted = " INT64_FORMAT
+			", last_flush_at = %s WHERE pipe = %d",
+			lsn_literal(lsn), inserted, updated, deleted,
+			last_flush == 0 ? "last_flush_at" :
+			quote_literal_cstr(timestamptz_to_str(last_flush)), pipe) != 1)
+		elog(ERROR, "state of pipe %d is missing", pipe);
 	if (ncounts == 0)
 		return;
 	initStringInfo(&values);

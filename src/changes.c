@@ -25,6 +25,7 @@
 
 #include "compat.h"
 #include "pipe.h"
+#include "worker.h"
 
 /* Changes between two looks at transfers, and at the memory that is used. */
 #define PUMP_INTERVAL	128
@@ -60,6 +61,7 @@ changes_init(Pipe *pipe)
 void
 changes_begin(Pipe *pipe, ReorderBufferTXN *txn)
 {
+	caches_as_of_change();
 	pipe->in_callback = true;
 	pipe->commit_lsn = txn->final_lsn;
 	pipe->commit_ts = txn->xact_time.commit_time;
@@ -439,6 +441,8 @@ relcache_callback(Datum arg, Oid relid)
 {
 	Pipe	   *pipe = (Pipe *) DatumGetPointer(arg);
 
+	if (caches_switching)
+		return;
 	if (relid == pipe->catalog_relid || !OidIsValid(relid))
 		pipe->catalog_unchecked = true;
 	for (int i = 0; i < pipe->ntables; i++)
@@ -460,6 +464,8 @@ enum_callback(Datum arg, int cacheid, uint32 hashvalue)
 {
 	Pipe	   *pipe = (Pipe *) DatumGetPointer(arg);
 
+	if (caches_switching)
+		return;
 	for (int i = 0; i < pipe->ntables; i++)
 	{
 		PipeTable  *table = pipe->tables[i];

@@ -21,6 +21,7 @@
 #include "access/tableam.h"
 #include "access/xact.h"
 #include "access/xlog.h"
+#include "catalog/pg_authid.h"
 #include "executor/tuptable.h"
 #include "miscadmin.h"
 #include "pgstat.h"
@@ -264,6 +265,7 @@ take_chunk(SnapshotJob *job, BlockRange *range, Oid *filenode)
 
 	LWLockAcquire(job->entry->load_lock, LW_EXCLUSIVE);
 	if (load->phase == LOAD_ACTIVE && load->load_id == my_args.load_id &&
+		job->entry->pipe_id == my_args.pipe_id && job->entry->dboid == my_args.dboid &&
 		!load->failed && !load->restart && load->nranges > 0)
 	{
 		BlockRange *first = &load->ranges[0];
@@ -449,6 +451,8 @@ read_chunk(SnapshotJob *job, Oid filenode, ItemPointer from, BlockNumber end,
 	done = read_rows(job, rel, from, end);
 	PopActiveSnapshot();
 	relation_close(rel, AccessShareLock);
+	/* a commit does not restore it */
+	SetUserIdAndSecContext(BOOTSTRAP_SUPERUSERID, 0);
 	CommitTransactionCommand();
 	return done ? READ_DONE : READ_FULL;
 }
@@ -639,6 +643,7 @@ load_histories(SnapshotJob *job)
 		rows[i] = load_history(job, lfirst(lc), &blocks[i]);
 	}
 	PopActiveSnapshot();
+	SetUserIdAndSecContext(BOOTSTRAP_SUPERUSERID, 0);
 	CommitTransactionCommand();
 
 	worker_begin();

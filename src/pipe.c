@@ -165,6 +165,9 @@ pipe_check_orders(Pipe *pipe)
 	if (pipe->info == NULL)
 	{
 		/* rolled back, restored, or DROP EXTENSION: nobody will ever read the slot */
+		loads_stop(pipe->entry);
+		if (MyReplicationSlot != NULL)
+			ReplicationSlotRelease();
 		slot_drop(default_slot_name());
 		finish(pipe->entry, true);
 	}
@@ -490,6 +493,7 @@ drop_targets(Pipe *pipe, List *tables)
 	ChClient   *ch;
 	ListCell   *lc;
 	ChError		err;
+	bool		marked;
 	bool		ok;
 
 	worker_begin();
@@ -526,7 +530,12 @@ drop_targets(Pipe *pipe, List *tables)
 	{
 		TableInfo  *table = lfirst(lc);
 
-		if (!table->target_ours)
+		if (table->target_table == NULL)
+			continue;
+		/* made by us, but interrupted before that was recorded? */
+		if (ok && !table->target_ours &&
+			(!target_is_marked(ch, pipe->id, table->target_database, table->target_table,
+							   DROP_TARGETS_MS, &marked, &err) || !marked))
 			continue;
 		if (!ok || GetCurrentTimestamp() > deadline ||
 			!target_drop(ch, table->target_database, table->target_table, DROP_TARGETS_MS, &err))

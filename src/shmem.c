@@ -150,7 +150,14 @@ shmem_add_pipe(Oid dboid, int32 pipe_id, bool pending)
 		entry->last_flush_at = 0;
 		SpinLockRelease(&entry->mutex);
 		LWLockAcquire(entry->load_lock, LW_EXCLUSIVE);
-		memset(entry->loads, 0, sizeof(entry->loads));
+		for (int l = 0; l < MAX_LOADS; l++)
+		{
+			/* never again an id that a worker of before may remember */
+			uint32		load_id = entry->loads[l].load_id + 1;
+
+			memset(&entry->loads[l], 0, sizeof(LoadSlot));
+			entry->loads[l].load_id = load_id;
+		}
 		memset(entry->load_workers, 0, sizeof(entry->load_workers));
 		LWLockRelease(entry->load_lock);
 		return entry;

@@ -25,6 +25,8 @@
 /* Begins the comment of every target. */
 #define TARGET_MARK			"mirrored by clickpipe, pipe"
 
+static const char *const misfit_hint = "Drop the target in ClickHouse so that it is created anew, or choose another name with the table option target_table.";
+
 static bool list_has(List *list, const char *name);
 static const char *column_target_name(const TableOptions *options, const char *attname);
 static int	escaped_length(const char *name);
@@ -33,7 +35,13 @@ static char *target_mark(int32 pipe_id);
 static char *create_sql(const Target *target, const PipeOptions *options, const ChServer *server,
 						const char *mark);
 static bool check_columns(ChClient *ch, const Target *target, ChError *err, const char **hint);
-static bool check_engine(ChClient *ch, const Target *target, ChError *err, const char **hint);
+static bool check_column(const Target *target, const char *columns, const char *name,
+						 const char *type, ChError *err);
+static bool check_engine(ChClient *ch, const Target *target, const PipeOptions *options,
+						 ChError *err, const char **hint);
+static char *split_field(char *field);
+static char *strip_quotes(const char *expression);
+static char *sorting_clause(const Target *target);
 static void append_table(StringInfo buf, const char *database, const char *table);
 static void append_where_table(StringInfo buf, const char *name_column, const Target *target);
 static char *name_in_utf8(const char *name);
@@ -267,7 +275,7 @@ target_prepare(ChClient *ch, const Target *target, const PipeOptions *options, i
 			return refuse(err, "target %s.%s exists and has rows already",
 						  target->database, target->table);
 		}
-		if (!check_engine(ch, target, err, hint) || !check_columns(ch, target, err, hint))
+		if (!check_engine(ch, target, options, err, hint) || !check_columns(ch, target, err, hint))
 			return false;
 		resetStringInfo(&sql);
 		appendStringInfoString(&sql, "ALTER TABLE ");
@@ -276,7 +284,30 @@ target_prepare(ChClient *ch, const Target *target, const PipeOptions *options, i
 		append_ch_literal(&sql, mark);
 		return ch_query(ch, sql.data, false, 60000, NULL, err);
 	}
-	return check_engine(ch, target, err, hint) && check_columns(ch, target, err, hint);
+	return check_engine(ch, target, options, err, hint) && check_columns(ch, target, err, hint);
+}
+
+/* See target.h. */
+bool
+target_is_marked(ChClient *ch, int32 pipe_id, const char *database, const char *table,
+				 int timeout_ms, bool *marked, ChError *err)
+{
+	StringInfoData sql;
+	StringInfoData answer;
+
+	initStringInfo(&sql);
+	initStringInfo(&answer);
+	appendStringInfoString(&sql, "SELECT comment FROM system.tables WHERE database = ");
+	append_ch_literal(&sql, database);
+	appendStringInfoString(&sql, " AND name = ");
+	append_ch_literal(&sql, table);
+	appendStringInfoString(&sql, " FORMAT TabSeparatedRaw");
+	if (!ch_query(ch, sql.data, false, timeout_ms, &answer, err))
+		return false;
+	if (answer.len > 0)
+		answer.data[strcspn(answer.data, "\n")] = '\0';
+	*marked = answer.len > 0 && strcmp(answer.data, target_mark(pipe_id)) == 0;
+	return true;
 }
 
 /* See target.h. */
@@ -320,6 +351,7 @@ check_columns(ChClient *ch, const Target *target, ChError *err, const char **hin
 {
 	StringInfoData sql;
 	StringInfoData answer;
+	bool		ok = true;
 
 	initStringInfo(&sql);
 	initStringInfo(&answer);
@@ -328,51 +360,139 @@ check_columns(ChClient *ch, const Target *target, ChError *err, const char **hin
 	appendStringInfoString(&sql, " FORMAT TabSeparatedRaw");
 	if (!ch_query(ch, sql.data, false, 30000, &answer, err))
 		return false;
-	for (int i = 0; i < target->rows.ncolumns; i++)
-	{
-		const ColumnMap *column = &target->rows.columns[i];
-		char	   *wanted = psprintf("%s\t%s\n", column->name, column->type);
-		char	   *at = strstr(answer.data, wanted);
-
-		if (at == NULL || (at != answer.data && at[-1] != '\n'))
-		{
-			*hint = "Drop the target in ClickHouse so that it is created anew, or choose another name with the table option target_table.";
-			return refuse(err, "target %s.%s has no column \"%s\" of type %s",
-						  target->database, target->table, column->name, column->type);
-		}
-	}
-	return true;
+	for (int i = 0; ok && i < target->rows.ncolumns; i++)
+		ok = check_column(target, answer.data, target->rows.columns[i].name,
+						  target->rows.columns[i].type, err);
+	ok = ok && check_column(target, answer.data, CLICKPIPE_COL_VERSION, "UInt128", err) &&
+		check_column(target, answer.data, CLICKPIPE_COL_DELETED, "UInt8", err);
+	if (target->rows.history)
+		ok = ok && check_column(target, answer.data, CLICKPIPE_COL_OPERATION, "LowCardinality(String)", err) &&
+			check_column(target, answer.data, CLICKPIPE_COL_LSN, "UInt64", err) &&
+			check_column(target, answer.data, CLICKPIPE_COL_TS, "DateTime64(6, 'UTC')", err);
+	if (!ok)
+		*hint = misfit_hint;
+	return ok;
 }
 
-/* Compares engine and sorting key with what we would have created. */
+/* Looks for a column in lines of names and types. */
 static bool
-check_engine(ChClient *ch, const Target *target, ChError *err, const char **hint)
+check_column(const Target *target, const char *columns, const char *name, const char *type,
+			 ChError *err)
+{
+	char	   *wanted = psprintf("%s\t%s\n", name, type);
+
+	for (const char *at = columns; (at = strstr(at, wanted)) != NULL; at++)
+		if (at == columns || at[-1] == '\n')
+			return true;
+	return refuse(err, "target %s.%s has no column \"%s\" of type %s",
+				  target->database, target->table, name, type);
+}
+
+/*
+ * Compares engine, its arguments, and sorting key with what we would have
+ * created: with other ones rows would replace each other that must not, or
+ * the older one would win.
+ */
+static bool
+check_engine(ChClient *ch, const Target *target, const PipeOptions *options,
+			 ChError *err, const char **hint)
 {
 	StringInfoData sql;
 	StringInfoData answer;
-	const char *wanted = target_engine_name(target->engine);
-	char	   *newline;
+	char	   *engine;
+	char	   *full;
+	char	   *sorting;
+	char	   *partition;
+	const char *plain;
+	const char *wanted = engine_clause(target, options);
+	char	   *arguments;
 
 	initStringInfo(&sql);
 	initStringInfo(&answer);
-	appendStringInfoString(&sql, "SELECT engine FROM system.tables WHERE ");
+	appendStringInfoString(&sql, "SELECT engine, engine_full, sorting_key, partition_key FROM system.tables WHERE ");
 	append_where_table(&sql, "name", target);
 	appendStringInfoString(&sql, " FORMAT TabSeparatedRaw");
 	if (!ch_query(ch, sql.data, false, 30000, &answer, err))
 		return false;
-	if ((newline = strchr(answer.data, '\n')) != NULL)
-		*newline = '\0';
+	answer.data[strcspn(answer.data, "\n")] = '\0';
+	engine = answer.data;
+	full = split_field(engine);
+	sorting = split_field(full);
+	partition = split_field(sorting);
+
 	/* Replicated... and Shared... behave the same */
-	if (strlen(answer.data) < strlen(wanted) ||
-		strcmp(answer.data + strlen(answer.data) - strlen(wanted), wanted) != 0 ||
-		(target->engine == ENGINE_MERGE_TREE && strcmp(answer.data, "MergeTree") != 0 &&
-		 strcmp(answer.data, "ReplicatedMergeTree") != 0 && strcmp(answer.data, "SharedMergeTree") != 0))
-	{
-		*hint = "Drop the target in ClickHouse so that it is created anew, or choose another name with the table option target_table.";
+	plain = engine;
+	if (strncmp(plain, "Replicated", 10) == 0)
+		plain += 10;
+	else if (strncmp(plain, "Shared", 6) == 0)
+		plain += 6;
+	arguments = strchr(wanted, '(') ? psprintf("%s ", strchr(wanted, '(') + 1) : NULL;
+	*hint = misfit_hint;
+	if (strcmp(plain, target_engine_name(target->engine)) != 0 ||
+		(arguments != NULL && strstr(full, arguments) == NULL))
 		return refuse(err, "target %s.%s has the engine %s, not %s",
-					  target->database, target->table, answer.data, wanted);
-	}
+					  target->database, target->table, full, wanted);
+	if (strcmp(strip_quotes(sorting), strip_quotes(sorting_clause(target))) != 0)
+		return refuse(err, "target %s.%s is sorted by (%s), not by (%s)",
+					  target->database, target->table, sorting, sorting_clause(target));
+	if (partition[0] != '\0')
+		return refuse(err, "target %s.%s is partitioned, which this version does not support",
+					  target->database, target->table);
+	*hint = NULL;
 	return true;
+}
+
+/* Ends a tab separated field; returns the next one. */
+static char *
+split_field(char *field)
+{
+	char	   *tab = strchr(field, '\t');
+
+	if (tab == NULL)
+		return field + strlen(field);
+	*tab = '\0';
+	return tab + 1;
+}
+
+/*
+ * Returns an expression without quotes, which ClickHouse puts only where it
+ * needs them, and without parentheses around it.
+ */
+static char *
+strip_quotes(const char *expression)
+{
+	char	   *result = palloc(strlen(expression) + 1);
+	char	   *to = result;
+
+	for (const char *from = expression; *from; from++)
+		if (*from != '`' && *from != '\\')
+			*to++ = *from;
+	*to = '\0';
+	if (result[0] == '(' && to[-1] == ')')
+	{
+		to[-1] = '\0';
+		result++;
+	}
+	return result;
+}
+
+/* Returns the columns of ORDER BY. */
+static char *
+sorting_clause(const Target *target)
+{
+	StringInfoData sql;
+	ListCell   *lc;
+
+	initStringInfo(&sql);
+	foreach(lc, target->ch_key_names)
+	{
+		if (foreach_current_index(lc) > 0)
+			appendStringInfoString(&sql, ", ");
+		append_ch_identifier(&sql, lfirst(lc));
+	}
+	if (target->rows.history)
+		appendStringInfo(&sql, "%s%s", target->key_names != NIL ? ", " : "", CLICKPIPE_COL_VERSION);
+	return sql.data;
 }
 
 /*
@@ -408,17 +528,8 @@ create_sql(const Target *target, const PipeOptions *options, const ChServer *ser
 	if (target->rows.history)
 		appendStringInfo(&sql, "%s LowCardinality(String), %s UInt64, %s DateTime64(6, 'UTC'), ",
 						 CLICKPIPE_COL_OPERATION, CLICKPIPE_COL_LSN, CLICKPIPE_COL_TS);
-	appendStringInfo(&sql, "%s DateTime64(9) DEFAULT now64(9)) ENGINE = %s ORDER BY (",
-					 CLICKPIPE_COL_SYNCED, engine_clause(target, options));
-	foreach(lc, target->ch_key_names)
-	{
-		if (foreach_current_index(lc) > 0)
-			appendStringInfoString(&sql, ", ");
-		append_ch_identifier(&sql, lfirst(lc));
-	}
-	if (target->rows.history)
-		appendStringInfo(&sql, "%s%s", target->key_names != NIL ? ", " : "", CLICKPIPE_COL_VERSION);
-	appendStringInfoChar(&sql, ')');
+	appendStringInfo(&sql, "%s DateTime64(9) DEFAULT now64(9)) ENGINE = %s ORDER BY (%s)",
+					 CLICKPIPE_COL_SYNCED, engine_clause(target, options), sorting_clause(target));
 
 	if (server->durable_inserts)
 		settings = list_make2("fsync_after_insert = 1", "fsync_part_directory = 1");

@@ -64,6 +64,10 @@ extern bool target_prepare(ChClient *ch, const Target *target, const PipeOptions
 						   int32 pipe_id, bool ours, bool may_create, ChError *err,
 						   const char **hint);
 
+/* Does the target (names in UTF8) bear the pipe's mark?  False: not known, see *err. */
+extern bool target_is_marked(ChClient *ch, int32 pipe_id, const char *database,
+							 const char *table, int timeout_ms, bool *marked, ChError *err);
+
 /* Drops a target (names in UTF8), if it is there, at once and for good. */
 extern bool target_drop(ChClient *ch, const char *database, const char *table,
 						int timeout_ms, ChError *err);

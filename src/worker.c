@@ -37,6 +37,10 @@
 #include "guc.h"
 #include "worker.h"
 
+bool		caches_switching = false;
+static bool caches_historic = false;
+
+static void empty_caches(void);
 static void pin_setting(const char *name, const char *value);
 
 /* See worker.h. */
@@ -118,6 +122,37 @@ pin_setting(const char *name, const char *value)
 		SetConfigOption(name, value, PGC_SUSET, PGC_S_OVERRIDE);
 }
 
+/* See worker.h.  Outside of a transaction. */
+void
+caches_as_of_now(void)
+{
+	if (!caches_historic)
+		return;
+	/* real invalidations first, so that their callbacks are not missed */
+	AcceptInvalidationMessages();
+	empty_caches();
+	caches_historic = false;
+}
+
+/* See worker.h.  In the transaction of a decoding callback, which has accepted invalidations. */
+void
+caches_as_of_change(void)
+{
+	if (caches_historic)
+		return;
+	empty_caches();
+	caches_historic = true;
+}
+
+/* Forgets all that is cached of the catalogs. */
+static void
+empty_caches(void)
+{
+	caches_switching = true;
+	InvalidateSystemCaches();
+	caches_switching = false;
+}
+
 /* See worker.h. */
 ErrorData *
 worker_recover(void)
@@ -138,7 +173,8 @@ worker_recover(void)
 	if (MyReplicationSlot != NULL)
 		ReplicationSlotRelease();
 	compat_slot_cleanup();
-	InvalidateSystemCaches();
+	empty_caches();
+	caches_historic = false;
 	MemoryContextSwitchTo(TopMemoryContext);
 	RESUME_INTERRUPTS();
 	return edata;

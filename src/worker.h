@@ -57,6 +57,18 @@ extern void worker_signals(void);
 extern void worker_args(WorkerArgs *args);
 
 /*
+ * PostgreSQL's caches hold either entries as of now or entries as of a change
+ * being decoded, never both: what was read under the one kind of snapshot must
+ * not be used under the other.  These empty the caches when they change sides.
+ * worker_begin and the begin of a decoded transaction call them; cheap if the
+ * side does not change.  The flag says that an invalidation callback is called for
+ * that reason only.
+ */
+extern bool caches_switching;
+extern void caches_as_of_now(void);
+extern void caches_as_of_change(void);
+
+/*
  * Cleans up after an ERROR that the worker has caught, so that it can run a last transaction.
  * Returns a copy of the error, in TopMemoryContext.
  */

@@ -144,4 +144,14 @@ wait_caught_up($node, 'load');
 parity_ok($node, $ch, $_, name => "$_: same rows after changes")
   for $odd, qw(composite nothing dropped wide one_row large);
 
+# What all these comparisons are worth: one wrong value, and one row too many,
+# are seen.
+$ch->query(q{INSERT INTO analytics.public_one_row SELECT * REPLACE ('wrong' AS v, _clickpipe_version + 1 AS _clickpipe_version)
+	FROM analytics.public_one_row WHERE id = 0});
+like(ClickpipeTest::_parity($node, $ch, 'one_row'), qr/v: PostgreSQL NULL, ClickHouse 'wrong'/, 'a wrong value is seen');
+$ch->query(q{INSERT INTO analytics.public_nothing SELECT * REPLACE (2 AS id) FROM analytics.public_nothing});
+like(ClickpipeTest::_parity($node, $ch, 'nothing'), qr/only in ClickHouse: id='2'/, 'a row too many is seen');
+$ch->query(q{INSERT INTO analytics.public_pgbench_history SELECT * FROM analytics.public_pgbench_history LIMIT 1});
+isnt(ClickpipeTest::_parity($node, $ch, 'pgbench_history', final => 0), '', 'a row that is there twice is seen');
+
 done_testing();

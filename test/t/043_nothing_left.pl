@@ -115,12 +115,12 @@ sub create
 # Options
 my $hint_pipe = qr/HINT:.*replication_mode.*sync_interval_seconds.*initial_load_parallelism.*tables/;
 refused('unknown pipe option', create(q{'good'}, '{"sync_interval": 1}'),
-	[ qr/unrecognized pipe option "sync_interval"/, $hint_pipe ]);
+	[ qr/unrecognized option "sync_interval" of the pipe/, $hint_pipe ]);
 refused('unknown table option', create(q{'good'}, '{"tables": {"good": {"target": "x"}}}'),
-	[ qr/unrecognized table "good" option "target"/, qr/HINT:.*target_table.*table_engine.*excluded_columns/ ]);
+	[ qr/unrecognized option "target" of table "good"/, qr/HINT:.*target_table.*table_engine.*excluded_columns/ ]);
 refused('unknown column option',
 	create(q{'good'}, '{"tables": {"good": {"columns": {"v": {"nmae": "x"}}}}}'),
-	[ qr/unrecognized option "nmae" for column "v"/, qr/HINT:.*name/ ]);
+	[ qr/unrecognized option "nmae" of column "v" of table "good"/, qr/HINT:.*name/ ]);
 refused(
 	'unknown server option',
 	"CREATE SERVER x FOREIGN DATA WRAPPER clickpipe_fdw OPTIONS (hots 'a')",
