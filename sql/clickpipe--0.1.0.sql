@@ -176,7 +176,8 @@ LANGUAGE C VOLATILE PARALLEL RESTRICTED;
 CREATE VIEW clickpipe.status WITH (security_barrier) AS
 SELECT
 	p.name AS pipe,
-	CASE WHEN p.paused AND s.state NOT IN ('Paused', 'Failed', 'Completed') THEN 'Pausing'
+	CASE WHEN s.pipe IS NULL THEN 'Failed'
+		WHEN p.paused AND s.state NOT IN ('Paused', 'Failed', 'Completed') THEN 'Pausing'
 		ELSE s.state END AS state,
 	s.state_since,
 	p.server,
@@ -185,8 +186,8 @@ SELECT
 	a.worker_pid,
 	s.slot_name,
 	r.wal_status,
-	(pg_catalog.pg_current_wal_lsn() - s.confirmed_lsn)::bigint AS lag_bytes,
-	(pg_catalog.pg_current_wal_lsn() - r.restart_lsn)::bigint AS retained_wal_bytes,
+	(w.lsn - s.confirmed_lsn)::bigint AS lag_bytes,
+	(w.lsn - r.restart_lsn)::bigint AS retained_wal_bytes,
 	CASE WHEN a.worker_pid IS NOT NULL AND NOT p.paused THEN a.lag_seconds END AS lag_seconds,
 	s.confirmed_lsn,
 	(SELECT coalesce(sum(c.rows), 0)::bigint FROM clickpipe.chunk c WHERE c.pipe = p.id) AS rows_snapshot,
@@ -195,7 +196,9 @@ SELECT
 	coalesce(a.rows_deleted, s.rows_deleted) AS rows_deleted,
 	coalesce(a.last_flush_at, s.last_flush_at) AS last_flush_at,
 	coalesce(a.last_error, s.last_error, f.last_error,
-		CASE WHEN a.pipe IS NULL AND s.state NOT IN ('Paused', 'Failed', 'Completed')
+		CASE WHEN s.pipe IS NULL
+			THEN 'the pipe was restored from a dump, which has no positions: drop it with clickpipe_drop and create it again'
+			WHEN a.pipe IS NULL AND s.state NOT IN ('Paused', 'Failed', 'Completed')
 			THEN 'the launcher does not run this pipe: see the server log, and whether "max_worker_processes" is large enough'
 		END) AS last_error,
 	CASE WHEN a.last_error IS NOT NULL THEN a.last_error_code
@@ -207,7 +210,10 @@ SELECT
 	a.retry_at,
 	a.activity
 FROM clickpipe.pipe p
-JOIN clickpipe.pipe_state s ON s.pipe = p.id
+CROSS JOIN (SELECT CASE WHEN pg_catalog.pg_is_in_recovery()
+	THEN pg_catalog.pg_last_wal_replay_lsn()
+	ELSE pg_catalog.pg_current_wal_lsn() END AS lsn) w
+LEFT JOIN clickpipe.pipe_state s ON s.pipe = p.id
 LEFT JOIN clickpipe.pipe_activity() a ON a.pipe = p.id
 LEFT JOIN pg_catalog.pg_replication_slots r
 	ON r.slot_name = s.slot_name AND r.datoid = s.database_oid

@@ -31,6 +31,8 @@
 #include "compat.h"
 #include "worker.h"
 
+static MemoryContext worker_mcxt;	/* current before worker_begin */
+
 static int	run(const char *fmt,...) pg_attribute_printf(1, 2);
 static PipeInfo *pipe_from_row(int row, MemoryContext mcxt);
 static char *field(int row, int column);
@@ -78,6 +80,7 @@ catalog_leave(CatalogAccess *access)
 void
 worker_begin(void)
 {
+	worker_mcxt = CurrentMemoryContext;
 	if (MyProc->statusFlags & PROC_IN_LOGICAL_DECODING)
 		elog(PANIC, "transaction started with the logical decoding flag set");
 	if (IsTransactionState())
@@ -103,6 +106,8 @@ worker_commit(void)
 	PopActiveSnapshot();
 	CommitTransactionCommand();
 	SetUserIdAndSecContext(BOOTSTRAP_SUPERUSERID, 0);
+	/* some versions leave us in TopMemoryContext */
+	MemoryContextSwitchTo(worker_mcxt);
 	pgstat_report_stat(false);
 }
 
@@ -113,11 +118,12 @@ catalog_exists(void)
 	return OidIsValid(get_extension_oid(CLICKPIPE_NAME, true));
 }
 
+/* A pipe without state was restored from a dump, which has no positions. */
 #define PIPE_COLUMNS \
 	"p.id, p.name, p.owner::oid, p.server, p.options, p.paused, p.dropped, p.drop_targets, " \
-	"s.state, s.database_oid, s.system_identifier, s.timeline, s.slot_name, s.slot_lsn, " \
-	"s.confirmed_lsn, s.rows_inserted, s.rows_updated, s.rows_deleted " \
-	"FROM clickpipe.pipe p JOIN clickpipe.pipe_state s ON s.pipe = p.id "
+	"coalesce(s.state, 'Failed'), s.database_oid, s.system_identifier, s.timeline, " \
+	"s.slot_name, s.slot_lsn, s.confirmed_lsn, s.rows_inserted, s.rows_updated, s.rows_deleted " \
+	"FROM clickpipe.pipe p LEFT JOIN clickpipe.pipe_state s ON s.pipe = p.id "
 
 /* Returns the pipe of that name that is not dropped, or NULL. */
 PipeInfo *
@@ -342,6 +348,13 @@ catalog_set_slot(int32 pipe, const char *slot_name, XLogRecPtr slot_lsn, int tim
 			   "confirmed_lsn = %s, timeline = %d WHERE pipe = %d",
 			   quote_literal_cstr(slot_name), lsn_literal(slot_lsn), lsn_literal(slot_lsn),
 			   timeline, pipe);
+}
+
+/* Records the timeline that the pipe has gone over to. */
+void
+catalog_set_timeline(int32 pipe, int timeline)
+{
+	(void) run("UPDATE clickpipe.pipe_state SET timeline = %d WHERE pipe = %d", timeline, pipe);
 }
 
 /* Persists how far ClickHouse has acknowledged, and the counters as of there. */

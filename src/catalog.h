@@ -119,6 +119,7 @@ extern void catalog_set_pipe_state(int32 pipe, PipeState state);
 extern void catalog_set_pipe_error(int32 pipe, int code, const char *message, const char *hint);
 extern void catalog_clear_pipe_error(int32 pipe);
 extern void catalog_set_slot(int32 pipe, const char *slot_name, XLogRecPtr slot_lsn, int timeline);
+extern void catalog_set_timeline(int32 pipe, int timeline);
 extern void catalog_set_confirmed(int32 pipe, XLogRecPtr lsn, int64 inserted, int64 updated,
 								  int64 deleted, TimestampTz last_flush,
 								  const TableCounts *counts, int ncounts);

@@ -16,6 +16,7 @@
 
 #include "access/htup_details.h"
 #include "lib/stringinfo.h"
+#include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "utils/datum.h"
 #include "utils/inval.h"
@@ -27,8 +28,15 @@
 #include "pipe.h"
 #include "worker.h"
 
-/* Changes between two looks at transfers, and at the memory that is used. */
-#define PUMP_INTERVAL	128
+/*
+ * Changes between two looks at transfers, at what is due and at the memory
+ * that is used; and the same for changes of tables that are not ours.
+ */
+#define PUMP_INTERVAL			128
+#define FOREIGN_PUMP_INTERVAL	1024
+
+/* Bytes of a key's value that a message shows. */
+#define MAX_SHOWN_VALUE			200
 
 static PipeTable *table_of_change(Pipe *pipe, Relation rel);
 static bool shape_fits(Pipe *pipe, PipeTable *table, Relation rel);
@@ -40,6 +48,8 @@ static bool fill_unchanged_toast(Pipe *pipe, PipeTable *table, TupleDesc desc, b
 static bool key_changed(PipeTable *table, TupleDesc desc);
 static bool append(Pipe *pipe, PipeTable *table, RowMeta *meta, const Datum *values,
 				   const bool *isnull, bool key_only);
+static bool append_guarded(Pipe *pipe, PipeTable *table, RowMeta *meta, const Datum *values,
+						   const bool *isnull, bool key_only, RowError *error);
 static char *describe_key(PipeTable *table, TupleDesc desc, const Datum *values,
 						  const bool *isnull);
 static void relcache_callback(Datum arg, Oid relid);
@@ -98,10 +108,17 @@ changes_apply(Pipe *pipe, ReorderBufferTXN *txn, Relation rel, ReorderBufferChan
 	MemoryContext old;
 	bool		history;
 
-	if (table == NULL || table->failure.failed)
+	if (table == NULL || table->failure.failed ||
+		XLogRecPtrIsInvalid(table->capture_lsn) || pipe->commit_lsn < table->capture_lsn)
+	{
+		/* others' rows must not keep ours waiting */
+		if (++change_count % FOREIGN_PUMP_INTERVAL == 0)
+		{
+			inserts_flush_due(pipe);
+			inserts_pump(pipe);
+		}
 		return;
-	if (XLogRecPtrIsInvalid(table->capture_lsn) || pipe->commit_lsn < table->capture_lsn)
-		return;
+	}
 	old = MemoryContextSwitchTo(pipe->row_mcxt);
 	if (OidIsValid(rel->rd_rel->relrewrite))
 	{
@@ -287,8 +304,8 @@ make_room(Pipe *pipe, PipeTable *table, XLogRecPtr lsn)
 	}
 	else if (change_count % PUMP_INTERVAL == 0)
 	{
-		if (pipe->sealed_bytes > 0)
-			inserts_pump(pipe);
+		inserts_flush_due(pipe);
+		inserts_pump(pipe);
 		inserts_backpressure(pipe);
 	}
 }
@@ -331,7 +348,8 @@ fill_unchanged_toast(Pipe *pipe, PipeTable *table, TupleDesc desc, bool have_old
 		if (table->isnull[att] || TupleDescAttr(desc, att)->attlen != -1 ||
 			!VARATT_IS_EXTERNAL_ONDISK(DatumGetPointer(table->values[att])))
 			continue;
-		if (have_old && table->target->key.full && !table->old_isnull[att] &&
+		/* an old key is always logged in line */
+		if (have_old && (table->target->key.full || rows->is_key[i]) && !table->old_isnull[att] &&
 			!VARATT_IS_EXTERNAL_ONDISK(DatumGetPointer(table->old_values[att])))
 		{
 			table->values[att] = table->old_values[att];
@@ -395,8 +413,12 @@ append(Pipe *pipe, PipeTable *table, RowMeta *meta, const Datum *values,
 		table->block_first_lsn = pipe->commit_lsn;
 		pipe->txn_opened_block = true;
 	}
-	if (!block_append(table->block, meta, values, isnull, key_only, &error))
+	if (!(table->target->calls_output ?
+		  append_guarded(pipe, table, meta, values, isnull, key_only, &error) :
+		  block_append(table->block, meta, values, isnull, key_only, &error)))
 	{
+		if (table->failure.failed)
+			return false;
 		pipe_table_fail(pipe, table, 0,
 						"Exclude the column with the table option excluded_columns, or change the value; then drop the pipe with clickpipe_drop('...', drop_targets => true) and create it again.",
 						"column \"%s\" of type %s: %s (%s)", error.column->attname,
@@ -407,6 +429,41 @@ append(Pipe *pipe, PipeTable *table, RowMeta *meta, const Datum *values,
 	table->last_version_hi = meta->version_hi;
 	table->last_version_lo = meta->version_lo;
 	return true;
+}
+
+/*
+ * The same for tables with columns whose text form comes from an output
+ * function, which may raise an ERROR: that is the table's failure, not the
+ * pipe's.  Output functions leave no locks or pins behind.
+ */
+static bool
+append_guarded(Pipe *pipe, PipeTable *table, RowMeta *meta, const Datum *values,
+			   const bool *isnull, bool key_only, RowError *error)
+{
+	MemoryContext old = CurrentMemoryContext;
+	volatile bool ok = false;
+
+	PG_TRY();
+	{
+		ok = block_append(table->block, meta, values, isnull, key_only, error);
+	}
+	PG_CATCH();
+	{
+		ErrorData  *edata;
+
+		MemoryContextSwitchTo(old);
+		edata = CopyErrorData();
+		if (edata->sqlerrcode == ERRCODE_QUERY_CANCELED ||
+			edata->sqlerrcode == ERRCODE_ADMIN_SHUTDOWN ||
+			edata->sqlerrcode == ERRCODE_OUT_OF_MEMORY)
+			PG_RE_THROW();
+		FlushErrorState();
+		pipe_table_fail(pipe, table, 0,
+						"Exclude the column with the table option excluded_columns; then drop the pipe with clickpipe_drop('...', drop_targets => true) and create it again.",
+						"a value has no text form: %s", edata->message);
+	}
+	PG_END_TRY();
+	return ok;
 }
 
 /* Says which row it is, by its key. */
@@ -422,12 +479,22 @@ describe_key(PipeTable *table, TupleDesc desc, const Datum *values, const bool *
 		int			att = rows->columns[i].attnum - 1;
 		Oid			output;
 		bool		isvarlena;
+		char	   *text;
+		int			len;
+		int			shown;
 
 		if (!rows->is_key[i] || isnull[att])
 			continue;
 		getTypeOutputInfo(rows->columns[i].atttypid, &output, &isvarlena);
-		appendStringInfo(&buf, "%s%s = %s", buf.len > 0 ? ", " : "row with ",
-						 rows->columns[i].attname, OidOutputFunctionCall(output, values[att]));
+		/* nothing is read from ordinary tables here, TOAST included */
+		if (isvarlena && VARATT_IS_EXTERNAL_ONDISK(DatumGetPointer(values[att])))
+			text = "(large)";
+		else
+			text = OidOutputFunctionCall(output, values[att]);
+		len = strlen(text);
+		shown = pg_mbcliplen(text, len, MAX_SHOWN_VALUE);
+		appendStringInfo(&buf, "%s%s = %.*s%s", buf.len > 0 ? ", " : "row with ",
+						 rows->columns[i].attname, shown, text, shown < len ? "..." : "");
 	}
 	return buf.len > 0 ? buf.data : "table without a key";
 }

@@ -91,6 +91,7 @@ static ReadResult read_chunk(SnapshotJob *job, Oid filenode, ItemPointer from,
 static bool read_rows(SnapshotJob *job, Relation rel, ItemPointer from, BlockNumber end);
 static void insert_block(SnapshotJob *job, bool exactly_once);
 static void load_histories(SnapshotJob *job);
+static Relation open_history(SnapshotJob *job, Oid filenode);
 static int64 load_history(SnapshotJob *job, TableInfo *table, BlockNumber *nblocks);
 _Noreturn static void fail_load(SnapshotJob *job, int code, const char *hint, const char *message);
 static void report_retry(SnapshotJob *job, const ChError *err, TimestampTz retry_at, int tries);
@@ -561,7 +562,8 @@ insert_block(SnapshotJob *job, bool exactly_once)
 		retry_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
 											   ch_retry_delay(class, tries));
 		report_retry(job, &err, retry_at, tries);
-		if (exactly_once && err.ambiguous)
+		/* also an error that is not ambiguous may come after rows are in: of a view, for instance */
+		if (exactly_once && (err.ambiguous || err.code != 0))
 			ereport(ERROR,
 					(errcode(ERRCODE_CONNECTION_FAILURE),
 					 errmsg("an insert into %s.%s has an unknown fate: %s",
@@ -665,49 +667,75 @@ load_histories(SnapshotJob *job)
 	LWLockRelease(job->entry->load_lock);
 }
 
-/* Loads one history under the snapshot; returns its number of rows, and of blocks. */
+/*
+ * Loads one history under the snapshot; returns its number of rows, and of
+ * blocks.  The snapshot stays, but the table is locked only while it is read:
+ * whoever wants to alter it must not wait for ClickHouse.
+ */
 static int64
 load_history(SnapshotJob *job, TableInfo *table, BlockNumber *nblocks)
 {
 	XLogRecPtr	lsn = job->meta.version_hi;
-	Relation	rel;
+	Oid			filenode = InvalidOid;
 	ItemPointerData from;
+	int64		rows = 0;
+	bool		done = false;
+
+	pgstat_report_activity(STATE_RUNNING,
+						   psprintf("loading %s, holding a snapshot", table->source_name));
+	job->table = table;
+	*nblocks = 0;
+	ItemPointerSet(&from, 0, FirstOffsetNumber);
+	while (!done)
+	{
+		Relation	rel = open_history(job, filenode);
+
+		if (!OidIsValid(filenode))
+		{
+			filenode = compat_relfilenode(rel);
+			*nblocks = RelationGetNumberOfBlocks(rel);
+			describe(job, table->relid, rel);
+			job->meta.version_hi = lsn;
+		}
+		done = *nblocks == 0 || read_rows(job, rel, &from, *nblocks);
+		relation_close(rel, AccessShareLock);
+		rows += job->block->nrows;
+		if (job->block->nrows > 0)
+			insert_block(job, true);
+		job->meta.version_lo++;
+	}
+	return rows;
+}
+
+/*
+ * Opens the history that is being loaded, once it can be locked without
+ * standing in line.  ERROR if it is not the heap that was begun with.
+ */
+static Relation
+open_history(SnapshotJob *job, Oid filenode)
+{
+	TableInfo  *table = job->table;
+	Relation	rel;
 	char	   *hint = NULL;
 	char	   *reason;
 	List	   *watch;
-	int64		rows = 0;
-	bool		done;
 
-	pgstat_report_activity(STATE_RUNNING, psprintf("loading %s", table->source_name));
-	job->table = table;
-	rel = try_relation_open(table->relid, AccessShareLock);
+	while (!ConditionalLockRelationOid(table->relid, AccessShareLock))
+		nap(job, TimestampTzPlusMilliseconds(GetCurrentTimestamp(), LOCK_RETRY_MS));
+	rel = try_relation_open(table->relid, NoLock);
 	if (rel == NULL)
+		fail_load(job, 0, "Drop the pipe with clickpipe_drop and create it again without the table.",
+				  "the table was dropped");
+	if (OidIsValid(filenode) && compat_relfilenode(rel) != filenode)
 		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_TABLE),
-				 errmsg("table %s was dropped during its load", table->source_name)));
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("table %s was rewritten during its load", table->source_name)));
 	reason = source_read_refusal(table->relid, job->info->owner, &hint);
 	if (reason == NULL)
 		reason = source_shape_difference(table->shape, source_shape(rel, &watch));
 	if (reason != NULL)
-		fail_load(job, 0, hint, psprintf("%s: %s", table->source_name, reason));
-	describe(job, table->relid, rel);
-	job->meta.version_hi = lsn;
-
-	*nblocks = RelationGetNumberOfBlocks(rel);
-	ItemPointerSet(&from, 0, FirstOffsetNumber);
-	if (*nblocks > 0)
-	{
-		do
-		{
-			done = read_rows(job, rel, &from, *nblocks);
-			rows += job->block->nrows;
-			if (job->block->nrows > 0)
-				insert_block(job, true);
-			job->meta.version_lo++;
-		} while (!done);
-	}
-	relation_close(rel, NoLock);
-	return rows;
+		fail_load(job, 0, hint, reason);
+	return rel;
 }
 
 /* Says that the load of the table cannot go on, and ends the worker. */

@@ -90,6 +90,13 @@ clickpipe_fdw_validator(PG_FUNCTION_ARGS)
 					 errhint("Valid options in this context are: %s.", valid.data) :
 					 errhint("There are no valid options in this context.")));
 		}
+		/* the server's own files: not everybody's to use, or to probe */
+		if (!superuser() &&
+			(strcmp(def->defname, "ca_file") == 0 || strcmp(def->defname, "cert_file") == 0 ||
+			 strcmp(def->defname, "key_file") == 0))
+			ereport(ERROR,
+					(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+					 errmsg("option \"%s\" can only be set by superusers", def->defname)));
 		apply_server_option(&scratch, def);
 	}
 	PG_RETURN_VOID();

@@ -28,6 +28,7 @@
 #include "utils/guc.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
+#include "utils/syscache.h"
 #include "utils/timestamp.h"
 
 #include "catalog.h"
@@ -40,8 +41,9 @@
 #define START_TIMEOUT_MS	30000	/* a worker that has not begun by then never will */
 
 static List *list_databases(MemoryContext mcxt);
-static void scout_databases(MemoryContext mcxt);
+static bool scout_databases(MemoryContext mcxt);
 static long start_due_workers(void);
+static bool database_exists(Oid dboid);
 static bool start_pipe_worker(int index);
 static void detach_launcher(int code, Datum arg);
 
@@ -67,6 +69,7 @@ void
 clickpipe_launcher_main(Datum arg)
 {
 	MemoryContext mcxt;
+	TimestampTz scouted_at = 0;
 
 	worker_signals();
 	BackgroundWorkerInitializeConnection(NULL, NULL, 0);
@@ -76,15 +79,18 @@ clickpipe_launcher_main(Datum arg)
 	LWLockAcquire(ClickpipeShmem->lock, LW_EXCLUSIVE);
 	ClickpipeShmem->launcher_latch = MyLatch;
 	LWLockRelease(ClickpipeShmem->lock);
-	if (!ClickpipeShmem->launcher_ready)
-	{
-		scout_databases(mcxt);
-		ClickpipeShmem->launcher_ready = true;
-	}
-
 	for (;;)
 	{
+		TimestampTz now = GetCurrentTimestamp();
 		long		ms;
+
+		if (!ClickpipeShmem->launcher_ready &&
+			TimestampDifferenceExceeds(scouted_at, now, LOOK_AROUND_MS))
+		{
+			/* what a scout finds twice is entered once */
+			ClickpipeShmem->launcher_ready = scout_databases(mcxt);
+			scouted_at = now;
+		}
 
 		CHECK_FOR_INTERRUPTS();
 		if (ConfigReloadPending)
@@ -110,18 +116,23 @@ detach_launcher(int code, Datum arg)
 	LWLockRelease(ClickpipeShmem->lock);
 }
 
-/* Sends a scout into every database that takes connections, one after the other. */
-static void
+/*
+ * Sends a scout into every database that takes connections, one after the
+ * other.  False if one of them did not come to its end.
+ */
+static bool
 scout_databases(MemoryContext mcxt)
 {
 	List	   *databases = list_databases(mcxt);
 	TimestampTz said = 0;
+	bool		complete = true;
 	ListCell   *lc;
 
 	foreach(lc, databases)
 	{
 		WorkerArgs	args = {.dboid = lfirst_oid(lc)};
 		BackgroundWorkerHandle *handle;
+		bool		done;
 
 		while (!worker_start("clickpipe_scout_main", "clickpipe scout", "clickpipe scout",
 							 &args, true, &handle))
@@ -142,7 +153,13 @@ scout_databases(MemoryContext mcxt)
 			CHECK_FOR_INTERRUPTS();
 		}
 		(void) WaitForBackgroundWorkerShutdown(handle);
+		LWLockAcquire(ClickpipeShmem->lock, LW_SHARED);
+		done = ClickpipeShmem->scouted == args.dboid;
+		LWLockRelease(ClickpipeShmem->lock);
+		if (!done)
+			complete = false;
 	}
+	return complete;
 }
 
 /* Returns the databases that take connections. */
@@ -162,7 +179,8 @@ list_databases(MemoryContext mcxt)
 	{
 		Form_pg_database form = (Form_pg_database) GETSTRUCT(tuple);
 
-		if (form->datallowconn)
+		/* -2: DROP DATABASE was interrupted, it is invalid */
+		if (form->datallowconn && form->datconnlimit != -2)
 		{
 			MemoryContext old = MemoryContextSwitchTo(mcxt);
 
@@ -199,7 +217,7 @@ clickpipe_scout_main(Datum arg)
 
 		LWLockAcquire(ClickpipeShmem->lock, LW_EXCLUSIVE);
 		entry = shmem_add_pipe(args.dboid, pipe->id, false);
-		if (entry != NULL)
+		if (entry != NULL && entry->worker_pid == 0)
 			entry->wanted = pipe->dropped ||
 				(pipe->state != PIPE_FAILED && pipe->state != PIPE_COMPLETED &&
 				 !(pipe->paused && pipe->state == PIPE_PAUSED));
@@ -210,6 +228,9 @@ clickpipe_scout_main(Datum arg)
 					 errmsg("pipe \"%s\" cannot run: too many pipes", pipe->name),
 					 errhint("Increase \"clickpipe.max_pipes\" and restart the server.")));
 	}
+	LWLockAcquire(ClickpipeShmem->lock, LW_EXCLUSIVE);
+	ClickpipeShmem->scouted = args.dboid;
+	LWLockRelease(ClickpipeShmem->lock);
 	proc_exit(0);
 }
 
@@ -251,6 +272,14 @@ start_due_workers(void)
 		LWLockRelease(ClickpipeShmem->lock);
 		if (!due)
 			continue;
+		if (entry->failures > 0 && !database_exists(entry->dboid))
+		{
+			LWLockAcquire(ClickpipeShmem->lock, LW_EXCLUSIVE);
+			if (entry->worker_pid == 0)
+				shmem_remove_pipe(entry);
+			LWLockRelease(ClickpipeShmem->lock);
+			continue;
+		}
 		if (!start_pipe_worker(i))
 		{
 			TimestampTz retry_at = TimestampTzPlusMilliseconds(now, NO_SLOT_RETRY_MS);
@@ -266,6 +295,18 @@ start_due_workers(void)
 		}
 	}
 	return ms;
+}
+
+/* Is the database still there? */
+static bool
+database_exists(Oid dboid)
+{
+	bool		exists;
+
+	StartTransactionCommand();
+	exists = SearchSysCacheExists1(DATABASEOID, ObjectIdGetDatum(dboid));
+	CommitTransactionCommand();
+	return exists;
 }
 
 /* Starts the worker of a pipe. */

@@ -62,6 +62,7 @@ static void subtract_chunks(LoadSlot *load, BlockNumber nblocks, List *chunks);
 static BlockNumber chunk_size(Pipe *pipe, Relation rel, BlockNumber nblocks);
 static void watch_load(Pipe *pipe, PipeTable *table);
 static void watch_histories(Pipe *pipe);
+static void check_histories_failed(Pipe *pipe);
 static void end_load(Pipe *pipe, PipeTable *table);
 static void finish_load(Pipe *pipe, PipeTable *table);
 static void complete_tables(Pipe *pipe);
@@ -176,8 +177,6 @@ start_histories(Pipe *pipe)
 	for (;;)
 	{
 		LoadPhase	phase;
-		bool		failed;
-		char		message[ERROR_TEXT_LEN];
 
 		start_workers(pipe, 0, 1);
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, 100,
@@ -188,13 +187,8 @@ start_histories(Pipe *pipe)
 			pipe_check_orders(pipe);
 		LWLockAcquire(entry->load_lock, LW_SHARED);
 		phase = load->phase;
-		failed = load->failed;
-		strlcpy(message, load->error.message, sizeof(message));
 		LWLockRelease(entry->load_lock);
-		if (failed)
-			ereport(ERROR,
-					(errcode(ERRCODE_INTERNAL_ERROR),
-					 errmsg("load of append-only targets failed: %s", message)));
+		check_histories_failed(pipe);
 		if (phase != LOAD_STARTING)
 			break;
 	}
@@ -223,25 +217,21 @@ static void
 recreate_history(Pipe *pipe, PipeTable *table)
 {
 	ChError		err;
-	const char *hint;
 
-	if (!XLogRecPtrIsInvalid(table->capture_lsn))
-	{
-		/* not Running yet, so nobody has been told that the rows are there */
-		worker_begin();
-		catalog_set_capture(pipe->id, table->relid, InvalidXLogRecPtr);
-		catalog_set_load(pipe->id, table->relid, InvalidOid, -1, 0, true);
-		worker_commit();
-		table->capture_lsn = InvalidXLogRecPtr;
-	}
-	if (!target_drop(pipe->ch, table->target->ch_database, table->target->ch_table,
-					 CLICKHOUSE_TIMEOUT_MS, &err) ||
-		!target_prepare(pipe->ch, table->target, pipe->options, pipe->id, true, true,
-						&err, &hint))
+	/* no P yet, so no row was ever sent */
+	if (XLogRecPtrIsInvalid(table->capture_lsn))
+		return;
+	/* not Running yet, so nobody has been told that the rows are there */
+	if (!target_renew(pipe->ch, table->target, CLICKHOUSE_TIMEOUT_MS, &err))
 		ereport(ERROR,
 				(errcode(ERRCODE_CONNECTION_FAILURE),
 				 errmsg("could not make target %s.%s anew: %s", table->target->database,
 						table->target->table, err.message)));
+	worker_begin();
+	catalog_set_capture(pipe->id, table->relid, InvalidXLogRecPtr);
+	catalog_set_load(pipe->id, table->relid, InvalidOid, -1, 0, true);
+	worker_commit();
+	table->capture_lsn = InvalidXLogRecPtr;
 }
 
 /* Finds out how far histories are complete. */
@@ -625,10 +615,7 @@ watch_histories(Pipe *pipe)
 {
 	LoadSlot   *load = NULL;
 	LoadPhase	phase;
-	bool		failed;
-	Oid			relid;
-	ErrorReport error;
-	char		hint[ERROR_TEXT_LEN];
+	bool		alone;
 
 	for (int i = 0; i < pipe->ntables; i++)
 		if (pipe_table_is_history(pipe->tables[i]) && pipe->tables[i]->load_slot >= 0)
@@ -638,24 +625,15 @@ watch_histories(Pipe *pipe)
 
 	LWLockAcquire(pipe->entry->load_lock, LW_SHARED);
 	phase = load->phase;
-	failed = load->failed;
-	relid = load->relid;
-	error = load->error;
-	strlcpy(hint, load->hint, sizeof(hint));
+	alone = count_workers(pipe->entry, 0) == 0;
 	LWLockRelease(pipe->entry->load_lock);
 
-	if (failed && OidIsValid(relid))
-	{
-		pipe_table_fail(pipe, pipe_find_table(pipe, relid), error.code,
-						hint[0] ? hint : NULL, "%s", error.message);
-		pipe_flush_failures(pipe);
-	}
+	check_histories_failed(pipe);
 	/* without its worker the snapshot is gone: the load begins again */
-	if (failed || (phase == LOAD_ACTIVE && count_workers(pipe->entry, 0) == 0))
+	if (phase == LOAD_ACTIVE && alone)
 		ereport(ERROR,
 				(errcode(ERRCODE_INTERNAL_ERROR),
-				 errmsg("load of append-only targets was interrupted: %s",
-						failed ? error.message : "its worker ended"),
+				 errmsg("load of append-only targets was interrupted: its worker ended"),
 				 errdetail("It begins again with new targets.")));
 	if (phase != LOAD_STOPPED)
 		return;
@@ -673,6 +651,39 @@ watch_histories(Pipe *pipe)
 	load->phase = LOAD_FREE;
 	load->load_id++;
 	LWLockRelease(pipe->entry->load_lock);
+}
+
+/*
+ * Has the load of histories failed?  Then the table that it failed at, if any
+ * is to blame, is set aside, and the load of the others begins again.
+ */
+static void
+check_histories_failed(Pipe *pipe)
+{
+	LoadSlot   *load = &pipe->entry->loads[0];
+	bool		failed;
+	Oid			relid;
+	ErrorReport error;
+	char		hint[ERROR_TEXT_LEN];
+
+	LWLockAcquire(pipe->entry->load_lock, LW_SHARED);
+	failed = load->failed;
+	relid = load->relid;
+	error = load->error;
+	strlcpy(hint, load->hint, sizeof(hint));
+	LWLockRelease(pipe->entry->load_lock);
+	if (!failed)
+		return;
+	if (OidIsValid(relid))
+	{
+		pipe_table_fail(pipe, pipe_find_table(pipe, relid), error.code,
+						hint[0] ? hint : NULL, "%s", error.message);
+		pipe_flush_failures(pipe);
+	}
+	ereport(ERROR,
+			(errcode(ERRCODE_INTERNAL_ERROR),
+			 errmsg("load of append-only targets was interrupted: %s", error.message),
+			 errdetail("It begins again with new targets.")));
 }
 
 /* Lets tables run whose chunks are all there and whose stream has passed them. */
@@ -780,18 +791,16 @@ start_workers(Pipe *pipe, int slot, int wanted)
 	LWLockRelease(entry->load_lock);
 }
 
-/* Returns how many workers a load has, or will have. */
+/* Returns how many workers a load has, or will have.  The caller holds load_lock. */
 static int
 count_workers(PipeEntry *entry, int slot)
 {
 	int			n = 0;
 
-	LWLockAcquire(entry->load_lock, LW_SHARED);
 	for (int i = 0; i < MAX_LOAD_WORKERS; i++)
 		if (entry->load_workers[i].reserved && entry->load_workers[i].load == slot &&
 			entry->load_workers[i].load_id == entry->loads[slot].load_id)
 			n++;
-	LWLockRelease(entry->load_lock);
 	return n;
 }
 

@@ -44,6 +44,8 @@ Pipe	   *MyPipe = NULL;
 static WorkerArgs my_args;
 static bool worker_done = false;	/* nothing more to do: do not restart */
 
+static const char *const lost_changes_hint = "Changes may be missing: drop the pipe with clickpipe_drop('...', drop_targets => true) and create it again to load its tables anew.";
+
 static void attach(void);
 static void detach(int code, Datum arg);
 static void load_orders(Pipe *pipe);
@@ -51,6 +53,7 @@ _Noreturn static void run(void);
 static void connect_clickhouse(Pipe *pipe);
 static void create_slot(Pipe *pipe);
 static void check_slot(Pipe *pipe);
+static void check_timeline(Pipe *pipe);
 _Noreturn static void drop_pipe(Pipe *pipe);
 static void names_to_utf8(Pipe *pipe, List *tables);
 static void drop_targets(Pipe *pipe, List *tables);
@@ -243,6 +246,7 @@ run(void)
 	connect_clickhouse(pipe);
 	tables_describe(pipe);
 	tables_prepare_targets(pipe);
+	check_timeline(pipe);
 	if (XLogRecPtrIsInvalid(pipe->info->slot_lsn))
 	{
 		create_slot(pipe);
@@ -362,7 +366,7 @@ create_slot(Pipe *pipe)
 static void
 check_slot(Pipe *pipe)
 {
-	static const char *const hint = "Changes may be missing: drop the pipe with clickpipe_drop('...', drop_targets => true) and create it again to load its tables anew.";
+	const char *hint = lost_changes_hint;
 	PipeInfo   *info = pipe->info;
 	bool		ours = false;
 	const char *reason = NULL;
@@ -389,6 +393,7 @@ check_slot(Pipe *pipe)
 		foreach(lc, history)
 			if (((TimeLineHistoryEntry *) lfirst(lc))->tli == (TimeLineID) info->timeline)
 				branched = ((TimeLineHistoryEntry *) lfirst(lc))->end;
+		pipe->branched_at = branched;
 		if (XLogRecPtrIsInvalid(branched) || branched < needed)
 			pipe_fail(pipe, 0, psprintf("timeline %u does not have what ClickHouse has got from timeline %d",
 										timeline, info->timeline), hint);
@@ -425,14 +430,42 @@ check_slot(Pipe *pipe)
 									info->slot_name,
 									LSN_FORMAT_ARGS(MyReplicationSlot->data.confirmed_flush),
 									LSN_FORMAT_ARGS(info->confirmed_lsn)), hint);
-	if ((int) timeline != info->timeline)
+}
+
+/*
+ * After a change of timeline: what ClickHouse got from the old one after the
+ * branch is in no WAL that we will ever read, and its versions would beat the
+ * right ones.  The targets say whether there is any.
+ */
+static void
+check_timeline(Pipe *pipe)
+{
+	if (XLogRecPtrIsInvalid(pipe->branched_at))
+		return;
+	for (int i = 0; i < pipe->ntables; i++)
 	{
-		worker_begin();
-		catalog_set_slot(pipe->id, info->slot_name, info->slot_lsn, (int) timeline);
-		catalog_set_confirmed(pipe->id, info->confirmed_lsn, info->rows_inserted,
-							  info->rows_updated, info->rows_deleted, 0, NULL, 0);
-		worker_commit();
+		PipeTable  *table = pipe->tables[i];
+		ChError		err;
+		uint64		hi;
+		uint64		lo;
+
+		if (table->failure.failed || XLogRecPtrIsInvalid(table->capture_lsn))
+			continue;
+		if (!target_cursor(pipe->ch, table->target, &hi, &lo, &err))
+			ereport(ERROR,
+					(errcode(ERRCODE_CONNECTION_FAILURE),
+					 errmsg("could not read the last version in %s.%s: %s",
+							table->target->database, table->target->table, err.message)));
+		if (hi >= pipe->branched_at)
+			pipe_fail(pipe, 0,
+					  psprintf("%s.%s has rows of a timeline that ended before them, at %X/%X",
+							   table->target->database, table->target->table,
+							   LSN_FORMAT_ARGS(pipe->branched_at)),
+					  lost_changes_hint);
 	}
+	worker_begin();
+	catalog_set_timeline(pipe->id, (int) GetWALInsertionTimeLine());
+	worker_commit();
 }
 
 /* Carries out clickpipe_drop.  An unreachable ClickHouse does not keep the pipe alive. */
@@ -611,6 +644,10 @@ end_of_error(ErrorData *edata)
 		LWLockRelease(ClickpipeShmem->lock);
 		proc_exit(0);
 	}
+
+	/* a signal that came after its order had been seen: nothing is wrong */
+	if (edata->sqlerrcode == ERRCODE_QUERY_CANCELED)
+		proc_exit(0);
 
 	/* the log has it in full, the view in short */
 	ereport(LOG,

@@ -147,6 +147,7 @@ typedef struct Pipe
 	/* confirming */
 	dlist_head	segments;		/* Segment, oldest first */
 	int			nsegments;
+	XLogRecPtr	branched_at;	/* where the timeline of before ended, if it did */
 	XLogRecPtr	read_lsn;		/* everything before has been decoded */
 	TimestampTz read_commit_ts; /* commit time of the last transaction decoded */
 	TimestampTz caught_up_at;	/* when the end of the WAL was last reached */

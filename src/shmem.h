@@ -140,6 +140,7 @@ typedef struct ClickpipeShmemData
 	LWLock	   *lock;			/* the list of entries and their processes */
 	Latch	   *launcher_latch; /* NULL: no launcher */
 	bool		launcher_ready; /* all databases have been looked at */
+	Oid			scouted;		/* database whose scout has finished last */
 	int			max_entries;
 	PipeEntry	entries[FLEXIBLE_ARRAY_MEMBER];
 } ClickpipeShmemData;

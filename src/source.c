@@ -40,6 +40,7 @@ static bool has_children(Relation rel);
 static Oid	find_unique_index(Relation rel);
 static void key_of_index(Oid indexoid, SourceKey *key);
 static List *shape_of_type(List *shape, Oid typid, List **watch, int depth);
+static const char *find_same_subject(List *lines, const char *line);
 static bool list_has_string(List *list, const char *s);
 static bool line_may_be_new(const char *line);
 
@@ -322,8 +323,17 @@ source_shape_difference(List *then, List *now)
 	ListCell   *lc;
 
 	foreach(lc, then)
-		if (!list_has_string(now, lfirst(lc)))
-			return psprintf("no longer: %s", (char *) lfirst(lc));
+	{
+		const char *line = lfirst(lc);
+		const char *successor;
+
+		if (list_has_string(now, line))
+			continue;
+		successor = find_same_subject(now, line);
+		if (successor != NULL)
+			return psprintf("%s, now %s", line, successor);
+		return psprintf("no longer: %s", line);
+	}
 	foreach(lc, now)
 		if (!list_has_string(then, lfirst(lc)) && !line_may_be_new(lfirst(lc)))
 			return psprintf("new: %s", (char *) lfirst(lc));
@@ -338,6 +348,24 @@ static bool
 line_may_be_new(const char *line)
 {
 	return strncmp(line, "enum value ", 11) == 0 || strncmp(line, "not null: ", 10) == 0;
+}
+
+/* Returns the line about the same thing: whose first two words are the same.  NULL if none. */
+static const char *
+find_same_subject(List *lines, const char *line)
+{
+	size_t		len = strcspn(line, " ");
+	ListCell   *lc;
+
+	len += 1 + strcspn(line + len + 1, " ");
+	foreach(lc, lines)
+	{
+		const char *other = lfirst(lc);
+
+		if (strncmp(other, line, len) == 0 && (other[len] == ' ' || other[len] == '\0'))
+			return other;
+	}
+	return NULL;
 }
 
 /* Is the string in the list? */

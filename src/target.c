@@ -186,6 +186,8 @@ target_make(Relation rel, const TableOptions *options, const PipeOptions *pipe_o
 						column_target_name(options, NameStr(att->attname)),
 						is_key, pipe_options->allow_nullable_columns, caps, mcxt);
 		rows->is_key[rows->ncolumns] = is_key;
+		if (OidIsValid(rows->columns[rows->ncolumns].output.fn_oid))
+			target->calls_output = true;
 		rows->ncolumns++;
 	}
 
@@ -308,6 +310,20 @@ target_is_marked(ChClient *ch, int32 pipe_id, const char *database, const char *
 		answer.data[strcspn(answer.data, "\n")] = '\0';
 	*marked = answer.len > 0 && strcmp(answer.data, target_mark(pipe_id)) == 0;
 	return true;
+}
+
+/* See target.h. */
+bool
+target_renew(ChClient *ch, const Target *target, int timeout_ms, ChError *err)
+{
+	StringInfoData sql;
+
+	initStringInfo(&sql);
+	appendStringInfoString(&sql, "CREATE OR REPLACE TABLE ");
+	append_table(&sql, target->ch_database, target->ch_table);
+	appendStringInfoString(&sql, " AS ");
+	append_table(&sql, target->ch_database, target->ch_table);
+	return ch_query(ch, sql.data, false, timeout_ms, NULL, err);
 }
 
 /* See target.h. */

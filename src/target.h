@@ -31,6 +31,7 @@ typedef struct Target
 	List	   *key_names;		/* ORDER BY, names in the target (char *) */
 	List	   *ch_key_names;	/* the same in UTF8 */
 	char	   *insert_columns; /* of INSERT INTO ... (...) */
+	bool		calls_output;	/* some column goes through its output function */
 } Target;
 
 /* The target's database and name; palloc'ed. */
@@ -67,6 +68,9 @@ extern bool target_prepare(ChClient *ch, const Target *target, const PipeOptions
 /* Does the target (names in UTF8) bear the pipe's mark?  False: not known, see *err. */
 extern bool target_is_marked(ChClient *ch, int32 pipe_id, const char *database,
 							 const char *table, int timeout_ms, bool *marked, ChError *err);
+
+/* Puts a new, empty table of the same definition in the target's place. */
+extern bool target_renew(ChClient *ch, const Target *target, int timeout_ms, ChError *err);
 
 /* Drops a target (names in UTF8), if it is there, at once and for good. */
 extern bool target_drop(ChClient *ch, const char *database, const char *table,

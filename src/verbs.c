@@ -242,6 +242,7 @@ clickpipe_wait(PG_FUNCTION_ARGS)
 				 errmsg("name of a pipe must not be NULL")));
 	name = text_to_cstring(PG_GETARG_TEXT_PP(0));
 	require_preloaded();
+	require_decoding();
 
 	/* what this transaction wrote is not committed while it waits for it */
 	if (TransactionIdIsValid(GetTopTransactionIdIfAny()))

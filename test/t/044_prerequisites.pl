@@ -101,6 +101,24 @@ parity_ok($node, $ch, 't', name => 'a slot is free: it recovers by itself');
 is(status('last_error IS NULL'), 't', 'and the error is gone');
 is(status('slot_name'), slots(), 'its slot');
 
+# The load of an append-only target needs a second one for a moment
+sql(q{SELECT clickpipe_drop('p', true)});
+ok(wait_until(sub { slots() eq '' && sql('SELECT count(*) FROM clickpipe.pipe') eq '0' }), 'dropped');
+sql(q{SELECT clickpipe_create('p', 'warehouse', ARRAY['t']::regclass[], '{"tables": {"t": {"table_engine": "MergeTree"}}}')});
+ok(wait_until(sub { status('last_error') =~ /replication slot/ }), 'no slot is free for the load: last_error says so')
+  or diag(status('*'));
+unlike(status('state'), qr/Running/, 'the state is not Running');
+conf(max_replication_slots => 2);
+wait_for_state($node, 'p', 'Running');
+wait_caught_up($node, 'p');
+parity_ok($node, $ch, 't', final => 0, name => 'with two it recovers');
+unlike(slots(), qr/ /, 'and the second one is gone');
+sql(q{SELECT clickpipe_drop('p', true)});
+ok(wait_until(sub { slots() eq '' && sql('SELECT count(*) FROM clickpipe.pipe') eq '0' }), 'dropped');
+sql($create);
+wait_for_state($node, 'p', 'Running');
+wait_caught_up($node, 'p');
+
 #
 # Foreign use of a pipe's slot
 #

@@ -61,6 +61,10 @@ my @aside = (
 		act => q{BEGIN; ALTER TABLE %t ALTER v DROP NOT NULL; INSERT INTO %t VALUES (10, NULL); UPDATE %t SET v = 'x' WHERE id = 10; ALTER TABLE %t ALTER v SET NOT NULL; COMMIT},
 		error => qr/definition changed/, parity_also => 1 },
 
+	{ name => 'readded',
+		act => q{BEGIN; ALTER TABLE %t DROP COLUMN n; ALTER TABLE %t ADD COLUMN n int; INSERT INTO %t VALUES (10, 'x', 5); COMMIT},
+		error => qr/definition changed/ },
+
 	# keys and identity
 	{ name => 'drop_key',      act => 'ALTER TABLE %t DROP CONSTRAINT %t_pkey',     error => qr/definition changed/ },
 	{ name => 'other_key',     act => "ALTER TABLE %t DROP CONSTRAINT %t_pkey, ADD PRIMARY KEY (v); $row", error => qr/definition changed/ },
@@ -78,6 +82,7 @@ my @aside = (
 	{ name => 'dropped',       act => 'DROP TABLE %t',                              error => qr/dropped/ },
 	{ name => 'dropped_row',   act => "BEGIN; $row DROP TABLE %t; COMMIT",          error => qr/dropped/ },
 	{ name => 'inherited',     act => 'CREATE TABLE %t_child () INHERITS (%t)',     error => qr/definition changed.*inherit/ },
+	{ name => 'attached',      act => 'CREATE TABLE %t_root (LIKE %t) PARTITION BY RANGE (id); ALTER TABLE %t_root ATTACH PARTITION %t FOR VALUES FROM (0) TO (5000)', error => qr/definition changed/ },
 	{ name => 'rls',           act => 'ALTER TABLE %t ENABLE ROW LEVEL SECURITY',   allowed => 1 },
 
 	# enums and composite types
@@ -89,6 +94,11 @@ my @aside = (
 		before => q{CREATE TYPE e_enum_rename_row AS ENUM ('a', 'b')}, create => 'id int PRIMARY KEY, v text, e e_enum_rename_row',
 		rows => q{INSERT INTO %t VALUES (1, 'x', 'a'), (2, 'x', 'b'), (3, 'x', NULL)},
 		act => q{ALTER TYPE e_enum_rename_row RENAME VALUE 'a' TO 'c'; INSERT INTO %t VALUES (10, 'x', 'c')}, error => qr/definition changed.*"a"/ },
+	{ name => 'enum_there_and_back',
+		before => q{CREATE TYPE e_enum_there_and_back AS ENUM ('a', 'b')}, create => 'id int PRIMARY KEY, v text, e e_enum_there_and_back',
+		rows => q{INSERT INTO %t VALUES (1, 'x', 'a'), (2, 'x', 'b'), (3, 'x', NULL)},
+		act => q{ALTER TYPE e_enum_there_and_back RENAME VALUE 'a' TO 'c'; INSERT INTO %t VALUES (10, 'x', 'c'); ALTER TYPE e_enum_there_and_back RENAME VALUE 'c' TO 'a'},
+		error => qr/definition changed.*"a"/ },
 	{ name => 'enum_rename_array',
 		before => q{CREATE TYPE e_enum_rename_array AS ENUM ('a', 'b')}, create => 'id int PRIMARY KEY, v text, e e_enum_rename_array[]',
 		rows => q{INSERT INTO %t VALUES (1, 'x', '{a}'), (2, 'x', '{b,a}'), (3, 'x', '{}')},
@@ -154,6 +164,8 @@ my @not_aside = (
 	{ name => 'enum_add_before', before => q{CREATE TYPE e_enum_add_before AS ENUM ('a', 'b')}, create => 'id int PRIMARY KEY, v text, e e_enum_add_before',
 		rows => q{INSERT INTO %t VALUES (1, 'x', 'a')},
 		act => q{ALTER TYPE e_enum_add_before ADD VALUE 'aa' BEFORE 'b'; INSERT INTO %t VALUES (10, 'x', 'aa')} },
+	{ name => 'added_and_dropped', act => "BEGIN; ALTER TABLE %t ADD COLUMN x int; ALTER TABLE %t DROP COLUMN x; INSERT INTO %t VALUES (10, 'x', 1); UPDATE %t SET n = 2 WHERE id = 2; DELETE FROM %t WHERE id = 1; COMMIT; INSERT INTO %t VALUES (11, 'y', 3)" },
+	{ name => 'same_key_again', act => "ALTER TABLE %t DROP CONSTRAINT %t_pkey, ADD PRIMARY KEY (id); UPDATE %t SET id = 20 WHERE id = 2; DELETE FROM %t WHERE id = 1" },
 	{ name => 'grant',     act => 'GRANT ALL ON %t TO PUBLIC; REVOKE ALL ON %t FROM PUBLIC' },
 	{ name => 'index',     act => 'CREATE INDEX %t_i ON %t (n); CREATE UNIQUE INDEX %t_u ON %t (v); DROP INDEX %t_i' },
 	{ name => 'index_conc', act => 'CREATE INDEX CONCURRENTLY %t_i ON %t (n)' },

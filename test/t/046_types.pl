@@ -328,5 +328,36 @@ my $got = $ch->query($q);
 $got =~ s/\\N//g;
 is($got, $pg, 'text of a LATIN1 database is UTF-8 in ClickHouse');
 
+# In SQL_ASCII bytes are anything: those that are UTF-8 pass, others are never
+# changed silently.
+$node->safe_psql('template1', q{CREATE DATABASE ascii ENCODING 'SQL_ASCII' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0});
+$node->safe_psql('ascii', 'CREATE EXTENSION clickpipe');
+setup_server($node, $ch, 'ascii', db => 'ascii');
+$node->safe_psql('ascii', q{
+	CREATE TABLE a (id int PRIMARY KEY, v text);
+	INSERT INTO a VALUES (1, 'plain'), (2, 'größe');
+	SELECT clickpipe_create('a', 'warehouse', ARRAY['a']::regclass[])});
+wait_for_state($node, 'a', 'Running', undef, db => 'ascii');
+$node->safe_psql('ascii', q{INSERT INTO a VALUES (3, '漢字')});
+wait_caught_up($node, 'a', undef, db => 'ascii');
+is( $ch->query('SELECT id, lower(hex(v)) FROM ascii.public_a FINAL ORDER BY id'),
+	$node->safe_psql('ascii', q{SELECT id, encode(v::bytea, 'hex') FROM a ORDER BY id}, extra_params => [ '-F', "\t" ]),
+	'SQL_ASCII: UTF-8 passes');
+$node->safe_psql('ascii', q{INSERT INTO a VALUES (4, E'\\xe4\\xff')});
+my $arrived = wait_until(
+	sub {
+		$ch->query('SELECT count() FROM ascii.public_a WHERE id = 4') eq '1'
+		  || $node->safe_psql('ascii', 'SELECT state FROM clickpipe.tables') eq 'Failed';
+	});
+ok($arrived, 'SQL_ASCII: other bytes are dealt with');
+if ($node->safe_psql('ascii', 'SELECT state FROM clickpipe.tables') eq 'Failed')
+{
+	like($node->safe_psql('ascii', 'SELECT last_error FROM clickpipe.tables'), qr/column "v".*UTF.*id = 4/, 'SQL_ASCII: set aside, with the reason');
+}
+else
+{
+	is($ch->query('SELECT lower(hex(v)) FROM ascii.public_a WHERE id = 4'), 'e4ff', 'SQL_ASCII: the bytes as they are');
+}
+
 $node->stop;
 done_testing();
