@@ -357,7 +357,8 @@ find_same_subject(List *lines, const char *line)
 	size_t		len = strcspn(line, " ");
 	ListCell   *lc;
 
-	len += 1 + strcspn(line + len + 1, " ");
+	if (line[len] != '\0')
+		len += 1 + strcspn(line + len + 1, " ");
 	foreach(lc, lines)
 	{
 		const char *other = lfirst(lc);
