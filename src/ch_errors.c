@@ -575,3 +575,20 @@ ch_retry_delay(ChErrorClass class, int tries)
 	delay = Min(delay, max);
 	return (long) (delay * (0.8 + 0.4 * pg_prng_double(&pg_global_prng_state)));
 }
+
+/* See clickhouse.h. */
+bool
+ch_error_precedes_rows(int code)
+{
+	static const int codes[] = {
+		192, 193, 194, 516,		/* user unknown, password wrong or missing */
+		202, 203, 364, 745, 749,	/* too busy */
+		241, 243, 252,			/* no memory, no disk, too many parts */
+		242,					/* read-only */
+	};
+
+	for (int i = 0; i < lengthof(codes); i++)
+		if (codes[i] == code)
+			return true;
+	return false;
+}

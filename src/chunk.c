@@ -562,8 +562,8 @@ insert_block(SnapshotJob *job, bool exactly_once)
 		retry_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
 											   ch_retry_delay(class, tries));
 		report_retry(job, &err, retry_at, tries);
-		/* also an error that is not ambiguous may come after rows are in: of a view, for instance */
-		if (exactly_once && (err.ambiguous || err.code != 0))
+		if (exactly_once &&
+			(err.ambiguous || (err.code != 0 && !ch_error_precedes_rows(err.code))))
 			ereport(ERROR,
 					(errcode(ERRCODE_CONNECTION_FAILURE),
 					 errmsg("an insert into %s.%s has an unknown fate: %s",

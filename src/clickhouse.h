@@ -150,6 +150,12 @@ extern bool ch_set_error(ChError *err, ChErrorClass class, bool ambiguous,
 /* The class of a ClickHouse error code, given its message too. */
 extern ChErrorClass ch_error_class(int code, int http_status, const char *message);
 
+/*
+ * Does the server raise this error before it takes any row?  Others may come
+ * behind the rows: when a materialized view fails, they are in the table.
+ */
+extern bool ch_error_precedes_rows(int code);
+
 /* Delay before try number "tries" (from 1), in ms: exponential with jitter, bounded. */
 extern long ch_retry_delay(ChErrorClass class, int tries);
 

@@ -134,6 +134,9 @@ scout_databases(MemoryContext mcxt)
 		BackgroundWorkerHandle *handle;
 		bool		done;
 
+		LWLockAcquire(ClickpipeShmem->lock, LW_EXCLUSIVE);
+		ClickpipeShmem->scouted = InvalidOid;
+		LWLockRelease(ClickpipeShmem->lock);
 		while (!worker_start("clickpipe_scout_main", "clickpipe scout", "clickpipe scout",
 							 &args, true, &handle))
 		{

@@ -29,6 +29,7 @@ static const char *const misfit_hint = "Drop the target in ClickHouse so that it
 
 static bool list_has(List *list, const char *name);
 static const char *column_target_name(const TableOptions *options, const char *attname);
+static bool has_control_character(const char *name);
 static int	escaped_length(const char *name);
 static char *engine_clause(const Target *target, const PipeOptions *options);
 static char *target_mark(int32 pipe_id);
@@ -86,6 +87,13 @@ target_refusal(Relation rel, const TableOptions *options, char **hint)
 		return psprintf("its target's name \"%s\" is too long for ClickHouse", table);
 	}
 
+	if (has_control_character(table) ||
+		(options->target_database != NULL && has_control_character(options->target_database)))
+	{
+		*hint = "Choose another name with the table option target_table.";
+		return "its target's name holds a control character";
+	}
+
 	foreach(lc, options->excluded_columns)
 	{
 		AttrNumber	attnum = get_attnum(RelationGetRelid(rel), lfirst(lc));
@@ -128,6 +136,8 @@ target_refusal(Relation rel, const TableOptions *options, char **hint)
 		*hint = "Choose another name with the table option \"columns\", or exclude the column with \"excluded_columns\".";
 		if (strncmp(name, CLICKPIPE_COL_PREFIX, strlen(CLICKPIPE_COL_PREFIX)) == 0)
 			return psprintf("column name \"%s\" begins with \"%s\"", name, CLICKPIPE_COL_PREFIX);
+		if (has_control_character(name))
+			return psprintf("column name \"%s\" holds a control character", name);
 		if (strchr(name, '.') != NULL)
 			return psprintf("column name \"%s\" holds a dot, which ClickHouse takes for a nested column", name);
 		if (list_has(names, name))
@@ -638,6 +648,16 @@ column_target_name(const TableOptions *options, const char *attname)
 			return column->name;
 	}
 	return attname;
+}
+
+/* Does a name hold a control character?  Lists of names would be torn apart by it. */
+static bool
+has_control_character(const char *name)
+{
+	for (const char *p = name; *p; p++)
+		if ((unsigned char) *p < 32 || *p == 127)
+			return true;
+	return false;
 }
 
 /* Returns the length of a name when everything but word characters is %-escaped. */
