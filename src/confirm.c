@@ -320,4 +320,12 @@ confirm_persist(Pipe *pipe, bool force)
 	confirm_save(pipe);
 	LogicalConfirmReceivedLocation(pipe->persisted_lsn);
 	ReplicationSlotMarkDirty();
+
+	/* it gets on, so whatever ends it next is no failure in a row */
+	if (rows_moved && pipe->entry->failures > 0)
+	{
+		LWLockAcquire(ClickpipeShmem->lock, LW_EXCLUSIVE);
+		pipe->entry->failures = 0;
+		LWLockRelease(ClickpipeShmem->lock);
+	}
 }

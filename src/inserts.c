@@ -17,6 +17,7 @@
 
 #include "miscadmin.h"
 #include "utils/memutils.h"
+#include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
 #include "compat.h"
@@ -398,6 +399,13 @@ inserts_backpressure(Pipe *pipe)
 
 	if (wait_event == 0)
 		wait_event = compat_wait_event("ClickpipeBackpressure");
+
+	/*
+	 * Some catalogs are read with a snapshot as of now also while a change is
+	 * decoded; it must not hold back vacuum while we are busy or wait.
+	 */
+	if (pipe->in_callback)
+		InvalidateCatalogSnapshot();
 	while (inserts_unacked_bytes(pipe) > pipe->options->max_unacked_bytes)
 	{
 		if (pipe->sealed_bytes < pipe->options->max_unacked_bytes / 2)

@@ -57,22 +57,29 @@ sub samples
 	return @s;
 }
 
-# Samples until there are so many of one pid's after now.
+my @seen;    # all samples of the whole test
+sub remember { push @seen, @_; return @_; }
+
+# Samples taken at so many times after now.
 sub collect
 {
 	my ($rounds) = @_;
 	my @all;
 	my %times;
-	samples();
+	my $from = time;
 	wait_until(
 		sub {
-			for my $s (samples()) { push @all, $s; $times{ int($s->{at} * 20) }++; }
+			for my $s (samples())
+			{
+				remember($s);
+				next if $s->{at} <= $from;
+				push @all, $s;
+				$times{ int($s->{at} * 20) }++;
+			}
 			return keys %times >= $rounds;
 		});
 	return @all;
 }
-my @seen;    # all samples of the whole test
-sub remember { push @seen, @_; return @_; }
 
 sub show { return join "\n", map { my $s = $_; join ' ', map { "$_=" . ($s->{$_} // '-') } sort keys %$s } @_; }
 
@@ -123,13 +130,13 @@ for my $p (@phases)
 	$ch->stop_signal;
 	my $quiet = wait_until(
 		sub {
-			my @s = remember(collect(5));
+			my @s = collect(5);
 			return @s && !grep { defined $_->{age} || defined $_->{xmin} } @s;
 		}, 10);
 	ok($quiet, "$name: with ClickHouse stopped nobody has a transaction") or diag(show(collect(3)));
 
 	# and it stays so
-	my @still = remember(collect(20));
+	my @still = collect(20);
 	my @snapshot_workers = grep { $_->{type} eq 'clickpipe snapshot' } @still;
 	cmp_ok(scalar @snapshot_workers, '>=', 20, "$name: snapshot workers are there") if chunks() < 90;
 	my @bad = grep { $_->{type} eq 'clickpipe snapshot' && (defined $_->{age} || defined $_->{xmin}) } @still;
