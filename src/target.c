@@ -136,8 +136,6 @@ target_refusal(Relation rel, const TableOptions *options, char **hint)
 		*hint = "Choose another name with the table option \"columns\", or exclude the column with \"excluded_columns\".";
 		if (strncmp(name, CLICKPIPE_COL_PREFIX, strlen(CLICKPIPE_COL_PREFIX)) == 0)
 			return psprintf("column name \"%s\" begins with \"%s\"", name, CLICKPIPE_COL_PREFIX);
-		if (has_control_character(name))
-			return psprintf("column name \"%s\" holds a control character", name);
 		if (strchr(name, '.') != NULL)
 			return psprintf("column name \"%s\" holds a dot, which ClickHouse takes for a nested column", name);
 		if (list_has(names, name))
@@ -491,8 +489,16 @@ strip_quotes(const char *expression)
 	char	   *to = result;
 
 	for (const char *from = expression; *from; from++)
-		if (*from != '`' && *from != '\\')
+	{
+		static const char controls[] = "\n\t\r\b\f";
+		static const char letters[] = "ntrbf";
+		const char *control = strchr(controls, *from);
+
+		if (control != NULL)
+			*to++ = letters[control - controls];	/* as it is when escaped */
+		else if (*from != '`' && *from != '\\')
 			*to++ = *from;
+	}
 	*to = '\0';
 	if (result[0] == '(' && to[-1] == ')')
 	{
@@ -650,7 +656,7 @@ column_target_name(const TableOptions *options, const char *attname)
 	return attname;
 }
 
-/* Does a name hold a control character?  Lists of names would be torn apart by it. */
+/* Does a name hold a control character? */
 static bool
 has_control_character(const char *name)
 {
