@@ -39,6 +39,11 @@
 #define MAX_SHOWN_VALUE			200
 
 static PipeTable *table_of_change(Pipe *pipe, Relation rel);
+static bool target_has_change(Pipe *pipe, PipeTable *table, ReorderBufferChange *change);
+static void apply_update(Pipe *pipe, PipeTable *table, TupleDesc desc, RowMeta *meta,
+						 HeapTuple oldtuple, HeapTuple newtuple);
+static void apply_delete(Pipe *pipe, PipeTable *table, TupleDesc desc, RowMeta *meta,
+						 HeapTuple oldtuple);
 static bool shape_fits(Pipe *pipe, PipeTable *table, Relation rel);
 static void make_room(Pipe *pipe, PipeTable *table, XLogRecPtr lsn);
 static void grow_scratch(PipeTable *table, int natts);
@@ -102,11 +107,8 @@ changes_apply(Pipe *pipe, ReorderBufferTXN *txn, Relation rel, ReorderBufferChan
 {
 	PipeTable  *table = table_of_change(pipe, rel);
 	TupleDesc	desc = RelationGetDescr(rel);
-	HeapTuple	newtuple = compat_newtuple(change);
-	HeapTuple	oldtuple = compat_oldtuple(change);
 	RowMeta		meta;
 	MemoryContext old;
-	bool		history;
 
 	if (table == NULL || table->failure.failed ||
 		XLogRecPtrIsInvalid(table->capture_lsn) || pipe->commit_lsn < table->capture_lsn)
@@ -139,20 +141,8 @@ changes_apply(Pipe *pipe, ReorderBufferTXN *txn, Relation rel, ReorderBufferChan
 		table->in_txn = true;
 		pipe->txn_tables[pipe->txn_ntables++] = table;
 	}
-	history = (table->target->engine == ENGINE_MERGE_TREE);
-	if (history &&
-		(pipe->commit_lsn < table->cursor_hi ||
-		 (pipe->commit_lsn == table->cursor_hi && change->lsn <= table->cursor_lo)))
-	{
-		/* the target has it already, but it was not counted yet */
-		if (change->action == REORDER_BUFFER_CHANGE_INSERT)
-			table->txn_inserted++;
-		else if (change->action == REORDER_BUFFER_CHANGE_UPDATE)
-			table->txn_updated++;
-		else if (change->action == REORDER_BUFFER_CHANGE_DELETE)
-			table->txn_deleted++;
+	if (target_has_change(pipe, table, change))
 		goto done;
-	}
 
 	if (desc->natts > table->natts)
 		grow_scratch(table, desc->natts);
@@ -160,65 +150,20 @@ changes_apply(Pipe *pipe, ReorderBufferTXN *txn, Relation rel, ReorderBufferChan
 	meta.version_lo = change->lsn;
 	meta.is_deleted = false;
 	meta.commit_ts = pipe->commit_ts;
-
 	switch (change->action)
 	{
 		case REORDER_BUFFER_CHANGE_INSERT:
-			deform(table, newtuple, desc, table->values, table->isnull);
+			deform(table, compat_newtuple(change), desc, table->values, table->isnull);
 			meta.operation = ROW_INSERT;
 			if (append(pipe, table, &meta, table->values, table->isnull, false))
 				table->txn_inserted++;
 			break;
-
 		case REORDER_BUFFER_CHANGE_UPDATE:
-			{
-				RowMeta		tombstone = meta;
-
-				if (oldtuple == NULL && table->target->key.natts == 0)
-				{
-					pipe_table_fail(pipe, table, 0,
-									"Rows of a table without a key can only be updated with ALTER TABLE ... REPLICA IDENTITY FULL; then drop the pipe with clickpipe_drop and create it again.",
-									"an UPDATE does not say which row it changed");
-					break;
-				}
-				deform(table, newtuple, desc, table->values, table->isnull);
-				if (oldtuple != NULL)
-					deform(table, oldtuple, desc, table->old_values, table->old_isnull);
-				if (!fill_unchanged_toast(pipe, table, desc, oldtuple != NULL))
-					break;
-
-				/* below the row's, so that keys which ClickHouse holds equal cannot tie */
-				tombstone.version_lo--;
-				tombstone.is_deleted = true;
-				tombstone.operation = ROW_UPDATE;
-				if (oldtuple != NULL &&
-					((history && table->target->key.full) || key_changed(table, desc)) &&
-					!append(pipe, table, &tombstone, table->old_values, table->old_isnull,
-							!table->target->key.full))
-					break;
-				meta.operation = ROW_UPDATE;
-				if (append(pipe, table, &meta, table->values, table->isnull, false))
-					table->txn_updated++;
-				break;
-			}
-
-		case REORDER_BUFFER_CHANGE_DELETE:
-			if (oldtuple == NULL ||
-				(table->target->key.natts == 0 && !table->target->key.full))
-			{
-				pipe_table_fail(pipe, table, 0,
-								"Rows of a table without a key can only be deleted with ALTER TABLE ... REPLICA IDENTITY FULL; then drop the pipe with clickpipe_drop and create it again.",
-								"a DELETE does not say which row it removed");
-				break;
-			}
-			deform(table, oldtuple, desc, table->old_values, table->old_isnull);
-			meta.is_deleted = true;
-			meta.operation = ROW_DELETE;
-			if (append(pipe, table, &meta, table->old_values, table->old_isnull,
-					   !(history && table->target->key.full)))
-				table->txn_deleted++;
+			apply_update(pipe, table, desc, &meta, compat_oldtuple(change), compat_newtuple(change));
 			break;
-
+		case REORDER_BUFFER_CHANGE_DELETE:
+			apply_delete(pipe, table, desc, &meta, compat_oldtuple(change));
+			break;
 		default:
 			break;
 	}
@@ -226,6 +171,87 @@ changes_apply(Pipe *pipe, ReorderBufferTXN *txn, Relation rel, ReorderBufferChan
 done:
 	MemoryContextSwitchTo(old);
 	MemoryContextReset(pipe->row_mcxt);
+}
+
+/*
+ * Has a history got this change in an earlier life?  Then it is only counted,
+ * which it was not yet.
+ */
+static bool
+target_has_change(Pipe *pipe, PipeTable *table, ReorderBufferChange *change)
+{
+	if (table->target->engine != ENGINE_MERGE_TREE ||
+		pipe->commit_lsn > table->cursor_hi ||
+		(pipe->commit_lsn == table->cursor_hi && change->lsn > table->cursor_lo))
+		return false;
+	if (change->action == REORDER_BUFFER_CHANGE_INSERT)
+		table->txn_inserted++;
+	else if (change->action == REORDER_BUFFER_CHANGE_UPDATE)
+		table->txn_updated++;
+	else if (change->action == REORDER_BUFFER_CHANGE_DELETE)
+		table->txn_deleted++;
+	return true;
+}
+
+/*
+ * An UPDATE is the new row, and a tombstone for the old one where the new one
+ * does not replace it: if the key changed, and in histories that are told the
+ * whole old row.
+ */
+static void
+apply_update(Pipe *pipe, PipeTable *table, TupleDesc desc, RowMeta *meta,
+			 HeapTuple oldtuple, HeapTuple newtuple)
+{
+	SourceKey  *key = &table->target->key;
+	bool		history = (table->target->engine == ENGINE_MERGE_TREE);
+
+	if (oldtuple == NULL && key->natts == 0)
+	{
+		pipe_table_fail(pipe, table, 0,
+						"Rows of a table without a key can only be updated with ALTER TABLE ... REPLICA IDENTITY FULL; then drop the pipe with clickpipe_drop and create it again.",
+						"an UPDATE does not say which row it changed");
+		return;
+	}
+	deform(table, newtuple, desc, table->values, table->isnull);
+	if (oldtuple != NULL)
+		deform(table, oldtuple, desc, table->old_values, table->old_isnull);
+	if (!fill_unchanged_toast(pipe, table, desc, oldtuple != NULL))
+		return;
+
+	meta->operation = ROW_UPDATE;
+	if (oldtuple != NULL && ((history && key->full) || key_changed(table, desc)))
+	{
+		RowMeta		tombstone = *meta;
+
+		/* below the row's, so that keys which ClickHouse holds equal cannot tie */
+		tombstone.version_lo--;
+		tombstone.is_deleted = true;
+		if (!append(pipe, table, &tombstone, table->old_values, table->old_isnull, !key->full))
+			return;
+	}
+	if (append(pipe, table, meta, table->values, table->isnull, false))
+		table->txn_updated++;
+}
+
+/* A DELETE is a tombstone: the key, and in histories the whole old row if it is there. */
+static void
+apply_delete(Pipe *pipe, PipeTable *table, TupleDesc desc, RowMeta *meta, HeapTuple oldtuple)
+{
+	SourceKey  *key = &table->target->key;
+	bool		history = (table->target->engine == ENGINE_MERGE_TREE);
+
+	if (oldtuple == NULL || (key->natts == 0 && !key->full))
+	{
+		pipe_table_fail(pipe, table, 0,
+						"Rows of a table without a key can only be deleted with ALTER TABLE ... REPLICA IDENTITY FULL; then drop the pipe with clickpipe_drop and create it again.",
+						"a DELETE does not say which row it removed");
+		return;
+	}
+	deform(table, oldtuple, desc, table->old_values, table->old_isnull);
+	meta->is_deleted = true;
+	meta->operation = ROW_DELETE;
+	if (append(pipe, table, meta, table->old_values, table->old_isnull, !(history && key->full)))
+		table->txn_deleted++;
 }
 
 /* Takes a TRUNCATE: this version cannot follow it, so it must not go unnoticed. */

@@ -13,9 +13,7 @@
  *	  4. when all chunks are acknowledged, the table is Running as soon as the
  *	     stream has passed the newest position that a chunk may have seen.
  *
- * Histories cannot be overwritten, so all of a pipe's are read under one
- * snapshot taken at their P (chunk.c).  If that is lost, their targets are
- * made anew with a new P.
+ * Histories go another way: histories.c.
  *
  * Copyright (c) 2026, clickpipe contributors
  *
@@ -42,7 +40,6 @@
 
 #define MIN_CHUNK_BLOCKS	16
 #define START_TIMEOUT_MS	10000	/* a worker that has not begun by then never will */
-#define CLICKHOUSE_TIMEOUT_MS	60000
 
 typedef struct Writer
 {
@@ -50,10 +47,6 @@ typedef struct Writer
 	int			pid;			/* 0: prepared transaction */
 } Writer;
 
-static void start_histories(Pipe *pipe);
-static void recreate_history(Pipe *pipe, PipeTable *table);
-static void read_cursors(Pipe *pipe);
-static bool needs_snapshot(const PipeTable *table);
 static void begin_load(Pipe *pipe, PipeTable *table);
 static bool writers_gone(Pipe *pipe, PipeTable *table);
 static List *list_writers(Oid relid);
@@ -61,13 +54,9 @@ static bool open_ranges(Pipe *pipe, PipeTable *table, int slot, bool again);
 static void subtract_chunks(LoadSlot *load, BlockNumber nblocks, List *chunks);
 static BlockNumber chunk_size(Pipe *pipe, Relation rel, BlockNumber nblocks);
 static void watch_load(Pipe *pipe, PipeTable *table);
-static void watch_histories(Pipe *pipe);
-static void check_histories_failed(Pipe *pipe);
 static void end_load(Pipe *pipe, PipeTable *table);
 static void finish_load(Pipe *pipe, PipeTable *table);
 static void complete_tables(Pipe *pipe);
-static void start_workers(Pipe *pipe, int slot, int wanted);
-static int	count_workers(PipeEntry *entry, int slot);
 static int	find_free_slot(PipeEntry *entry);
 
 /*
@@ -113,155 +102,6 @@ loads_stop(PipeEntry *entry)
 	}
 }
 
-/*
- * What has to be before streaming begins: histories that are not loaded yet
- * get their P, and those that are tell how far they are complete.
- */
-void
-loads_prepare(Pipe *pipe)
-{
-	start_histories(pipe);
-	read_cursors(pipe);
-}
-
-/* Does the table need a load with a snapshot of its own? */
-static bool
-needs_snapshot(const PipeTable *table)
-{
-	return !table->failure.failed && pipe_table_is_history(table) &&
-		table->options->initial_load &&
-		(table->state == TABLE_SETUP || table->state == TABLE_SNAPSHOT);
-}
-
-/* Starts the load of the histories that are not loaded, and waits for their P. */
-static void
-start_histories(Pipe *pipe)
-{
-	PipeEntry  *entry = pipe->entry;
-	LoadSlot   *load = &entry->loads[0];
-	ChError		err;
-	List	   *infos;
-	ListCell   *lc;
-	int			n = 0;
-
-	for (int i = 0; i < pipe->ntables; i++)
-		if (needs_snapshot(pipe->tables[i]))
-			n++;
-	if (n == 0)
-		return;
-
-	/* inserts of an earlier life would put rows into the new targets */
-	if (!ch_kill_queries(pipe->ch, psprintf("clickpipe-" UINT64_FORMAT "-%u-%d-",
-											GetSystemIdentifier(), MyDatabaseId, pipe->id),
-						 CLICKHOUSE_TIMEOUT_MS, &err))
-		ereport(ERROR,
-				(errcode(ERRCODE_CONNECTION_FAILURE),
-				 errmsg("could not make sure that earlier inserts have ended: %s", err.message)));
-	for (int i = 0; i < pipe->ntables; i++)
-		if (needs_snapshot(pipe->tables[i]))
-			recreate_history(pipe, pipe->tables[i]);
-
-	LWLockAcquire(entry->load_lock, LW_EXCLUSIVE);
-	load->phase = LOAD_STARTING;
-	load->load_id++;
-	load->relid = InvalidOid;
-	load->single_snapshot = true;
-	load->failed = load->restart = false;
-	load->nranges = load->chunks_out = 0;
-	load->deaths = 0;
-	load->not_before = 0;
-	load->error.at = 0;
-	LWLockRelease(entry->load_lock);
-
-	entry_set_activity(entry, "waiting for a snapshot, running transactions must end first");
-	for (;;)
-	{
-		LoadPhase	phase;
-
-		start_workers(pipe, 0, 1);
-		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, 100,
-						 PG_WAIT_EXTENSION);
-		ResetLatch(MyLatch);
-		CHECK_FOR_INTERRUPTS();
-		if (pipe_orders_changed(pipe))
-			pipe_check_orders(pipe);
-		LWLockAcquire(entry->load_lock, LW_SHARED);
-		phase = load->phase;
-		LWLockRelease(entry->load_lock);
-		check_histories_failed(pipe);
-		if (phase != LOAD_STARTING)
-			break;
-	}
-
-	/* the worker has written P of each */
-	worker_begin();
-	infos = catalog_load_tables(pipe->id, pipe->mcxt);
-	worker_commit();
-	foreach(lc, infos)
-	{
-		TableInfo  *info = lfirst(lc);
-		PipeTable  *table = pipe_find_table(pipe, info->relid);
-
-		if (table == NULL || !needs_snapshot(table))
-			continue;
-		table->capture_lsn = info->capture_lsn;
-		table->state = info->state;
-		table->load_slot = 0;
-		if (XLogRecPtrIsInvalid(table->capture_lsn))
-			elog(ERROR, "table %s has no capture point", info->source_name);
-	}
-}
-
-/* Makes a history's target anew, if rows may be in it, and forgets its P. */
-static void
-recreate_history(Pipe *pipe, PipeTable *table)
-{
-	ChError		err;
-
-	/* no P yet, so no row was ever sent */
-	if (XLogRecPtrIsInvalid(table->capture_lsn))
-		return;
-	/* not Running yet, so nobody has been told that the rows are there */
-	if (!target_renew(pipe->ch, table->target, CLICKHOUSE_TIMEOUT_MS, &err))
-		ereport(ERROR,
-				(errcode(ERRCODE_CONNECTION_FAILURE),
-				 errmsg("could not make target %s.%s anew: %s", table->target->database,
-						table->target->table, err.message)));
-	worker_begin();
-	catalog_set_capture(pipe->id, table->relid, InvalidXLogRecPtr);
-	catalog_set_load(pipe->id, table->relid, InvalidOid, -1, 0, true);
-	worker_commit();
-	table->capture_lsn = InvalidXLogRecPtr;
-}
-
-/* Finds out how far histories are complete. */
-static void
-read_cursors(Pipe *pipe)
-{
-	bool		killed = false;
-	ChError		err;
-
-	for (int i = 0; i < pipe->ntables; i++)
-	{
-		PipeTable  *table = pipe->tables[i];
-
-		if (table->failure.failed || !pipe_table_is_history(table) || table->load_slot >= 0)
-			continue;
-		if (!killed &&
-			!ch_kill_queries(pipe->ch, pipe->ch->query_id_prefix, CLICKHOUSE_TIMEOUT_MS, &err))
-			ereport(ERROR,
-					(errcode(ERRCODE_CONNECTION_FAILURE),
-					 errmsg("could not make sure that earlier inserts have ended: %s",
-							err.message)));
-		killed = true;
-		if (!target_cursor(pipe->ch, table->target, &table->cursor_hi, &table->cursor_lo, &err))
-			ereport(ERROR,
-					(errcode(ERRCODE_CONNECTION_FAILURE),
-					 errmsg("could not read how far %s.%s is complete: %s",
-							table->target->database, table->target->table, err.message)));
-	}
-}
-
 /* One round of coordination, from the loop. */
 void
 loads_coordinate(Pipe *pipe)
@@ -297,7 +137,7 @@ loads_coordinate(Pipe *pipe)
 		if (table->load_slot >= 0)
 			watch_load(pipe, table);
 	}
-	watch_histories(pipe);
+	histories_watch(pipe);
 	pipe_flush_failures(pipe);
 	complete_tables(pipe);
 }
@@ -560,7 +400,7 @@ watch_load(Pipe *pipe, PipeTable *table)
 	else if (done)
 		finish_load(pipe, table);
 	else
-		start_workers(pipe, table->load_slot, left);
+		loads_start_workers(pipe, table->load_slot, left);
 }
 
 /* Gives a table's load slot back, and ends workers that are still at it. */
@@ -609,83 +449,6 @@ finish_load(Pipe *pipe, PipeTable *table)
 		table->load_lsn = table->capture_lsn;
 }
 
-/* Looks after the load of histories. */
-static void
-watch_histories(Pipe *pipe)
-{
-	LoadSlot   *load = NULL;
-	LoadPhase	phase;
-	bool		alone;
-
-	for (int i = 0; i < pipe->ntables; i++)
-		if (pipe_table_is_history(pipe->tables[i]) && pipe->tables[i]->load_slot >= 0)
-			load = &pipe->entry->loads[pipe->tables[i]->load_slot];
-	if (load == NULL)
-		return;
-
-	LWLockAcquire(pipe->entry->load_lock, LW_SHARED);
-	phase = load->phase;
-	alone = count_workers(pipe->entry, 0) == 0;
-	LWLockRelease(pipe->entry->load_lock);
-
-	check_histories_failed(pipe);
-	/* without its worker the snapshot is gone: the load begins again */
-	if (phase == LOAD_ACTIVE && alone)
-		ereport(ERROR,
-				(errcode(ERRCODE_INTERNAL_ERROR),
-				 errmsg("load of append-only targets was interrupted: its worker ended"),
-				 errdetail("It begins again with new targets.")));
-	if (phase != LOAD_STOPPED)
-		return;
-	for (int i = 0; i < pipe->ntables; i++)
-	{
-		PipeTable  *table = pipe->tables[i];
-
-		if (!pipe_table_is_history(table) || table->load_slot < 0)
-			continue;
-		table->load_slot = -1;
-		table->load_complete = true;
-		table->load_lsn = table->capture_lsn;
-	}
-	LWLockAcquire(pipe->entry->load_lock, LW_EXCLUSIVE);
-	load->phase = LOAD_FREE;
-	load->load_id++;
-	LWLockRelease(pipe->entry->load_lock);
-}
-
-/*
- * Has the load of histories failed?  Then the table that it failed at, if any
- * is to blame, is set aside, and the load of the others begins again.
- */
-static void
-check_histories_failed(Pipe *pipe)
-{
-	LoadSlot   *load = &pipe->entry->loads[0];
-	bool		failed;
-	Oid			relid;
-	ErrorReport error;
-	char		hint[ERROR_TEXT_LEN];
-
-	LWLockAcquire(pipe->entry->load_lock, LW_SHARED);
-	failed = load->failed;
-	relid = load->relid;
-	error = load->error;
-	strlcpy(hint, load->hint, sizeof(hint));
-	LWLockRelease(pipe->entry->load_lock);
-	if (!failed)
-		return;
-	if (OidIsValid(relid))
-	{
-		pipe_table_fail(pipe, pipe_find_table(pipe, relid), error.code,
-						hint[0] ? hint : NULL, "%s", error.message);
-		pipe_flush_failures(pipe);
-	}
-	ereport(ERROR,
-			(errcode(ERRCODE_INTERNAL_ERROR),
-			 errmsg("load of append-only targets was interrupted: %s", error.message),
-			 errdetail("It begins again with new targets.")));
-}
-
 /* Lets tables run whose chunks are all there and whose stream has passed them. */
 static void
 complete_tables(Pipe *pipe)
@@ -720,8 +483,8 @@ complete_tables(Pipe *pipe)
 }
 
 /* Starts snapshot workers until a load has as many as it may. */
-static void
-start_workers(Pipe *pipe, int slot, int wanted)
+void
+loads_start_workers(Pipe *pipe, int slot, int wanted)
 {
 	PipeEntry  *entry = pipe->entry;
 	TimestampTz now = GetCurrentTimestamp();
@@ -792,8 +555,8 @@ start_workers(Pipe *pipe, int slot, int wanted)
 }
 
 /* Returns how many workers a load has, or will have.  The caller holds load_lock. */
-static int
-count_workers(PipeEntry *entry, int slot)
+int
+loads_count_workers(PipeEntry *entry, int slot)
 {
 	int			n = 0;
 

@@ -252,7 +252,7 @@ run(void)
 		create_slot(pipe);
 		pipe_set_state(pipe, pipe->loads_done ? PIPE_RUNNING : PIPE_SNAPSHOT);
 	}
-	loads_prepare(pipe);
+	histories_prepare(pipe);
 
 	changes_init(pipe);
 	old = MemoryContextSwitchTo(mcxt);

@@ -216,8 +216,13 @@ extern void confirm_persist(Pipe *pipe, bool force);
 
 /* loads.c */
 extern void loads_stop(PipeEntry *entry);
-extern void loads_prepare(Pipe *pipe);
 extern void loads_coordinate(Pipe *pipe);
+extern void loads_start_workers(Pipe *pipe, int slot, int wanted);
+extern int	loads_count_workers(PipeEntry *entry, int slot);
+
+/* histories.c */
+extern void histories_prepare(Pipe *pipe);
+extern void histories_watch(Pipe *pipe);
 
 /* stream.c */
 _Noreturn extern void stream_run(Pipe *pipe);
