@@ -204,16 +204,27 @@ sub wait_for_status
 }
 
 # Wait until so many chunks of a table have been loaded; returns how many of
-# how many it were when that was seen.
+# how many it were when that was seen.  The server itself looks, every few
+# milliseconds: a load may be over before a new psql has started.
 sub wait_for_chunks
 {
 	my ($node, $pipe, $table, $n, %opt) = @_;
 	my @seen;
 	my $ok = wait_until(
 		sub {
-			my ($rc, $out) = $node->psql($opt{db} // 'postgres',
-				"SELECT chunks_done, chunks_total FROM clickpipe.tables "
-				  . "WHERE pipe = '$pipe' AND source = '$table'::regclass");
+			my $where = "FROM clickpipe.tables WHERE pipe = '$pipe' AND source = '$table'::regclass";
+			my ($rc, $out) = $node->psql($opt{db} // 'postgres', qq{
+				DO \$\$
+				DECLARE
+					deadline timestamptz := clock_timestamp() + interval '5 s';
+				BEGIN
+					WHILE NOT EXISTS (SELECT 1 $where AND chunks_done >= $n)
+						AND clock_timestamp() < deadline
+					LOOP
+						PERFORM pg_sleep(0.003);
+					END LOOP;
+				END \$\$;
+				SELECT chunks_done, chunks_total $where});
 			@seen = split /\|/, $out if $rc == 0;
 			return @seen && $seen[0] ne '' && $seen[0] >= $n;
 		});

@@ -190,7 +190,7 @@ SKIP:
 	#
 	$node->safe_psql('postgres', q{
 		CREATE TABLE slow (id integer PRIMARY KEY, v text);
-		INSERT INTO slow SELECT i, md5(i::text) FROM generate_series(1, 150000) i;
+		INSERT INTO slow SELECT i, md5(i::text) FROM generate_series(1, 500000) i;
 		SELECT clickpipe_create('s', 'warehouse', '{slow}',
 			'{"snapshot_num_rows_per_partition": 1000, "initial_load_parallelism": 2}')});
 	my ($done, $total) = wait_for_chunks($node, 's', 'slow', 5);
@@ -198,7 +198,7 @@ SKIP:
 	my ($at_pause) = table_status($node, 's', 'slow', 'chunks_done');
 	cmp_ok($at_pause, '<', $total, "paused in the middle of the load: $at_pause of $total");
 	$node->safe_psql('postgres', q{UPDATE slow SET v = 'paused' WHERE id % 50 = 0;
-		DELETE FROM slow WHERE id % 1000 = 1; INSERT INTO slow SELECT i, 'new' FROM generate_series(200001, 201000) i});
+		DELETE FROM slow WHERE id % 1000 = 1; INSERT INTO slow SELECT i, 'new' FROM generate_series(600001, 601000) i});
 
 	# the load goes on where it was, then ClickHouse hangs
 	resume_ok('s', 'during the load', 'Snapshot');
