@@ -65,6 +65,7 @@ inserts_seal(Pipe *pipe, PipeTable *table)
 	sealed->mcxt = mcxt;
 	sealed->table = table;
 	sealed->nrows = table->block->nrows;
+	sealed->full = block_is_full(pipe, table);
 	sealed->first_lsn = table->block_first_lsn;
 	sealed->last_version_hi = table->last_version_hi;
 	sealed->last_version_lo = table->last_version_lo;
@@ -189,8 +190,10 @@ finish_insert(Pipe *pipe, SealedBlock *sealed)
 	}
 
 	now = GetCurrentTimestamp();
-	table->insert_ms = table->insert_ms * 0.7 +
-		0.3 * TimestampDifferenceMilliseconds(sealed->started, now);
+	/* full blocks take long because they are large, not because of too many parts */
+	if (!sealed->full)
+		table->insert_ms = table->insert_ms * 0.7 +
+			0.3 * TimestampDifferenceMilliseconds(sealed->started, now);
 	pipe->last_flush_at = now;
 	pipe->net_tries = 0;
 	pipe->net_retry_at = 0;
@@ -318,8 +321,8 @@ count_waiting(Pipe *pipe)
 
 /*
  * Returns how much time must lie between two inserts into a table: the sync
- * interval, the pipe's share of inserts, and ten times what an insert takes,
- * since inserts that get slow are the first sign of too many parts.
+ * interval, the pipe's share of inserts, and ten times what a small insert
+ * takes, since inserts that get slow are the first sign of too many parts.
  */
 static double
 flush_interval_ms(Pipe *pipe, PipeTable *table, int waiting)

@@ -60,7 +60,7 @@ typedef struct PipeTable
 	dlist_head	sealed;
 	int			inflight;
 	TimestampTz last_flush;		/* start of the last insert */
-	double		insert_ms;		/* how long inserts take lately */
+	double		insert_ms;		/* how long inserts of blocks that are not full take lately */
 
 	/* histories: what was inserted in an earlier life */
 	uint64		cursor_hi;
@@ -101,13 +101,13 @@ typedef struct SealedBlock
 	XLogRecPtr	first_lsn;		/* commit LSN of its first row */
 	uint64		last_version_hi;
 	uint64		last_version_lo;
+	bool		full;			/* sealed by size, not by time */
 	bool		inflight;
 	ChInsert	insert;
 	TimestampTz started;
 	TimestampTz retry_at;
 	int			tries;
 	int			refreshes;		/* tries after "target changed" */
-	char		token[64];		/* insert_deduplication_token of histories */
 } SealedBlock;
 
 typedef struct Pipe
