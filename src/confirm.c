@@ -289,34 +289,31 @@ frees_wal(Pipe *pipe)
  * Persists the acknowledged position and then confirms the slot to it: at
  * most once a second while rows flow, and rarely while the pipe is idle.
  * What we write ourselves does not count as traffic, or an idle server would
- * never be quiet.  force: now, if there is anything new.
+ * never be quiet.
  */
 void
-confirm_persist(Pipe *pipe, bool force)
+confirm_persist(Pipe *pipe)
 {
-	TimestampTz now;
+	long		ms;
+	uint64		own;
+	uint64		bytes;
 	bool		rows_moved = false;
 
 	Assert(!pipe->in_callback);
 	if (pipe->acked_lsn <= pipe->persisted_lsn)
 		return;
-	now = GetCurrentTimestamp();
 	for (int i = 0; i < pipe->ntables; i++)
 		rows_moved |= pipe->tables[i]->counts_dirty;
-	if (!force)
-	{
-		long		ms = TimestampDifferenceMilliseconds(pipe->persisted_at, now);
-		uint64		own = pgWalUsage.wal_bytes - pipe->own_wal_bytes;
-		uint64		bytes = pipe->acked_lsn - pipe->persisted_lsn;
-
-		bytes = bytes > own ? bytes - own : 0;
-		if (ms < BUSY_CONFIRM_MS)
-			return;
-		if (!rows_moved && !frees_wal(pipe) &&
-			(bytes < IDLE_CONFIRM_MIN_BYTES ||
-			 (bytes < IDLE_CONFIRM_BYTES && ms < IDLE_CONFIRM_MS)))
-			return;
-	}
+	ms = TimestampDifferenceMilliseconds(pipe->persisted_at, GetCurrentTimestamp());
+	own = pgWalUsage.wal_bytes - pipe->own_wal_bytes;
+	bytes = pipe->acked_lsn - pipe->persisted_lsn;
+	bytes = bytes > own ? bytes - own : 0;
+	if (ms < BUSY_CONFIRM_MS)
+		return;
+	if (!rows_moved && !frees_wal(pipe) &&
+		(bytes < IDLE_CONFIRM_MIN_BYTES ||
+		 (bytes < IDLE_CONFIRM_BYTES && ms < IDLE_CONFIRM_MS)))
+		return;
 	confirm_save(pipe);
 	LogicalConfirmReceivedLocation(pipe->persisted_lsn);
 	ReplicationSlotMarkDirty();

@@ -212,7 +212,7 @@ extern bool block_is_full(Pipe *pipe, PipeTable *table);
 extern void confirm_commit(Pipe *pipe, XLogRecPtr commit_lsn, TimestampTz commit_ts);
 extern void confirm_advance(Pipe *pipe);
 extern void confirm_save(Pipe *pipe);
-extern void confirm_persist(Pipe *pipe, bool force);
+extern void confirm_persist(Pipe *pipe);
 
 /* loads.c */
 extern void loads_stop(PipeEntry *entry);

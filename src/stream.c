@@ -87,7 +87,7 @@ stream_run(Pipe *pipe)
 		if (pipe->failure_pending)
 			pipe_flush_failures(pipe);
 		confirm_advance(pipe);
-		confirm_persist(pipe, false);
+		confirm_persist(pipe);
 		if (TimestampDifferenceExceeds(pipe->loads_checked, GetCurrentTimestamp(),
 									   LOADS_INTERVAL_MS))
 		{
