@@ -43,7 +43,7 @@ use Time::HiRes qw(sleep time);
 our @EXPORT = qw(
   start_clickhouse new_node setup_server
   wait_until wait_for_state wait_for_table_state wait_caught_up
-  parity_ok parity_columns
+  try_psql parity_ok parity_columns
   pg_worker_pids kill_term
   start_pgbench finish_pgbench
   free_port server_log_tail
@@ -66,6 +66,17 @@ sub ch_ident { my $s = shift; $s =~ s/([\\`])/\\$1/g; return "`$s`"; }
 
 # A TCP port that nobody listens on, reserved against our other nodes.
 sub free_port { return PostgreSQL::Test::Cluster::get_free_port(); }
+
+# As the node's psql, for polls while a server may be on its way down or up: a
+# psql that could not connect may end before it has read its statement, which
+# is an exception (broken pipe) there, and here just not a success.
+sub try_psql
+{
+	my ($node, $db, $sql, @more) = @_;
+	my @result = eval { $node->psql($db, $sql, @more) };
+
+	return $@ ? (2, '', $@) : @result;
+}
 
 # Call a function until it returns true; its value, or undef at the timeout.
 sub wait_until
@@ -505,7 +516,7 @@ sub _wait_for_value
 
 	return 1 if wait_until(
 		sub {
-			my ($rc, $out, $err) = $node->psql($db, $sql);
+			my ($rc, $out, $err) = try_psql($node, $db, $sql);
 			$last = $rc == 0 ? $out : "(error: $err)";
 			return $rc == 0 && $out eq $expected;
 		},

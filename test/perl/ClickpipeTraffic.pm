@@ -165,7 +165,7 @@ sub wait_for_sql
 	my $last = '';
 	return 1 if wait_until(
 		sub {
-			my ($rc, $out, $err) = $node->psql($db // 'postgres', $sql);
+			my ($rc, $out, $err) = try_psql($node, $db // 'postgres', $sql);
 			$last = $rc == 0 ? $out : "(error: $err)";
 			return $rc == 0 && $out eq $expected;
 		},
@@ -213,7 +213,7 @@ sub wait_for_chunks
 	my $ok = wait_until(
 		sub {
 			my $where = "FROM clickpipe.tables WHERE pipe = '$pipe' AND source = '$table'::regclass";
-			my ($rc, $out) = $node->psql($opt{db} // 'postgres', qq{
+			my ($rc, $out) = try_psql($node, $opt{db} // 'postgres', qq{
 				DO \$\$
 				DECLARE
 					deadline timestamptz := clock_timestamp() + interval '5 s';
