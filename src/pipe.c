@@ -35,6 +35,7 @@
 
 /* How long dropping targets may keep a pipe from being dropped. */
 #define DROP_TARGETS_MS		10000
+#define DROP_RETRY_MS		200
 
 /* A worker that lived so long was well: its next failure counts as the first. */
 #define HEALTHY_AFTER_MS	60000
@@ -56,6 +57,7 @@ static void check_slot(Pipe *pipe);
 static void check_timeline(Pipe *pipe);
 _Noreturn static void drop_pipe(Pipe *pipe);
 static void names_to_utf8(Pipe *pipe, List *tables);
+static bool drop_target(ChClient *ch, TableInfo *table, TimestampTz deadline, ChError *err);
 static void drop_targets(Pipe *pipe, List *tables);
 _Noreturn static void end_of_error(ErrorData *edata);
 _Noreturn static void finish(PipeEntry *entry, bool remove);
@@ -517,6 +519,21 @@ names_to_utf8(Pipe *pipe, List *tables)
 	MemoryContextSwitchTo(old);
 }
 
+/* Drops a target, trying again until the deadline if ClickHouse may come back. */
+static bool
+drop_target(ChClient *ch, TableInfo *table, TimestampTz deadline, ChError *err)
+{
+	for (;;)
+	{
+		if (target_drop(ch, table->target_database, table->target_table, DROP_TARGETS_MS, err))
+			return true;
+		if (err->class == CH_PERMANENT || GetCurrentTimestamp() > deadline)
+			return false;
+		http_wait(ch->http, DROP_RETRY_MS, PG_WAIT_EXTENSION);
+		CHECK_FOR_INTERRUPTS();
+	}
+}
+
 /* Drops the targets that are ours, as far as ClickHouse lets us within a short time. */
 static void
 drop_targets(Pipe *pipe, List *tables)
@@ -571,7 +588,7 @@ drop_targets(Pipe *pipe, List *tables)
 							   DROP_TARGETS_MS, &marked, &err) || !marked))
 			continue;
 		if (!ok || GetCurrentTimestamp() > deadline ||
-			!target_drop(ch, table->target_database, table->target_table, DROP_TARGETS_MS, &err))
+			!drop_target(ch, table, deadline, &err))
 			ereport(WARNING,
 					(errmsg("target %s.%s of pipe \"%s\" is left in ClickHouse: %s",
 							table->target_database, table->target_table, pipe->info->name,

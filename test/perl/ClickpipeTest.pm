@@ -75,6 +75,7 @@ sub try_psql
 	my ($node, $db, $sql, @more) = @_;
 	my @result = eval { $node->psql($db, $sql, @more) };
 
+	die $@ if $@ && $@ !~ /Broken pipe/;
 	return $@ ? (2, '', $@) : @result;
 }
 
