@@ -17,6 +17,7 @@
 
 #include "access/xact.h"
 #include "miscadmin.h"
+#include "postmaster/bgworker.h"
 #include "portability/instr_time.h"
 #include "storage/latch.h"
 #include "utils/memutils.h"
@@ -259,8 +260,8 @@ run_query(ChClient *client, const char *query_id, const char *sql, bool use_db,
 	HttpRequest *request;
 	volatile bool ok = false;
 
-	/* neither a snapshot nor locks may wait for the network */
-	Assert(!IsTransactionState());
+	/* neither a snapshot nor locks of our workers may wait for the network */
+	Assert(MyBgworkerEntry == NULL || !IsTransactionState());
 
 	if (out != NULL)
 		resetStringInfo(out);

@@ -88,7 +88,8 @@ extern void ch_client_free(ChClient *client);
  * out: gets the answer (NULL: not wanted), at most 16 MB, more is an error.
  * timeout_ms: give up after that, -1: wait on.
  * Database of the session is the server's dbname if use_db, else none.
- * Must not be called within a transaction or a decoding callback.
+ * Workers must not call it within a transaction or a decoding callback.  A verb may, in its
+ * caller's transaction, but holding no lock of its own and with a timeout.
  * Returns err->class == CH_OK.
  */
 extern bool ch_query(ChClient *client, const char *sql, bool use_db, int timeout_ms,
