@@ -1,7 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * catalog.c
- *	  All access to the tables of schema clickpipe.
+ *	  Access to the tables of schema clickpipe: what all of it has in common,
+ *	  and reading.  catalog_verbs.c and catalog_state.c write.
  *
  * The statements run as the bootstrap superuser, whoever called, with
  * search_path pinned: nothing that a user can name is ever resolved.
@@ -28,23 +29,20 @@
 #include "utils/timestamp.h"
 
 #include "catalog.h"
+#include "catalog_internal.h"
 #include "compat.h"
 #include "worker.h"
 
 static MemoryContext worker_mcxt;	/* current before worker_begin */
 
-static int	run(const char *fmt,...) pg_attribute_printf(1, 2);
 static PipeInfo *pipe_from_row(int row, MemoryContext mcxt);
+static TableInfo *table_from_row(int row, MemoryContext mcxt);
 static char *field(int row, int column);
 static char *field_copy(int row, int column, MemoryContext mcxt);
-static int64 field_int(int row, int column);
 static bool field_bool(int row, int column);
 static XLogRecPtr field_lsn(int row, int column);
 static Jsonb *field_jsonb(int row, int column, MemoryContext mcxt);
 static List *field_text_array(int row, int column, MemoryContext mcxt);
-static char *lsn_literal(XLogRecPtr lsn);
-static char *text_array_literal(List *strings);
-static char *literal_or_null(const char *s);
 
 /* See catalog.h. */
 void
@@ -122,14 +120,15 @@ catalog_exists(void)
 #define PIPE_COLUMNS \
 	"p.id, p.name, p.owner::oid, p.server, p.options, p.paused, p.dropped, p.drop_targets, " \
 	"coalesce(s.state, 'Failed'), s.database_oid, s.system_identifier, s.timeline, " \
-	"s.slot_name, s.slot_lsn, s.confirmed_lsn, s.rows_inserted, s.rows_updated, s.rows_deleted " \
+	"s.slot_name, s.slot_lsn, s.confirmed_lsn, s.rows_inserted, s.rows_updated, s.rows_deleted, " \
+	"p.resync, s.resync, s.pipe IS NOT NULL " \
 	"FROM clickpipe.pipe p LEFT JOIN clickpipe.pipe_state s ON s.pipe = p.id "
 
 /* Returns the pipe of that name that is not dropped, or NULL. */
 PipeInfo *
 catalog_find_pipe(const char *name, MemoryContext mcxt)
 {
-	if (run("SELECT " PIPE_COLUMNS "WHERE p.name = %s AND NOT p.dropped",
+	if (catalog_run("SELECT " PIPE_COLUMNS "WHERE p.name = %s AND NOT p.dropped",
 			quote_literal_cstr(name)) == 0)
 		return NULL;
 	return pipe_from_row(0, mcxt);
@@ -139,7 +138,7 @@ catalog_find_pipe(const char *name, MemoryContext mcxt)
 PipeInfo *
 catalog_load_pipe(int32 id, MemoryContext mcxt)
 {
-	if (run("SELECT " PIPE_COLUMNS "WHERE p.id = %d", id) == 0)
+	if (catalog_run("SELECT " PIPE_COLUMNS "WHERE p.id = %d", id) == 0)
 		return NULL;
 	return pipe_from_row(0, mcxt);
 }
@@ -149,7 +148,7 @@ List *
 catalog_load_pipes(MemoryContext mcxt)
 {
 	List	   *pipes = NIL;
-	int			n = run("SELECT " PIPE_COLUMNS "ORDER BY p.id");
+	int			n = catalog_run("SELECT " PIPE_COLUMNS "ORDER BY p.id");
 
 	for (int i = 0; i < n; i++)
 	{
@@ -169,24 +168,27 @@ pipe_from_row(int row, MemoryContext mcxt)
 	PipeInfo   *pipe = MemoryContextAllocZero(mcxt, sizeof(PipeInfo));
 	char	   *timeline = field(row, 12);
 
-	pipe->id = (int32) field_int(row, 1);
+	pipe->id = (int32) catalog_field_int(row, 1);
 	pipe->name = field_copy(row, 2, mcxt);
-	pipe->owner = (Oid) field_int(row, 3);
+	pipe->owner = (Oid) catalog_field_int(row, 3);
 	pipe->server = field_copy(row, 4, mcxt);
 	pipe->options = field_jsonb(row, 5, mcxt);
 	pipe->paused = field_bool(row, 6);
 	pipe->dropped = field_bool(row, 7);
 	pipe->drop_targets = field_bool(row, 8);
 	pipe->state = pipe_state_from_name(field(row, 9));
-	pipe->database_oid = (Oid) field_int(row, 10);
-	pipe->system_identifier = (uint64) field_int(row, 11);
+	pipe->database_oid = (Oid) catalog_field_int(row, 10);
+	pipe->system_identifier = (uint64) catalog_field_int(row, 11);
 	pipe->timeline = timeline ? atoi(timeline) : 0;
 	pipe->slot_name = field_copy(row, 13, mcxt);
 	pipe->slot_lsn = field_lsn(row, 14);
 	pipe->confirmed_lsn = field_lsn(row, 15);
-	pipe->rows_inserted = field_int(row, 16);
-	pipe->rows_updated = field_int(row, 17);
-	pipe->rows_deleted = field_int(row, 18);
+	pipe->rows_inserted = catalog_field_int(row, 16);
+	pipe->rows_updated = catalog_field_int(row, 17);
+	pipe->rows_deleted = catalog_field_int(row, 18);
+	pipe->resync_wanted = (int) catalog_field_int(row, 19);
+	pipe->resync_done = (int) catalog_field_int(row, 20);
+	pipe->has_state = field_bool(row, 21);
 	return pipe;
 }
 
@@ -194,66 +196,115 @@ pipe_from_row(int row, MemoryContext mcxt)
 bool
 catalog_targets_being_dropped(int32 pipe)
 {
-	return run("SELECT 1 FROM clickpipe.pipe WHERE dropped AND drop_targets AND id < %d", pipe) > 0;
+	return catalog_run("SELECT 1 FROM clickpipe.pipe WHERE dropped AND drop_targets AND id < %d", pipe) > 0;
 }
 
-/* Returns the tables of a pipe (TableInfo *) in their order. */
+#define TABLE_COLUMNS \
+	"t.id, t.pipe_table, t.is_resync, coalesce(pt.automatic, false), pt.id IS NOT NULL, " \
+	"coalesce(pt.resync, 0), t.resync, t.source, pt.options, t.source_name, t.state, " \
+	"t.target_database, t.target_table, t.target_ours, t.old_uuid, t.new_uuid, t.shape, " \
+	"t.capture_lsn, coalesce(t.load_filenode, 0), coalesce(t.load_blocks, -1), t.load_lsn, " \
+	"t.rows_inserted, t.rows_updated, t.rows_deleted " \
+	"FROM clickpipe.table_state t LEFT JOIN clickpipe.pipe_table pt ON pt.id = t.pipe_table "
+
+/*
+ * Returns the tables of a pipe (TableInfo *) in their order, those that are
+ * resynced after themselves; also tables that were removed but whose state
+ * the worker has not deleted yet.
+ */
 List *
 catalog_load_tables(int32 pipe, MemoryContext mcxt)
 {
 	List	   *tables = NIL;
 	int			n;
 
-	n = run("SELECT t.source, pt.options, t.source_name, t.state, t.target_database, "
-			"t.target_table, t.target_ours, t.shape, t.capture_lsn, "
-			"coalesce(t.load_filenode, 0), coalesce(t.load_blocks, -1), t.load_lsn, "
-			"t.rows_inserted, t.rows_updated, t.rows_deleted "
-			"FROM clickpipe.table_state t "
-			"JOIN clickpipe.pipe_table pt ON pt.pipe = t.pipe AND pt.source::oid = t.source "
-			"WHERE t.pipe = %d ORDER BY pt.ordinal", pipe);
+	n = catalog_run("SELECT " TABLE_COLUMNS
+					"WHERE t.pipe = %d ORDER BY pt.ordinal, t.id", pipe);
 	for (int i = 0; i < n; i++)
 	{
-		TableInfo  *table = MemoryContextAllocZero(mcxt, sizeof(TableInfo));
-		MemoryContext old;
+		TableInfo  *table = table_from_row(i, mcxt);
+		MemoryContext old = MemoryContextSwitchTo(mcxt);
 
-		table->relid = (Oid) field_int(i, 1);
-		table->options = field_jsonb(i, 2, mcxt);
-		table->source_name = field_copy(i, 3, mcxt);
-		table->state = table_state_from_name(field(i, 4));
-		table->target_database = field_copy(i, 5, mcxt);
-		table->target_table = field_copy(i, 6, mcxt);
-		table->target_ours = field_bool(i, 7);
-		table->shape = field_text_array(i, 8, mcxt);
-		table->capture_lsn = field_lsn(i, 9);
-		table->load_filenode = (Oid) field_int(i, 10);
-		table->load_blocks = field_int(i, 11);
-		table->load_lsn = field_lsn(i, 12);
-		table->rows_inserted = field_int(i, 13);
-		table->rows_updated = field_int(i, 14);
-		table->rows_deleted = field_int(i, 15);
-		old = MemoryContextSwitchTo(mcxt);
 		tables = lappend(tables, table);
 		MemoryContextSwitchTo(old);
 	}
 	return tables;
 }
 
+/* Returns a table of a pipe (not what it is resynced to), or NULL. */
+TableInfo *
+catalog_find_table(int32 pipe, Oid relid, MemoryContext mcxt)
+{
+	if (catalog_run("SELECT " TABLE_COLUMNS "WHERE t.pipe = %d AND t.source = %u "
+					"AND pt.id IS NOT NULL AND NOT t.is_resync", pipe, relid) == 0)
+		return NULL;
+	return table_from_row(0, mcxt);
+}
+
+/* Makes a TableInfo of a row of TABLE_COLUMNS. */
+static TableInfo *
+table_from_row(int row, MemoryContext mcxt)
+{
+	TableInfo  *table = MemoryContextAllocZero(mcxt, sizeof(TableInfo));
+
+	table->id = (int32) catalog_field_int(row, 1);
+	table->pipe_table = (int32) catalog_field_int(row, 2);
+	table->is_resync = field_bool(row, 3);
+	table->automatic = field_bool(row, 4);
+	table->is_listed = field_bool(row, 5);
+	table->resync_wanted = (int) catalog_field_int(row, 6);
+	table->resync_done = (int) catalog_field_int(row, 7);
+	table->relid = (Oid) catalog_field_int(row, 8);
+	table->options = field_jsonb(row, 9, mcxt);
+	table->source_name = field_copy(row, 10, mcxt);
+	table->state = table_state_from_name(field(row, 11));
+	table->target_database = field_copy(row, 12, mcxt);
+	table->target_table = field_copy(row, 13, mcxt);
+	table->target_ours = field_bool(row, 14);
+	table->old_uuid = field_copy(row, 15, mcxt);
+	table->new_uuid = field_copy(row, 16, mcxt);
+	table->shape = field_text_array(row, 17, mcxt);
+	table->capture_lsn = field_lsn(row, 18);
+	table->load_filenode = (Oid) catalog_field_int(row, 19);
+	table->load_blocks = catalog_field_int(row, 20);
+	table->load_lsn = field_lsn(row, 21);
+	table->rows_inserted = catalog_field_int(row, 22);
+	table->rows_updated = catalog_field_int(row, 23);
+	table->rows_deleted = catalog_field_int(row, 24);
+	return table;
+}
+
+/* Returns the oids of the tables that the option "schemas" must not add again. */
+List *
+catalog_removed_tables(int32 pipe, MemoryContext mcxt)
+{
+	List	   *relids = NIL;
+	int			n = catalog_run("SELECT source::oid FROM clickpipe.removed_table WHERE pipe = %d",
+								pipe);
+	MemoryContext old = MemoryContextSwitchTo(mcxt);
+
+	for (int i = 0; i < n; i++)
+		relids = lappend_oid(relids, (Oid) catalog_field_int(i, 1));
+	MemoryContextSwitchTo(old);
+	return relids;
+}
+
 /* Returns the finished chunks of a table's load (ChunkInfo *), by block. */
 List *
-catalog_load_chunks(int32 pipe, Oid relid, MemoryContext mcxt)
+catalog_load_chunks(int32 table, MemoryContext mcxt)
 {
 	List	   *chunks = NIL;
 	int			n;
 
-	n = run("SELECT start_block, end_block, seen_lsn FROM clickpipe.chunk "
-			"WHERE pipe = %d AND source = %u ORDER BY start_block", pipe, relid);
+	n = catalog_run("SELECT start_block, end_block, seen_lsn FROM clickpipe.chunk "
+			"WHERE table_state = %d ORDER BY start_block", table);
 	for (int i = 0; i < n; i++)
 	{
 		ChunkInfo  *chunk = MemoryContextAlloc(mcxt, sizeof(ChunkInfo));
 		MemoryContext old = MemoryContextSwitchTo(mcxt);
 
-		chunk->range.start = (BlockNumber) field_int(i, 1);
-		chunk->range.end = (BlockNumber) field_int(i, 2);
+		chunk->range.start = (BlockNumber) catalog_field_int(i, 1);
+		chunk->range.end = (BlockNumber) catalog_field_int(i, 2);
 		chunk->seen_lsn = field_lsn(i, 3);
 		chunks = lappend(chunks, chunk);
 		MemoryContextSwitchTo(old);
@@ -261,222 +312,9 @@ catalog_load_chunks(int32 pipe, Oid relid, MemoryContext mcxt)
 	return chunks;
 }
 
-/* Adds a pipe in state Provisioning; returns its id.  ERROR if the name is taken. */
-int32
-catalog_insert_pipe(const char *name, Oid owner, const char *server, Jsonb *options)
-{
-	int32		id;
-
-	(void) run("INSERT INTO clickpipe.pipe (name, owner, server, options) "
-			   "VALUES (%s, %u::oid::regrole, %s, %s::jsonb) RETURNING id",
-			   quote_literal_cstr(name), owner, quote_literal_cstr(server),
-			   options == NULL ? "'{}'" :
-			   quote_literal_cstr(JsonbToCString(NULL, &options->root, VARSIZE(options))));
-	id = (int32) field_int(0, 1);
-	(void) run("INSERT INTO clickpipe.pipe_state (pipe, state, database_oid, system_identifier) "
-			   "VALUES (%d, %s, %u, " INT64_FORMAT ")",
-			   id, quote_literal_cstr(pipe_state_name(PIPE_PROVISIONING)),
-			   MyDatabaseId, (int64) GetSystemIdentifier());
-	return id;
-}
-
-/* Adds a table to a pipe, in state Setup. */
-void
-catalog_insert_table(int32 pipe, Oid relid, int ordinal, const char *source_name, Jsonb *options)
-{
-	(void) run("INSERT INTO clickpipe.pipe_table (pipe, source, ordinal, options) "
-			   "VALUES (%d, %u::oid::regclass, %d, %s::jsonb)",
-			   pipe, relid, ordinal,
-			   options == NULL ? "'{}'" :
-			   quote_literal_cstr(JsonbToCString(NULL, &options->root, VARSIZE(options))));
-	(void) run("INSERT INTO clickpipe.table_state (pipe, source, source_name, state) "
-			   "VALUES (%d, %u, %s, %s)",
-			   pipe, relid, quote_literal_cstr(source_name),
-			   quote_literal_cstr(table_state_name(TABLE_SETUP)));
-}
-
-/* Asks for a pause, or for its end. */
-void
-catalog_set_paused(int32 pipe, bool paused)
-{
-	(void) run("UPDATE clickpipe.pipe SET paused = %s WHERE id = %d",
-			   paused ? "true" : "false", pipe);
-}
-
-/* Asks for the end of a pipe.  Its name is free at once. */
-void
-catalog_set_dropped(int32 pipe, bool drop_targets)
-{
-	(void) run("UPDATE clickpipe.pipe SET dropped = true, drop_targets = %s WHERE id = %d",
-			   drop_targets ? "true" : "false", pipe);
-}
-
-/* Says what a pipe is doing; state_since changes with the state only. */
-void
-catalog_set_pipe_state(int32 pipe, PipeState state)
-{
-	const char *name = quote_literal_cstr(pipe_state_name(state));
-
-	(void) run("UPDATE clickpipe.pipe_state SET state = %s, state_since = pg_catalog.clock_timestamp() "
-			   "WHERE pipe = %d AND state <> %s", name, pipe, name);
-}
-
-/* Keeps the error that a pipe ended with. */
-void
-catalog_set_pipe_error(int32 pipe, int code, const char *message, const char *hint)
-{
-	(void) run("UPDATE clickpipe.pipe_state SET last_error = %s, last_error_code = %s, "
-			   "last_error_hint = %s, last_error_at = pg_catalog.clock_timestamp() WHERE pipe = %d",
-			   quote_literal_cstr(message), code ? psprintf("%d", code) : "NULL",
-			   literal_or_null(hint), pipe);
-}
-
-/* Forgets a pipe's error: it works again. */
-void
-catalog_clear_pipe_error(int32 pipe)
-{
-	(void) run("UPDATE clickpipe.pipe_state SET last_error = NULL, last_error_code = NULL, "
-			   "last_error_hint = NULL, last_error_at = NULL "
-			   "WHERE pipe = %d AND last_error IS NOT NULL", pipe);
-}
-
-/* Records the slot that was made; an invalid lsn: there is none yet. */
-void
-catalog_set_slot(int32 pipe, const char *slot_name, XLogRecPtr slot_lsn, int timeline)
-{
-	(void) run("UPDATE clickpipe.pipe_state SET slot_name = %s, slot_lsn = %s, "
-			   "confirmed_lsn = %s, timeline = %d WHERE pipe = %d",
-			   quote_literal_cstr(slot_name), lsn_literal(slot_lsn), lsn_literal(slot_lsn),
-			   timeline, pipe);
-}
-
-/* Records the timeline that the pipe has gone over to. */
-void
-catalog_set_timeline(int32 pipe, int timeline)
-{
-	(void) run("UPDATE clickpipe.pipe_state SET timeline = %d WHERE pipe = %d", timeline, pipe);
-}
-
-/* Persists how far ClickHouse has acknowledged, and the counters as of there. */
-void
-catalog_set_confirmed(int32 pipe, XLogRecPtr lsn, int64 inserted, int64 updated,
-					  int64 deleted, TimestampTz last_flush,
-					  const TableCounts *counts, int ncounts)
-{
-	StringInfoData values;
-
-	/* the slot will be confirmed to it, so it must be there */
-	if (run("UPDATE clickpipe.pipe_state SET confirmed_lsn = %s, rows_inserted = " INT64_FORMAT
-			", rows_updated = " INT64_FORMAT ", rows_deleted = " INT64_FORMAT
-			", last_flush_at = %s WHERE pipe = %d",
-			lsn_literal(lsn), inserted, updated, deleted,
-			last_flush == 0 ? "last_flush_at" :
-			quote_literal_cstr(timestamptz_to_str(last_flush)), pipe) != 1)
-		elog(ERROR, "state of pipe %d is missing", pipe);
-	if (ncounts == 0)
-		return;
-	initStringInfo(&values);
-	for (int i = 0; i < ncounts; i++)
-		appendStringInfo(&values, "%s(%u::oid, " INT64_FORMAT "::bigint, " INT64_FORMAT
-						 "::bigint, " INT64_FORMAT "::bigint)",
-						 i > 0 ? ", " : "", counts[i].relid, counts[i].inserted,
-						 counts[i].updated, counts[i].deleted);
-	(void) run("UPDATE clickpipe.table_state t SET rows_inserted = v.i, rows_updated = v.u, "
-			   "rows_deleted = v.d FROM (VALUES %s) v (source, i, u, d) "
-			   "WHERE t.pipe = %d AND t.source = v.source", values.data, pipe);
-}
-
-/* Records where a table goes and what it looks like. */
-void
-catalog_set_target(int32 pipe, Oid relid, const char *database, const char *table,
-				   const char *engine, List *key, List *shape, bool ours)
-{
-	(void) run("UPDATE clickpipe.table_state SET target_database = %s, target_table = %s, "
-			   "engine = %s, key = %s, shape = %s, target_ours = %s "
-			   "WHERE pipe = %d AND source = %u",
-			   quote_literal_cstr(database), quote_literal_cstr(table),
-			   quote_literal_cstr(engine), text_array_literal(key), text_array_literal(shape),
-			   ours ? "true" : "false", pipe, relid);
-}
-
-/* Says what a table is doing. */
-void
-catalog_set_table_state(int32 pipe, Oid relid, TableState state)
-{
-	const char *name = quote_literal_cstr(table_state_name(state));
-
-	(void) run("UPDATE clickpipe.table_state SET state = %s, state_since = pg_catalog.clock_timestamp() "
-			   "WHERE pipe = %d AND source = %u AND state <> %s", name, pipe, relid, name);
-}
-
-/* Sets a table aside, durably, for a reason. */
-void
-catalog_fail_table(int32 pipe, Oid relid, int code, const char *message, const char *hint)
-{
-	(void) run("UPDATE clickpipe.table_state SET state = %s, state_since = pg_catalog.clock_timestamp(), "
-			   "last_error = %s, last_error_code = %s, last_error_hint = %s, "
-			   "last_error_at = pg_catalog.clock_timestamp() WHERE pipe = %d AND source = %u",
-			   quote_literal_cstr(table_state_name(TABLE_FAILED)), quote_literal_cstr(message),
-			   code ? psprintf("%d", code) : "NULL", literal_or_null(hint), pipe, relid);
-}
-
-/* Fixes P of a table's target. */
-void
-catalog_set_capture(int32 pipe, Oid relid, XLogRecPtr lsn)
-{
-	(void) run("UPDATE clickpipe.table_state SET capture_lsn = %s WHERE pipe = %d AND source = %u",
-			   lsn_literal(lsn), pipe, relid);
-}
-
-/*
- * Records what heap a load reads.  forget_chunks: it begins again.
- */
-void
-catalog_set_load(int32 pipe, Oid relid, Oid filenode, int64 blocks, int64 chunks_total,
-				 bool forget_chunks)
-{
-	(void) run("UPDATE clickpipe.table_state SET load_filenode = %u, load_blocks = %s, "
-			   "chunks_total = " INT64_FORMAT " WHERE pipe = %d AND source = %u",
-			   filenode, blocks < 0 ? "NULL" : psprintf(INT64_FORMAT, blocks), chunks_total,
-			   pipe, relid);
-	if (forget_chunks)
-		(void) run("DELETE FROM clickpipe.chunk WHERE pipe = %d AND source = %u", pipe, relid);
-}
-
-/*
- * Records a chunk that ClickHouse has acknowledged, and what it may have seen;
- * unless the load has begun again meanwhile, with another heap, of which the
- * chunk says nothing.  The row lock of table_state orders the two.
- */
-void
-catalog_add_chunk(int32 pipe, Oid relid, Oid filenode, BlockRange range, int64 rows,
-				  XLogRecPtr seen_lsn)
-{
-	if (run("UPDATE clickpipe.table_state SET load_lsn = greatest(load_lsn, %s) "
-			"WHERE pipe = %d AND source = %u AND load_filenode = %u",
-			lsn_literal(seen_lsn), pipe, relid, filenode) == 0)
-		return;
-	(void) run("INSERT INTO clickpipe.chunk (pipe, source, start_block, end_block, rows, seen_lsn) "
-			   "VALUES (%d, %u, %u, %u, " INT64_FORMAT ", %s) "
-			   "ON CONFLICT (pipe, source, start_block) DO UPDATE "
-			   "SET end_block = excluded.end_block, rows = excluded.rows, seen_lsn = excluded.seen_lsn",
-			   pipe, relid, range.start, range.end, rows, lsn_literal(seen_lsn));
-}
-
-/* Removes all that the catalog knows of a pipe. */
-void
-catalog_delete_pipe(int32 pipe)
-{
-	(void) run("DELETE FROM clickpipe.chunk WHERE pipe = %d", pipe);
-	(void) run("DELETE FROM clickpipe.table_state WHERE pipe = %d", pipe);
-	(void) run("DELETE FROM clickpipe.pipe_table WHERE pipe = %d", pipe);
-	(void) run("DELETE FROM clickpipe.pipe_state WHERE pipe = %d", pipe);
-	(void) run("DELETE FROM clickpipe.pipe WHERE id = %d", pipe);
-}
-
-/* Runs a statement; returns the number of rows it returned or changed. */
-static int
-run(const char *fmt,...)
+/* See catalog_internal.h. */
+int
+catalog_run(const char *fmt,...)
 {
 	StringInfoData sql;
 	int			rc;
@@ -517,9 +355,9 @@ field_copy(int row, int column, MemoryContext mcxt)
 	return s == NULL ? NULL : MemoryContextStrdup(mcxt, s);
 }
 
-/* Returns a field as an integer, 0 for NULL. */
-static int64
-field_int(int row, int column)
+/* See catalog_internal.h. */
+int64
+catalog_field_int(int row, int column)
 {
 	char	   *s = field(row, column);
 
@@ -584,18 +422,18 @@ field_text_array(int row, int column, MemoryContext mcxt)
 	return list;
 }
 
-/* Returns an LSN as SQL. */
-static char *
-lsn_literal(XLogRecPtr lsn)
+/* See catalog_internal.h. */
+char *
+catalog_lsn(XLogRecPtr lsn)
 {
 	if (XLogRecPtrIsInvalid(lsn))
 		return "NULL";
 	return psprintf("'%X/%X'::pg_catalog.pg_lsn", LSN_FORMAT_ARGS(lsn));
 }
 
-/* Returns strings as a text[] in SQL. */
-static char *
-text_array_literal(List *strings)
+/* See catalog_internal.h. */
+char *
+catalog_text_array(List *strings)
 {
 	StringInfoData buf;
 	ListCell   *lc;
@@ -609,9 +447,9 @@ text_array_literal(List *strings)
 	return buf.data;
 }
 
-/* Returns a string as SQL, NULL as NULL. */
-static char *
-literal_or_null(const char *s)
+/* See catalog_internal.h. */
+char *
+catalog_literal(const char *s)
 {
 	return s == NULL ? "NULL" : quote_literal_cstr(s);
 }

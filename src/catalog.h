@@ -27,10 +27,13 @@ typedef struct PipeInfo
 	char	   *server;
 	Jsonb	   *options;
 	bool		paused;
+	int			resync_wanted;	/* the whole pipe's last clickpipe_resync */
 	bool		dropped;
 	bool		drop_targets;
 	/* done */
+	bool		has_state;		/* false: restored from a dump */
 	PipeState	state;
+	int			resync_done;	/* the one that was carried out last */
 	Oid			database_oid;
 	uint64		system_identifier;
 	int			timeline;		/* 0: not known */
@@ -42,9 +45,19 @@ typedef struct PipeInfo
 	int64		rows_deleted;
 } PipeInfo;
 
-/* A table of a pipe. */
+/*
+ * A table of a pipe with one target.  While it is resynced it has two of these:
+ * the second one is of the target that will take the first one's place.
+ */
 typedef struct TableInfo
 {
+	int32		id;				/* of table_state */
+	int32		pipe_table;		/* of pipe_table */
+	bool		is_resync;
+	bool		automatic;		/* found by the option "schemas" */
+	bool		is_listed;		/* pipe_table has it (still) */
+	int			resync_wanted;	/* last clickpipe_resync */
+	int			resync_done;	/* the one that was begun last */
 	Oid			relid;
 	Jsonb	   *options;
 	char	   *source_name;
@@ -52,6 +65,8 @@ typedef struct TableInfo
 	char	   *target_database;	/* NULL: not decided yet */
 	char	   *target_table;
 	bool		target_ours;
+	char	   *old_uuid;		/* see table_state */
+	char	   *new_uuid;
 	List	   *shape;			/* of char * */
 	XLogRecPtr	capture_lsn;
 	Oid			load_filenode;
@@ -72,7 +87,7 @@ typedef struct ChunkInfo
 /* Row counts to be added up in the catalog. */
 typedef struct TableCounts
 {
-	Oid			relid;
+	int32		table;			/* id of table_state */
 	int64		inserted;
 	int64		updated;
 	int64		deleted;
@@ -105,34 +120,57 @@ extern PipeInfo *catalog_load_pipe(int32 id, MemoryContext mcxt);
 extern List *catalog_load_pipes(MemoryContext mcxt);
 extern bool catalog_targets_being_dropped(int32 pipe);
 extern List *catalog_load_tables(int32 pipe, MemoryContext mcxt);
-extern List *catalog_load_chunks(int32 pipe, Oid relid, MemoryContext mcxt);
+extern TableInfo *catalog_find_table(int32 pipe, Oid relid, MemoryContext mcxt);
+extern List *catalog_load_chunks(int32 table, MemoryContext mcxt);
+extern List *catalog_removed_tables(int32 pipe, MemoryContext mcxt);
 
 /* by verbs */
 extern int32 catalog_insert_pipe(const char *name, Oid owner, const char *server, Jsonb *options);
-extern void catalog_insert_table(int32 pipe, Oid relid, int ordinal, const char *source_name,
-								 Jsonb *options);
+extern void catalog_restore_pipe(int32 pipe);
+extern void catalog_insert_table(int32 pipe, Oid relid, const char *source_name,
+								 Jsonb *options, bool automatic);
+extern bool catalog_remove_table(int32 pipe, Oid relid);
+extern void catalog_exclude_table(int32 pipe, Oid relid, bool exclude);
 extern void catalog_set_paused(int32 pipe, bool paused);
+extern void catalog_set_options(int32 pipe, Jsonb *options);
+extern void catalog_request_resync(int32 pipe);
+extern bool catalog_request_table_resync(int32 pipe, Oid relid);
 extern void catalog_set_dropped(int32 pipe, bool drop_targets);
 
-/* by workers */
+/* by everybody; level is "info", "warning" or "error" */
+extern void catalog_add_event(int32 pipe, TimestampTz at, const char *level,
+							  const char *source_name, int code, const char *message,
+							  const char *hint);
+
+/* by workers; "table" is the id of a table_state */
 extern void catalog_set_pipe_state(int32 pipe, PipeState state);
 extern void catalog_set_pipe_error(int32 pipe, int code, const char *message, const char *hint);
 extern void catalog_clear_pipe_error(int32 pipe);
 extern void catalog_set_slot(int32 pipe, const char *slot_name, XLogRecPtr slot_lsn, int timeline);
+extern void catalog_forget_slot(int32 pipe);
 extern void catalog_set_timeline(int32 pipe, int timeline);
+extern void catalog_begin_pipe_resync(int32 pipe, int resync, const char *reason);
+extern void catalog_set_pipe_resync(int32 pipe, int resync);
+extern void catalog_set_visible_at(int32 pipe, TimestampTz visible_at);
 extern void catalog_set_confirmed(int32 pipe, XLogRecPtr lsn, int64 inserted, int64 updated,
 								  int64 deleted, TimestampTz last_flush,
 								  const TableCounts *counts, int ncounts);
-extern void catalog_set_target(int32 pipe, Oid relid, const char *database, const char *table,
+extern void catalog_set_target(int32 table, const char *database, const char *target_table,
 							   const char *engine, List *key, List *shape, bool ours);
-extern void catalog_set_table_state(int32 pipe, Oid relid, TableState state);
-extern void catalog_fail_table(int32 pipe, Oid relid, int code, const char *message,
-							   const char *hint);
-extern void catalog_set_capture(int32 pipe, Oid relid, XLogRecPtr lsn);
-extern void catalog_set_load(int32 pipe, Oid relid, Oid filenode, int64 blocks, int64 chunks_total,
-							 bool forget_chunks);
-extern void catalog_add_chunk(int32 pipe, Oid relid, Oid filenode, BlockRange range,
-							  int64 rows, XLogRecPtr seen_lsn);
+extern void catalog_set_table_state(int32 table, TableState state);
+extern void catalog_fail_table(int32 table, int code, const char *message, const char *hint);
+extern void catalog_set_capture(int32 table, XLogRecPtr lsn);
+extern void catalog_set_load(int32 table, Oid filenode, int64 blocks, double rows,
+							 int64 chunks_total, bool forget_chunks);
+extern void catalog_end_load(int32 table);
+extern void catalog_add_chunk(int32 table, Oid filenode, BlockRange range, int64 rows,
+							  XLogRecPtr seen_lsn);
+extern void catalog_delete_table(int32 table);
+extern int32 catalog_begin_resync(const TableInfo *table, const char *database,
+								  const char *target_table);
+extern void catalog_set_exchange(int32 table, const char *old_uuid, const char *new_uuid);
+extern void catalog_finish_resync(int32 old_table, int32 new_table, const char *target_table,
+								  TableState state);
 extern void catalog_delete_pipe(int32 pipe);
 
 #endif							/* CLICKPIPE_CATALOG_H */

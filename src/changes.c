@@ -25,6 +25,7 @@
 #include "utils/syscache.h"
 
 #include "compat.h"
+#include "hints.h"
 #include "pipe.h"
 #include "worker.h"
 
@@ -39,6 +40,7 @@
 #define MAX_SHOWN_VALUE			200
 
 static PipeTable *table_of_change(Pipe *pipe, Relation rel);
+static void apply_to_table(Pipe *pipe, PipeTable *table, Relation rel, ReorderBufferChange *change);
 static bool target_has_change(Pipe *pipe, PipeTable *table, ReorderBufferChange *change);
 static void apply_update(Pipe *pipe, PipeTable *table, TupleDesc desc, RowMeta *meta,
 						 HeapTuple oldtuple, HeapTuple newtuple);
@@ -59,6 +61,7 @@ static char *describe_key(PipeTable *table, TupleDesc desc, const Datum *values,
 						  const bool *isnull);
 static void relcache_callback(Datum arg, Oid relid);
 static void enum_callback(Datum arg, int cacheid, uint32 hashvalue);
+static void server_callback(Datum arg, int cacheid, uint32 hashvalue);
 
 static uint64 change_count = 0;
 
@@ -68,8 +71,9 @@ changes_init(Pipe *pipe)
 {
 	CacheRegisterRelcacheCallback(relcache_callback, PointerGetDatum(pipe));
 	CacheRegisterSyscacheCallback(ENUMOID, enum_callback, PointerGetDatum(pipe));
+	CacheRegisterSyscacheCallback(FOREIGNSERVEROID, server_callback, PointerGetDatum(pipe));
+	CacheRegisterSyscacheCallback(USERMAPPINGOID, server_callback, PointerGetDatum(pipe));
 	pipe->row_mcxt = AllocSetContextCreate(pipe->mcxt, "clickpipe row", ALLOCSET_DEFAULT_SIZES);
-	pipe->txn_tables = MemoryContextAlloc(pipe->mcxt, sizeof(PipeTable *) * Max(pipe->ntables, 1));
 }
 
 /* Begins a transaction. */
@@ -101,40 +105,57 @@ changes_commit(Pipe *pipe, ReorderBufferTXN *txn)
 	pipe->in_callback = false;
 }
 
-/* Takes a change; those of other tables, and of those set aside, are nothing to us. */
+/*
+ * Takes a change; those of other tables, and of those set aside, are nothing
+ * to us.  A table that is resynced has two targets for it.
+ */
 void
 changes_apply(Pipe *pipe, ReorderBufferTXN *txn, Relation rel, ReorderBufferChange *change)
 {
 	PipeTable  *table = table_of_change(pipe, rel);
-	TupleDesc	desc = RelationGetDescr(rel);
-	RowMeta		meta;
+	bool		ours = false;
 	MemoryContext old;
 
-	if (table == NULL || table->failure.failed ||
-		XLogRecPtrIsInvalid(table->capture_lsn) || pipe->commit_lsn < table->capture_lsn)
-	{
-		/* others' rows must not keep ours waiting */
-		if (++change_count % FOREIGN_PUMP_INTERVAL == 0)
-		{
-			inserts_flush_due(pipe);
-			inserts_pump(pipe);
-		}
-		return;
-	}
 	old = MemoryContextSwitchTo(pipe->row_mcxt);
+	for (; table != NULL; table = table->resync)
+		if (TABLE_IS_LIVE(table) && !XLogRecPtrIsInvalid(table->capture_lsn) &&
+			pipe->commit_lsn >= table->capture_lsn && pipe->commit_lsn >= table->resume_lsn)
+		{
+			ours = true;
+			apply_to_table(pipe, table, rel, change);
+			MemoryContextReset(pipe->row_mcxt);
+		}
+	MemoryContextSwitchTo(old);
+
+	/* others' rows must not keep ours waiting */
+	if (!ours && ++change_count % FOREIGN_PUMP_INTERVAL == 0)
+	{
+		inserts_flush_due(pipe);
+		inserts_pump(pipe);
+		CHECK_FOR_INTERRUPTS();
+	}
+}
+
+/* Takes a change for one target.  In row_mcxt, which is reset afterwards. */
+static void
+apply_to_table(Pipe *pipe, PipeTable *table, Relation rel, ReorderBufferChange *change)
+{
+	TupleDesc	desc = RelationGetDescr(rel);
+	RowMeta		meta;
+
 	if (OidIsValid(rel->rd_rel->relrewrite))
 	{
 		pipe_table_fail(pipe, table, 0,
-						"Drop the pipe with clickpipe_drop and create it again to load the table anew.",
+						hint_resync(pipe->info->name, table->info->source_name, NULL),
 						"the table was rewritten by ALTER TABLE");
-		goto done;
+		return;
 	}
 	if (table->unchecked && !shape_fits(pipe, table, rel))
-		goto done;
+		return;
 
 	make_room(pipe, table, change->lsn);
 	if (table->failure.failed)
-		goto done;				/* the wait may have set it aside */
+		return;					/* the wait may have set it aside */
 
 	if (!table->in_txn)
 	{
@@ -142,7 +163,7 @@ changes_apply(Pipe *pipe, ReorderBufferTXN *txn, Relation rel, ReorderBufferChan
 		pipe->txn_tables[pipe->txn_ntables++] = table;
 	}
 	if (target_has_change(pipe, table, change))
-		goto done;
+		return;
 
 	if (desc->natts > table->natts)
 		grow_scratch(table, desc->natts);
@@ -167,10 +188,6 @@ changes_apply(Pipe *pipe, ReorderBufferTXN *txn, Relation rel, ReorderBufferChan
 		default:
 			break;
 	}
-
-done:
-	MemoryContextSwitchTo(old);
-	MemoryContextReset(pipe->row_mcxt);
 }
 
 /*
@@ -208,7 +225,8 @@ apply_update(Pipe *pipe, PipeTable *table, TupleDesc desc, RowMeta *meta,
 	if (oldtuple == NULL && key->natts == 0)
 	{
 		pipe_table_fail(pipe, table, 0,
-						"Rows of a table without a key can only be updated with ALTER TABLE ... REPLICA IDENTITY FULL; then drop the pipe with clickpipe_drop and create it again.",
+						hint_resync(pipe->info->name, table->info->source_name,
+									"Rows of a table without a key can only be updated with ALTER TABLE ... REPLICA IDENTITY FULL: set it"),
 						"an UPDATE does not say which row it changed");
 		return;
 	}
@@ -243,7 +261,8 @@ apply_delete(Pipe *pipe, PipeTable *table, TupleDesc desc, RowMeta *meta, HeapTu
 	if (oldtuple == NULL || (key->natts == 0 && !key->full))
 	{
 		pipe_table_fail(pipe, table, 0,
-						"Rows of a table without a key can only be deleted with ALTER TABLE ... REPLICA IDENTITY FULL; then drop the pipe with clickpipe_drop and create it again.",
+						hint_resync(pipe->info->name, table->info->source_name,
+									"Rows of a table without a key can only be deleted with ALTER TABLE ... REPLICA IDENTITY FULL: set it"),
 						"a DELETE does not say which row it removed");
 		return;
 	}
@@ -264,11 +283,13 @@ changes_truncate(Pipe *pipe, ReorderBufferTXN *txn, int nrels, Relation *rels)
 	{
 		PipeTable  *table = pipe_find_table(pipe, RelationGetRelid(rels[i]));
 
-		if (table != NULL && !table->failure.failed &&
-			!XLogRecPtrIsInvalid(table->capture_lsn) && pipe->commit_lsn >= table->capture_lsn)
-			pipe_table_fail(pipe, table, 0,
-							"This version does not follow TRUNCATE: drop the pipe with clickpipe_drop('...', drop_targets => true) and create it again, or set the pipe option \"truncate\" to \"ignore\".",
-							"the table was truncated");
+		for (; table != NULL; table = table->resync)
+			if (TABLE_IS_LIVE(table) && !XLogRecPtrIsInvalid(table->capture_lsn) &&
+				pipe->commit_lsn >= table->capture_lsn && pipe->commit_lsn >= table->resume_lsn)
+				pipe_table_fail(pipe, table, 0,
+								hint_resync(pipe->info->name, table->info->source_name,
+											"This version does not follow TRUNCATE. If it shall be ignored, set the pipe option \"truncate\" to \"ignore\" with clickpipe_alter"),
+								"the table was truncated");
 	}
 }
 
@@ -276,18 +297,16 @@ changes_truncate(Pipe *pipe, ReorderBufferTXN *txn, int nrels, Relation *rels)
 static PipeTable *
 table_of_change(Pipe *pipe, Relation rel)
 {
-	static Oid	last_relid = InvalidOid;
-	static PipeTable *last_table = NULL;
 	Oid			relid = OidIsValid(rel->rd_rel->relrewrite) ?
 		rel->rd_rel->relrewrite : RelationGetRelid(rel);
 
 	/* most changes are of the table of the one before */
-	if (relid != last_relid)
+	if (relid != pipe->last_relid)
 	{
-		last_table = pipe_find_table(pipe, relid);
-		last_relid = relid;
+		pipe->last_table = pipe_find_table(pipe, relid);
+		pipe->last_relid = relid;
 	}
-	return last_table;
+	return pipe->last_table;
 }
 
 /* Compares the table as of the change with what was recorded; sets it aside if rows would not fit. */
@@ -300,7 +319,7 @@ shape_fits(Pipe *pipe, PipeTable *table, Relation rel)
 	if (difference != NULL)
 	{
 		pipe_table_fail(pipe, table, 0,
-						"This version does not follow ALTER TABLE: drop the pipe with clickpipe_drop('...', drop_targets => true) and create it again.",
+						hint_resync(pipe->info->name, table->info->source_name, NULL),
 						"the table's definition changed (%s)", difference);
 		return false;
 	}
@@ -316,11 +335,9 @@ shape_fits(Pipe *pipe, PipeTable *table, Relation rel)
 static void
 make_room(Pipe *pipe, PipeTable *table, XLogRecPtr lsn)
 {
-	static XLogRecPtr last_lsn = InvalidXLogRecPtr;
-
-	if (lsn == last_lsn)
+	if (lsn == table->last_lsn)
 		return;
-	last_lsn = lsn;
+	table->last_lsn = lsn;
 	change_count++;
 	if (table->block != NULL && block_is_full(pipe, table))
 	{
@@ -382,7 +399,8 @@ fill_unchanged_toast(Pipe *pipe, PipeTable *table, TupleDesc desc, bool have_old
 			continue;
 		}
 		pipe_table_fail(pipe, table, 0,
-						"This version needs ALTER TABLE ... REPLICA IDENTITY FULL for tables with large values, or the column in excluded_columns; then drop the pipe with clickpipe_drop and create it again.",
+						hint_resync(pipe->info->name, table->info->source_name,
+									"This version needs ALTER TABLE ... REPLICA IDENTITY FULL for tables with large values: set it"),
 						"an UPDATE left the large value of column \"%s\" unchanged (%s)",
 						rows->columns[i].attname,
 						describe_key(table, desc, table->values, table->isnull));
@@ -446,7 +464,8 @@ append(Pipe *pipe, PipeTable *table, RowMeta *meta, const Datum *values,
 		if (table->failure.failed)
 			return false;
 		pipe_table_fail(pipe, table, 0,
-						"Exclude the column with the table option excluded_columns, or change the value; then drop the pipe with clickpipe_drop('...', drop_targets => true) and create it again.",
+						hint_resync(pipe->info->name, table->info->source_name,
+									"Change the value (or leave the column out: remove the table and add it with the table option excluded_columns)"),
 						"column \"%s\" of type %s: %s (%s)", error.column->attname,
 						error.column->type, error.why,
 						describe_key(table, NULL, values, isnull));
@@ -485,7 +504,8 @@ append_guarded(Pipe *pipe, PipeTable *table, RowMeta *meta, const Datum *values,
 			PG_RE_THROW();
 		FlushErrorState();
 		pipe_table_fail(pipe, table, 0,
-						"Exclude the column with the table option excluded_columns; then drop the pipe with clickpipe_drop('...', drop_targets => true) and create it again.",
+						hint_resync(pipe->info->name, table->info->source_name,
+									"Change the value (or leave the column out: remove the table and add it with the table option excluded_columns)"),
 						"a value has no text form: %s", edata->message);
 	}
 	PG_END_TRY();
@@ -571,4 +591,12 @@ enum_callback(Datum arg, int cacheid, uint32 hashvalue)
 		table->recheck_now = true;
 		pipe->recheck_pending = true;
 	}
+}
+
+/* The server or a user mapping was altered, perhaps ours: look at it in the loop. */
+static void
+server_callback(Datum arg, int cacheid, uint32 hashvalue)
+{
+	if (!caches_switching)
+		((Pipe *) DatumGetPointer(arg))->server_unchecked = true;
 }

@@ -24,6 +24,7 @@
 #include "utils/timestamp.h"
 
 #include "compat.h"
+#include "hints.h"
 #include "snapshot.h"
 #include "worker.h"
 
@@ -37,7 +38,7 @@ typedef enum ReadResult
 } ReadResult;
 
 static bool take_chunk(SnapshotJob *job, BlockRange *range, Oid *filenode);
-static bool load_chunk(SnapshotJob *job, BlockRange range, Oid filenode);
+static bool load_chunk(SnapshotJob *job, BlockRange range, Oid filenode, int64 *rows);
 static ReadResult read_chunk(SnapshotJob *job, Oid filenode, ItemPointer from,
 							 BlockNumber end, XLogRecPtr *seen_lsn);
 
@@ -47,11 +48,12 @@ snapshot_load_chunks(SnapshotJob *job)
 {
 	BlockRange	range;
 	Oid			filenode;
+	int64		rows;
 	ListCell   *lc;
 
 	worker_begin();
 	foreach(lc, catalog_load_tables(job->pipe_id, job->ch->mcxt))
-		if (((TableInfo *) lfirst(lc))->relid == job->load->relid)
+		if (((TableInfo *) lfirst(lc))->id == job->load->table)
 			job->table = lfirst(lc);
 	worker_commit();
 	if (job->table == NULL)
@@ -61,9 +63,9 @@ snapshot_load_chunks(SnapshotJob *job)
 		pgstat_report_activity(STATE_RUNNING,
 							   psprintf("loading blocks %u to %u of %s", range.start,
 										range.end - 1, job->table->source_name));
-		if (!load_chunk(job, range, filenode))
+		if (!load_chunk(job, range, filenode, &rows))
 			break;
-		snapshot_return_chunk(job, true);
+		snapshot_return_chunk(job, true, rows);
 	}
 }
 
@@ -105,13 +107,13 @@ take_chunk(SnapshotJob *job, BlockRange *range, Oid *filenode)
  * records it.  False if the load must begin again.
  */
 static bool
-load_chunk(SnapshotJob *job, BlockRange range, Oid filenode)
+load_chunk(SnapshotJob *job, BlockRange range, Oid filenode, int64 *rows)
 {
 	ItemPointerData from;
 	XLogRecPtr	seen_lsn = InvalidXLogRecPtr;
-	int64		rows = 0;
 	ReadResult	result;
 
+	*rows = 0;
 	ItemPointerSet(&from, range.start, FirstOffsetNumber);
 	do
 	{
@@ -129,13 +131,13 @@ load_chunk(SnapshotJob *job, BlockRange range, Oid filenode)
 			LWLockRelease(job->entry->load_lock);
 			return false;
 		}
-		rows += job->block->nrows;
+		*rows += job->block->nrows;
 		if (job->block->nrows > 0)
 			snapshot_insert(job, false);
 	} while (result != READ_DONE);
 
 	worker_begin();
-	catalog_add_chunk(job->pipe_id, job->table->relid, filenode, range, rows, seen_lsn);
+	catalog_add_chunk(job->table->id, filenode, range, *rows, seen_lsn);
 	worker_commit();
 	return true;
 }
@@ -168,7 +170,7 @@ read_chunk(SnapshotJob *job, Oid filenode, ItemPointer from, BlockNumber end,
 	if (rel == NULL)
 	{
 		reason = "the table was dropped";
-		hint = "Drop the pipe with clickpipe_drop and create it again without the table.";
+		hint = hint_remove(job->info->name, relid);
 	}
 	else if (compat_relfilenode(rel) != filenode)
 	{
@@ -184,7 +186,7 @@ read_chunk(SnapshotJob *job, Oid filenode, ItemPointer from, BlockNumber end,
 		if (difference != NULL)
 		{
 			reason = psprintf("the table's definition changed (%s)", difference);
-			hint = "This version does not follow ALTER TABLE: drop the pipe with clickpipe_drop('...', drop_targets => true) and create it again.";
+			hint = hint_resync(job->info->name, job->table->source_name, NULL);
 		}
 		else
 			reason = source_read_refusal(relid, job->info->owner, &hint);

@@ -114,6 +114,58 @@ base_url(const ChServer *server)
 }
 
 /*
+ * Takes over where ClickHouse is, in the client's memory.
+ */
+static void
+copy_server(ChClient *client, const ChServer *server)
+{
+	MemoryContext old = MemoryContextSwitchTo(client->mcxt);
+
+	client->server = *server;
+	client->server.host = pstrdup(server->host);
+	client->server.dbname = pstrdup(server->dbname ? server->dbname : "default");
+	client->server.user = copy_or_null(server->user);
+	client->server.password = copy_or_null(server->password);
+	client->server.ca_file = copy_or_null(server->ca_file);
+	client->server.cert_file = copy_or_null(server->cert_file);
+	client->server.key_file = copy_or_null(server->key_file);
+	client->server.server_name = copy_or_null(server->server_name);
+	MemoryContextSwitchTo(old);
+}
+
+/*
+ * Makes the HTTP client for where ClickHouse is.
+ */
+static void
+open_http(ChClient *client)
+{
+	HttpConfig	config = {
+		.base_url = base_url(&client->server),
+		.user = client->server.user,
+		.password = client->server.password,
+		.connect_timeout_ms = client->server.connect_timeout_ms,
+		.ca_file = client->server.ca_file,
+		.cert_file = client->server.cert_file,
+		.key_file = client->server.key_file,
+		.server_name = client->server.server_name
+	};
+
+	client->http = http_client_create(&config);
+}
+
+/*
+ * Goes on with other credentials; see clickhouse.h.
+ */
+void
+ch_client_reconfigure(ChClient *client, const ChServer *server)
+{
+	copy_server(client, server);
+	http_client_free(client->http);
+	client->http = NULL;
+	open_http(client);
+}
+
+/*
  * Makes a client; see clickhouse.h.  ERROR for a host, user or password that
  * no request can carry.
  */
@@ -126,18 +178,9 @@ ch_client_create(const ChServer *server, const char *query_id_prefix,
 	MemoryContext old = MemoryContextSwitchTo(mcxt);
 	ChClient   *client = palloc0(sizeof(ChClient));
 	MemoryContextCallback *callback = palloc0(sizeof(MemoryContextCallback));
-	HttpConfig	config = {0};
 
 	client->mcxt = mcxt;
-	client->server = *server;
-	client->server.host = pstrdup(server->host);
-	client->server.dbname = pstrdup(server->dbname ? server->dbname : "default");
-	client->server.user = copy_or_null(server->user);
-	client->server.password = copy_or_null(server->password);
-	client->server.ca_file = copy_or_null(server->ca_file);
-	client->server.cert_file = copy_or_null(server->cert_file);
-	client->server.key_file = copy_or_null(server->key_file);
-	client->server.server_name = copy_or_null(server->server_name);
+	copy_server(client, server);
 	client->insert_settings = pstrdup("");
 
 	/* a query id has to hold it and a number of 16 digits */
@@ -148,15 +191,7 @@ ch_client_create(const ChServer *server, const char *query_id_prefix,
 	if (!pg_strong_random(&client->query_seq, sizeof(client->query_seq)))
 		elog(ERROR, "could not generate a random number");
 
-	config.base_url = base_url(&client->server);
-	config.user = client->server.user;
-	config.password = client->server.password;
-	config.connect_timeout_ms = client->server.connect_timeout_ms;
-	config.ca_file = client->server.ca_file;
-	config.cert_file = client->server.cert_file;
-	config.key_file = client->server.key_file;
-	config.server_name = client->server.server_name;
-	client->http = http_client_create(&config);
+	open_http(client);
 
 	callback->func = free_http;
 	callback->arg = client;
@@ -401,10 +436,10 @@ pause_ms(ChClient *client, long ms)
  * clickhouse.h.  Kills again what shows up later.
  */
 bool
-ch_kill_queries(ChClient *client, const char *query_id_prefix, int timeout_ms,
-				ChError *err)
+ch_kill_queries(ChClient *client, const char *query_id_prefix, const char *text,
+				int timeout_ms, ChError *err)
 {
-	StringInfoData prefix;
+	StringInfoData condition;
 	StringInfoData sql;
 	StringInfoData answer;
 	instr_time	start;
@@ -415,10 +450,18 @@ ch_kill_queries(ChClient *client, const char *query_id_prefix, int timeout_ms,
 
 	INSTR_TIME_SET_CURRENT(start);
 	INSTR_TIME_SET_ZERO(quiet_since);
-	initStringInfo(&prefix);
+	initStringInfo(&condition);
 	initStringInfo(&sql);
 	initStringInfo(&answer);
-	append_ch_literal(&prefix, query_id_prefix);
+	appendStringInfoString(&condition, "startsWith(query_id, ");
+	append_ch_literal(&condition, query_id_prefix);
+	appendStringInfoChar(&condition, ')');
+	if (text != NULL)
+	{
+		appendStringInfoString(&condition, " AND startsWith(query, ");
+		append_ch_literal(&condition, text);
+		appendStringInfoChar(&condition, ')');
+	}
 
 	for (;;)
 	{
@@ -437,8 +480,8 @@ ch_kill_queries(ChClient *client, const char *query_id_prefix, int timeout_ms,
 		{
 			next_query_id(client, query_id, sizeof(query_id));
 			resetStringInfo(&sql);
-			appendStringInfo(&sql, "KILL QUERY WHERE startsWith(query_id, %s) AND query_id != '%s' ASYNC",
-							 prefix.data, query_id);
+			appendStringInfo(&sql, "KILL QUERY WHERE %s AND query_id != '%s' ASYNC",
+							 condition.data, query_id);
 			/* who may not kill can still see them end */
 			if (!run_query(client, query_id, sql.data, false, (int) left, NULL, err) &&
 				err->class != CH_PERMANENT)
@@ -447,8 +490,8 @@ ch_kill_queries(ChClient *client, const char *query_id_prefix, int timeout_ms,
 
 		next_query_id(client, query_id, sizeof(query_id));
 		resetStringInfo(&sql);
-		appendStringInfo(&sql, "SELECT count() FROM system.processes WHERE startsWith(query_id, %s) AND query_id != '%s' FORMAT TabSeparated",
-						 prefix.data, query_id);
+		appendStringInfo(&sql, "SELECT count() FROM system.processes WHERE %s AND query_id != '%s' FORMAT TabSeparated",
+						 condition.data, query_id);
 		left = Max(timeout_ms - elapsed_ms(start), 1);
 		if (!run_query(client, query_id, sql.data, false, (int) left, &answer, err))
 			break;
@@ -471,7 +514,7 @@ ch_kill_queries(ChClient *client, const char *query_id_prefix, int timeout_ms,
 		interval_ms = Min(interval_ms * 2, 200);
 	}
 
-	pfree(prefix.data);
+	pfree(condition.data);
 	pfree(sql.data);
 	pfree(answer.data);
 	return ok;

@@ -83,6 +83,12 @@ extern ChClient *ch_client_create(const ChServer *server, const char *query_id_p
 extern void ch_client_free(ChClient *client);
 
 /*
+ * Goes on with other credentials for the same ClickHouse; what is known of it
+ * stays.  All requests must have ended or been abandoned.
+ */
+extern void ch_client_reconfigure(ChClient *client, const ChServer *server);
+
+/*
  * Runs a query and waits for its end (answering interrupts, so it may leave by ERROR; also
  * then nothing is leaked that a process exit or ch_client_free does not free).
  * out: gets the answer (NULL: not wanted), at most 16 MB, more is an error.
@@ -128,10 +134,11 @@ extern bool ch_insert_result(ChClient *client, ChInsert *ins, ChError *err);
 extern void ch_insert_abandon(ChClient *client, ChInsert *ins);
 
 /*
- * Makes sure that no query whose id begins with the prefix can still act: kills them and waits until they
- * are gone from system.processes.  False: could not be made sure within timeout_ms.
+ * Makes sure that no query whose id begins with the prefix, and whose text begins with
+ * "text" (NULL: any), can still act: kills them and waits until they are gone from
+ * system.processes.  False: could not be made sure within timeout_ms.
  */
-extern bool ch_kill_queries(ChClient *client, const char *query_id_prefix,
+extern bool ch_kill_queries(ChClient *client, const char *query_id_prefix, const char *text,
 							int timeout_ms, ChError *err);
 
 /*

@@ -57,8 +57,39 @@ typedef enum TableState
 	TABLE_FAILED
 } TableState;
 
+/* What users may order. */
+typedef enum PipeVerb
+{
+	VERB_PAUSE = 1,
+	VERB_RESUME = 2,
+	VERB_ADD_TABLE = 4,
+	VERB_REMOVE_TABLE = 8,
+	VERB_RESYNC = 16,			/* of the whole pipe */
+	VERB_RESYNC_TABLES = 32,
+	VERB_ALTER = 64,
+	VERB_DROP = 128
+} PipeVerb;
+
+#define VERB_ALL	255
+
+/* A state of the life cycle. */
+typedef struct LifeCycle
+{
+	PipeState	state;
+	const char *meaning;
+	int			verbs;			/* allowed, of PipeVerb */
+	int			next;			/* bits of the states that may follow */
+} LifeCycle;
+
+#define STATE(state)	(1 << (state))
+
 #define ERROR_TEXT_LEN	1024	/* bytes of an error text kept for users */
 
+extern const LifeCycle *pipe_life_cycle(int state);
+extern bool pipe_may_go(PipeState from, PipeState to);
+extern bool pipe_verb_allowed(PipeState state, PipeVerb verb);
+extern const char *pipe_verb_name(PipeVerb verb);
+extern char *pipe_verbs_allowed(PipeState state);
 extern const char *pipe_state_name(PipeState state);
 extern PipeState pipe_state_from_name(const char *name);
 extern const char *table_state_name(TableState state);

@@ -53,14 +53,17 @@ compat_relfilenode(Relation rel)
 #endif
 }
 
+/* Are there slots that standbys keep in step? */
+#define COMPAT_HAS_FAILOVER_SLOTS	(PG_VERSION_NUM >= 170000)
+
 /* Creates a logical slot of this database that is dropped on ERROR or exit. */
 static inline void
-compat_slot_create(const char *name, ReplicationSlotPersistency persistency)
+compat_slot_create(const char *name, bool failover, ReplicationSlotPersistency persistency)
 {
 #if PG_VERSION_NUM >= 190000
-	ReplicationSlotCreate(name, true, persistency, false, false, false, false);
+	ReplicationSlotCreate(name, true, persistency, false, false, failover, false);
 #elif PG_VERSION_NUM >= 170000
-	ReplicationSlotCreate(name, true, persistency, false, false, false);
+	ReplicationSlotCreate(name, true, persistency, false, failover, false);
 #else
 	ReplicationSlotCreate(name, true, persistency, false);
 #endif

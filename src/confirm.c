@@ -69,6 +69,7 @@ static void segment_apply(Pipe *pipe, Segment *segment);
 static XLogRecPtr acknowledged_lsn(Pipe *pipe);
 static void publish(Pipe *pipe);
 static bool frees_wal(Pipe *pipe);
+static XLogRecPtr confirmable_lsn(Pipe *pipe);
 
 /* Counts a transaction that changed tables of the pipe, at its end. */
 void
@@ -142,6 +143,9 @@ segment_apply(Pipe *pipe, Segment *segment)
 		count->table->counts.updated += count->updated;
 		count->table->counts.deleted += count->deleted;
 		count->table->counts_dirty = true;
+		/* what two targets got is one change */
+		if (count->table->main != NULL && TABLE_IS_LIVE(count->table->main))
+			continue;
 		pipe->rows_inserted += count->inserted;
 		pipe->rows_updated += count->updated;
 		pipe->rows_deleted += count->deleted;
@@ -209,6 +213,7 @@ publish(Pipe *pipe)
 	TimestampTz lag_since = 0;
 	int			failed = 0;
 	bool		moved;
+	bool		loads_done;
 	int64		unacked = (int64) inserts_unacked_bytes(pipe);
 
 	if (!dlist_is_empty(&pipe->segments))
@@ -217,16 +222,19 @@ publish(Pipe *pipe)
 		lag_since = pipe->commit_ts;
 	else if (pipe->read_lsn < GetFlushRecPtr(NULL))
 		lag_since = Max(pipe->read_commit_ts, pipe->caught_up_at);
+	/* a table that is being repaired is none that nobody looks after */
 	for (int i = 0; i < pipe->ntables; i++)
-		if (pipe->tables[i]->failure.failed)
+		if (pipe->tables[i]->failure.failed && pipe->tables[i]->main == NULL &&
+			(pipe->tables[i]->resync == NULL || pipe->tables[i]->resync->failure.failed))
 			failed++;
 
+	loads_done = pipe->loads_done && !pipe->orders_pending && !pipe->schemas_unchecked;
 	SpinLockAcquire(&entry->mutex);
 	moved = entry->visible_lsn != pipe->acked_lsn || entry->tables_failed != failed ||
-		entry->loads_done != pipe->loads_done;
+		entry->loads_done != loads_done;
 	entry->visible_lsn = pipe->acked_lsn;
 	entry->tables_failed = failed;
-	entry->loads_done = pipe->loads_done;
+	entry->loads_done = loads_done;
 	entry->lag_since = lag_since;
 	entry->has_counters = true;
 	entry->rows_inserted = pipe->rows_inserted;
@@ -249,9 +257,10 @@ confirm_save(Pipe *pipe)
 {
 	TableCounts *counts;
 	int			ncounts = 0;
+	XLogRecPtr	lsn = confirmable_lsn(pipe);
 
 	pipe_flush_failures(pipe);
-	if (pipe->acked_lsn <= pipe->persisted_lsn)
+	if (lsn <= pipe->persisted_lsn)
 		return;
 	pipe->own_wal_bytes = pgWalUsage.wal_bytes;
 	worker_begin();
@@ -259,15 +268,23 @@ confirm_save(Pipe *pipe)
 	for (int i = 0; i < pipe->ntables; i++)
 		if (pipe->tables[i]->counts_dirty)
 			counts[ncounts++] = pipe->tables[i]->counts;
-	catalog_set_confirmed(pipe->id, pipe->acked_lsn, pipe->rows_inserted,
+	catalog_set_confirmed(pipe->id, lsn, pipe->rows_inserted,
 						  pipe->rows_updated, pipe->rows_deleted,
 						  pipe->last_flush_at, counts, ncounts);
 	worker_commit();
 
 	for (int i = 0; i < pipe->ntables; i++)
 		pipe->tables[i]->counts_dirty = false;
-	pipe->persisted_lsn = pipe->acked_lsn;
+	pipe->persisted_lsn = lsn;
 	pipe->persisted_at = GetCurrentTimestamp();
+}
+
+/* Returns how far the slot may be confirmed: not beyond what a history may still need. */
+static XLogRecPtr
+confirmable_lsn(Pipe *pipe)
+{
+	return XLogRecPtrIsInvalid(pipe->keep_lsn) ? pipe->acked_lsn :
+		Min(pipe->acked_lsn, pipe->keep_lsn);
 }
 
 /*
@@ -300,13 +317,13 @@ confirm_persist(Pipe *pipe)
 	bool		rows_moved = false;
 
 	Assert(!pipe->in_callback);
-	if (pipe->acked_lsn <= pipe->persisted_lsn)
+	if (confirmable_lsn(pipe) <= pipe->persisted_lsn)
 		return;
 	for (int i = 0; i < pipe->ntables; i++)
 		rows_moved |= pipe->tables[i]->counts_dirty;
 	ms = TimestampDifferenceMilliseconds(pipe->persisted_at, GetCurrentTimestamp());
 	own = pgWalUsage.wal_bytes - pipe->own_wal_bytes;
-	bytes = pipe->acked_lsn - pipe->persisted_lsn;
+	bytes = confirmable_lsn(pipe) - pipe->persisted_lsn;
 	bytes = bytes > own ? bytes - own : 0;
 	if (ms < BUSY_CONFIRM_MS)
 		return;

@@ -48,11 +48,14 @@ _PG_output_plugin_init(OutputPluginCallbacks *cb)
 	cb->commit_cb = plugin_commit;
 }
 
-/* Refuses everybody else, and asks for the rows of rewritten tables. */
+/*
+ * Refuses everybody else, and asks for the rows of rewritten tables.  Users may
+ * make a slot, for the pipe option replication_slot_name, but not read it.
+ */
 static void
 plugin_startup(LogicalDecodingContext *ctx, OutputPluginOptions *options, bool is_init)
 {
-	if (!allowed)
+	if (!allowed && !is_init)
 		ereport(ERROR,
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
 				 errmsg("output plugin \"%s\" can only be used by clickpipe's own workers",

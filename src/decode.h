@@ -22,10 +22,12 @@ extern void decode_allow(void);
  * Creates a logical slot and reads WAL until it is consistent; returns the consistent point. Waits for
  * transactions that run, answering interrupts.  Not in a transaction.
  *
+ * failover: it is kept in step on standbys (PostgreSQL 17).
  * keep: the slot stays, persistent and released.  Otherwise it is temporary and stays acquired, and *ctx is its
  * context, from which a snapshot of all data at the consistent point can be made.
  */
-extern XLogRecPtr slot_create(const char *name, bool keep, LogicalDecodingContext **ctx);
+extern XLogRecPtr slot_create(const char *name, bool failover, bool keep,
+							  LogicalDecodingContext **ctx);
 
 /* Does a slot of that name exist?  And is it a logical one of ours in this database? */
 extern bool slot_exists(const char *name, bool *ours);
@@ -39,6 +41,9 @@ extern void slot_drop(const char *name);
  * The decoding flag is clear afterwards.
  */
 extern LogicalDecodingContext *slot_open(const char *name, XLogRecPtr start_lsn);
+
+/* The bytes of WAL that a slot retains; -1 if there is no such slot (or name is NULL). */
+extern int64 slot_retained_wal(const char *name);
 
 /* The next record of the WAL flushed, NULL at its end.  Does not wait. */
 extern XLogRecord *decode_read_record(LogicalDecodingContext *ctx);

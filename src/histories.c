@@ -20,143 +20,34 @@
 #include "storage/latch.h"
 
 #include "compat.h"
+#include "hints.h"
 #include "pipe.h"
-
-/* The load slot that all histories of a pipe share. */
-#define HISTORY_SLOT			0
 
 #define CLICKHOUSE_TIMEOUT_MS	60000
 
-static bool needs_snapshot(const PipeTable *table);
-static void start_load(Pipe *pipe);
-static void renew_target(Pipe *pipe, PipeTable *table);
-static void read_cursors(Pipe *pipe);
-static void check_failed(Pipe *pipe);
+#define AGAIN_MS				1000
 
-/*
- * What has to be before streaming begins: histories that are not loaded yet
- * get their P, and those that are tell how far they are complete.
- */
-void
-histories_prepare(Pipe *pipe)
-{
-	start_load(pipe);
-	read_cursors(pipe);
-}
+static bool needs_snapshot(Pipe *pipe, const PipeTable *table);
+static void start_load(Pipe *pipe);
+static bool renew_target(Pipe *pipe, PipeTable *table);
+static void take_capture_points(Pipe *pipe);
+static void check_failed(Pipe *pipe);
 
 /* Does the table need a load with a snapshot of its own? */
 static bool
-needs_snapshot(const PipeTable *table)
+needs_snapshot(Pipe *pipe, const PipeTable *table)
 {
-	return !table->failure.failed && pipe_table_is_history(table) &&
-		table->options->initial_load &&
+	return !table->failure.failed && pipe_table_is_history(table) && table->resync == NULL &&
+		pipe_table_is_loaded(pipe, table) && !table->load_complete &&
 		(table->state == TABLE_SETUP || table->state == TABLE_SNAPSHOT);
 }
 
-/* Starts the load of the histories that are not loaded, and waits for their P. */
-static void
-start_load(Pipe *pipe)
-{
-	PipeEntry  *entry = pipe->entry;
-	LoadSlot   *load = &entry->loads[HISTORY_SLOT];
-	ChError		err;
-	List	   *infos;
-	ListCell   *lc;
-	int			n = 0;
-
-	for (int i = 0; i < pipe->ntables; i++)
-		if (needs_snapshot(pipe->tables[i]))
-			n++;
-	if (n == 0)
-		return;
-
-	/* inserts of an earlier life would put rows into the new targets */
-	if (!ch_kill_queries(pipe->ch, psprintf("clickpipe-" UINT64_FORMAT "-%u-%d-",
-											GetSystemIdentifier(), MyDatabaseId, pipe->id),
-						 CLICKHOUSE_TIMEOUT_MS, &err))
-		ereport(ERROR,
-				(errcode(ERRCODE_CONNECTION_FAILURE),
-				 errmsg("could not make sure that earlier inserts have ended: %s", err.message)));
-	for (int i = 0; i < pipe->ntables; i++)
-		if (needs_snapshot(pipe->tables[i]))
-			renew_target(pipe, pipe->tables[i]);
-
-	LWLockAcquire(entry->load_lock, LW_EXCLUSIVE);
-	load->phase = LOAD_STARTING;
-	load->load_id++;
-	load->relid = InvalidOid;
-	load->single_snapshot = true;
-	load->failed = load->restart = false;
-	load->nranges = load->chunks_out = 0;
-	load->deaths = 0;
-	load->not_before = 0;
-	load->error.at = 0;
-	LWLockRelease(entry->load_lock);
-
-	entry_set_activity(entry, "waiting for a snapshot, running transactions must end first");
-	for (;;)
-	{
-		LoadPhase	phase;
-
-		loads_start_workers(pipe, HISTORY_SLOT, 1);
-		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, 100,
-						 PG_WAIT_EXTENSION);
-		ResetLatch(MyLatch);
-		CHECK_FOR_INTERRUPTS();
-		if (pipe_orders_changed(pipe))
-			pipe_check_orders(pipe);
-		LWLockAcquire(entry->load_lock, LW_SHARED);
-		phase = load->phase;
-		LWLockRelease(entry->load_lock);
-		check_failed(pipe);
-		if (phase != LOAD_STARTING)
-			break;
-	}
-
-	/* the worker has written P of each */
-	worker_begin();
-	infos = catalog_load_tables(pipe->id, pipe->mcxt);
-	worker_commit();
-	foreach(lc, infos)
-	{
-		TableInfo  *info = lfirst(lc);
-		PipeTable  *table = pipe_find_table(pipe, info->relid);
-
-		if (table == NULL || !needs_snapshot(table))
-			continue;
-		table->capture_lsn = info->capture_lsn;
-		table->state = info->state;
-		table->load_slot = HISTORY_SLOT;
-		if (XLogRecPtrIsInvalid(table->capture_lsn))
-			elog(ERROR, "table %s has no capture point", info->source_name);
-	}
-}
-
-/* Makes a history's target anew, if rows may be in it, and forgets its P. */
-static void
-renew_target(Pipe *pipe, PipeTable *table)
-{
-	ChError		err;
-
-	/* no P yet, so no row was ever sent */
-	if (XLogRecPtrIsInvalid(table->capture_lsn))
-		return;
-	/* not Running yet, so nobody has been told that the rows are there */
-	if (!target_renew(pipe->ch, table->target, CLICKHOUSE_TIMEOUT_MS, &err))
-		ereport(ERROR,
-				(errcode(ERRCODE_CONNECTION_FAILURE),
-				 errmsg("could not make target %s.%s anew: %s", table->target->database,
-						table->target->table, err.message)));
-	worker_begin();
-	catalog_set_capture(pipe->id, table->relid, InvalidXLogRecPtr);
-	catalog_set_load(pipe->id, table->relid, InvalidOid, -1, 0, true);
-	worker_commit();
-	table->capture_lsn = InvalidXLogRecPtr;
-}
-
-/* Finds out how far histories are complete. */
-static void
-read_cursors(Pipe *pipe)
+/*
+ * Before streaming begins: finds out how far histories are complete, and which
+ * must be loaded again because the worker that read them is gone.
+ */
+void
+histories_read_cursors(Pipe *pipe)
 {
 	bool		killed = false;
 	ChError		err;
@@ -165,10 +56,16 @@ read_cursors(Pipe *pipe)
 	{
 		PipeTable  *table = pipe->tables[i];
 
-		if (table->failure.failed || !pipe_table_is_history(table) || table->load_slot >= 0)
+		if (!TABLE_IS_LIVE(table) || !pipe_table_is_history(table))
 			continue;
+		if (needs_snapshot(pipe, table))
+		{
+			table->renew = !XLogRecPtrIsInvalid(table->capture_lsn);
+			table->capture_lsn = InvalidXLogRecPtr;
+			continue;
+		}
 		if (!killed &&
-			!ch_kill_queries(pipe->ch, pipe->ch->query_id_prefix, CLICKHOUSE_TIMEOUT_MS, &err))
+			!ch_kill_queries(pipe->ch, pipe->ch->query_id_prefix, NULL, CLICKHOUSE_TIMEOUT_MS, &err))
 			ereport(ERROR,
 					(errcode(ERRCODE_CONNECTION_FAILURE),
 					 errmsg("could not make sure that earlier inserts have ended: %s",
@@ -182,48 +79,233 @@ read_cursors(Pipe *pipe)
 	}
 }
 
-/* Looks after the load of histories. */
+/*
+ * Looks after the loads of histories: starts one for all that wait, while the
+ * stream goes on; takes their capture point when it is known; ends it.  From
+ * the loop.
+ */
 void
-histories_watch(Pipe *pipe)
+histories_advance(Pipe *pipe)
 {
-	LoadSlot   *load = NULL;
+	LoadSlot   *load = &pipe->entry->loads[HISTORY_SLOT];
 	LoadPhase	phase;
 	bool		alone;
-
-	for (int i = 0; i < pipe->ntables; i++)
-		if (pipe_table_is_history(pipe->tables[i]) && pipe->tables[i]->load_slot >= 0)
-			load = &pipe->entry->loads[pipe->tables[i]->load_slot];
-	if (load == NULL)
-		return;
 
 	LWLockAcquire(pipe->entry->load_lock, LW_SHARED);
 	phase = load->phase;
 	alone = loads_count_workers(pipe->entry, HISTORY_SLOT) == 0;
 	LWLockRelease(pipe->entry->load_lock);
 
-	check_failed(pipe);
-	/* without its worker the snapshot is gone: the load begins again */
-	if (phase == LOAD_ACTIVE && alone)
-		ereport(ERROR,
-				(errcode(ERRCODE_INTERNAL_ERROR),
-				 errmsg("load of append-only targets was interrupted: its worker ended"),
-				 errdetail("It begins again with new targets.")));
-	if (phase != LOAD_STOPPED)
-		return;
+	switch (phase)
+	{
+		case LOAD_FREE:
+			start_load(pipe);
+			return;
+
+		case LOAD_STARTING:
+			check_failed(pipe);
+			/* whoever waits for a snapshot says so itself */
+			if (load->phase == LOAD_STARTING)
+				loads_start_workers(pipe, HISTORY_SLOT, 1);
+			return;
+
+		case LOAD_ACTIVE:
+			take_capture_points(pipe);
+			check_failed(pipe);
+			/* without its worker the snapshot is gone */
+			if (alone && load->phase == LOAD_ACTIVE)
+			{
+				pipe_log(pipe, WARNING, NULL, 0, NULL,
+						 "the load of append-only targets was interrupted: its worker ended; it begins again with new targets");
+				histories_abandon(pipe);
+			}
+			return;
+
+		case LOAD_STOPPED:
+			take_capture_points(pipe);
+			break;
+	}
+
+	worker_begin();
 	for (int i = 0; i < pipe->ntables; i++)
 	{
 		PipeTable  *table = pipe->tables[i];
 
-		if (!pipe_table_is_history(table) || table->load_slot < 0)
+		if (table->load_slot != HISTORY_SLOT)
 			continue;
 		table->load_slot = -1;
 		table->load_complete = true;
 		table->load_lsn = table->capture_lsn;
+		catalog_end_load(table->id);
 	}
+	worker_commit();
 	LWLockAcquire(pipe->entry->load_lock, LW_EXCLUSIVE);
 	load->phase = LOAD_FREE;
 	load->load_id++;
 	LWLockRelease(pipe->entry->load_lock);
+}
+
+/* Starts the load of the histories that wait for one. */
+static void
+start_load(Pipe *pipe)
+{
+	PipeEntry  *entry = pipe->entry;
+	LoadSlot   *load = &entry->loads[HISTORY_SLOT];
+	TimestampTz now = GetCurrentTimestamp();
+	int			n = 0;
+
+	for (int i = 0; i < pipe->ntables; i++)
+	{
+		PipeTable  *table = pipe->tables[i];
+
+		if (!table->prepared || !needs_snapshot(pipe, table) || table->retry_at > now ||
+			!renew_target(pipe, table))
+			continue;
+		worker_begin();
+		catalog_set_table_state(table->id, TABLE_SNAPSHOT);
+		worker_commit();
+		table->state = TABLE_SNAPSHOT;
+		table->load_slot = HISTORY_SLOT;
+		n++;
+	}
+	if (n == 0)
+		return;
+
+	/* P will not be before this */
+	if (XLogRecPtrIsInvalid(pipe->keep_lsn))
+		pipe->keep_lsn = pipe->persisted_lsn;
+	LWLockAcquire(entry->load_lock, LW_EXCLUSIVE);
+	load->phase = LOAD_STARTING;
+	load->load_id++;
+	load->table = 0;
+	load->relid = InvalidOid;
+	load->rows = 0;
+	load->single_snapshot = true;
+	load->failed = load->restart = false;
+	load->nranges = load->chunks_out = 0;
+	load->deaths = 0;
+	load->not_before = 0;
+	load->error.at = 0;
+	LWLockRelease(entry->load_lock);
+	entry_set_activity(entry, "waiting for a snapshot, running transactions must end first");
+	loads_start_workers(pipe, HISTORY_SLOT, 1);
+}
+
+/*
+ * Makes a history's target anew, if rows may be in it, and forgets its P.
+ * False: ClickHouse does not let us now.
+ */
+static bool
+renew_target(Pipe *pipe, PipeTable *table)
+{
+	ChError		err;
+
+	/* no P yet, so no row was ever sent */
+	if (!table->renew)
+		return true;
+
+	/* inserts of before would put rows into the new target; nobody was told that it has rows */
+	if (!ch_kill_queries(pipe->ch, pipe_query_prefix(pipe),
+						 target_insert_text(table->target->ch_database, table->target->ch_table),
+						 CLICKHOUSE_TIMEOUT_MS, &err) ||
+		!target_renew(pipe->ch, table->target, CLICKHOUSE_TIMEOUT_MS, &err))
+	{
+		table->tries++;
+		table->retry_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+													  ch_retry_delay(CH_RETRY_SLOW, table->tries));
+		entry_set_error(pipe->entry, err.code,
+						psprintf("could not make target %s.%s anew: %s", table->target->database,
+								 table->target->table, err.message),
+						table->retry_at, table->tries);
+		pipe->has_error = true;
+		return false;
+	}
+	worker_begin();
+	catalog_set_capture(table->id, InvalidXLogRecPtr);
+	catalog_set_load(table->id, InvalidOid, -1, -1, 0, true);
+	worker_commit();
+	table->info->capture_lsn = InvalidXLogRecPtr;
+	table->renew = false;
+	table->stray_inserts = false;
+	table->tries = 0;
+	return true;
+}
+
+/*
+ * Takes over the capture points that the snapshot worker has persisted.  The
+ * stream has gone on meanwhile: it must come back to them.
+ */
+static void
+take_capture_points(Pipe *pipe)
+{
+	List	   *infos = NIL;
+	ListCell   *lc;
+	bool		waiting = false;
+
+	for (int i = 0; i < pipe->ntables; i++)
+		waiting |= (pipe->tables[i]->load_slot == HISTORY_SLOT &&
+					XLogRecPtrIsInvalid(pipe->tables[i]->capture_lsn));
+	if (!waiting)
+		return;
+	worker_begin();
+	infos = catalog_load_tables(pipe->id, CurrentMemoryContext);
+	foreach(lc, infos)
+	{
+		TableInfo  *info = lfirst(lc);
+		PipeTable  *table = pipe_find_table_by_id(pipe, info->id);
+
+		if (table == NULL || table->load_slot != HISTORY_SLOT ||
+			XLogRecPtrIsInvalid(info->capture_lsn))
+			continue;
+		table->capture_lsn = table->info->capture_lsn = info->capture_lsn;
+		if (table->capture_lsn < pipe->read_lsn)
+			table->rewound = pipe->rewind = true;
+	}
+	worker_commit();
+	if (!pipe->rewind)
+		pipe->keep_lsn = InvalidXLogRecPtr;
+	entry_set_activity(pipe->entry, "loading append-only targets");
+}
+
+/*
+ * Gives up a load of histories: it begins again, with new targets and a new P.
+ */
+void
+histories_abandon(Pipe *pipe)
+{
+	LoadSlot   *load = &pipe->entry->loads[HISTORY_SLOT];
+
+	LWLockAcquire(pipe->entry->load_lock, LW_EXCLUSIVE);
+	for (int i = 0; i < MAX_LOAD_WORKERS; i++)
+	{
+		LoadWorker *worker = &pipe->entry->load_workers[i];
+
+		if (worker->pid != 0 && worker->load == HISTORY_SLOT && worker->load_id == load->load_id)
+			kill(worker->pid, SIGTERM);
+	}
+	load->phase = LOAD_FREE;
+	load->load_id++;
+	load->failed = false;
+	load->error.at = 0;
+	LWLockRelease(pipe->entry->load_lock);
+	for (int i = 0; i < pipe->ntables; i++)
+	{
+		PipeTable  *table = pipe->tables[i];
+
+		if (table->load_slot != HISTORY_SLOT)
+			continue;
+		table->load_slot = -1;
+		if (table->failure.failed)
+			continue;
+		inserts_discard(pipe, table);
+		table->renew = true;
+		table->rewound = false;
+		table->stray_inserts = true;
+		table->capture_lsn = InvalidXLogRecPtr;
+		table->retry_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), AGAIN_MS);
+	}
+	if (!pipe->rewind)
+		pipe->keep_lsn = InvalidXLogRecPtr;
 }
 
 /*
@@ -234,27 +316,27 @@ static void
 check_failed(Pipe *pipe)
 {
 	LoadSlot   *load = &pipe->entry->loads[HISTORY_SLOT];
+	PipeTable  *table;
 	bool		failed;
-	Oid			relid;
+	int32		id;
 	ErrorReport error;
 	char		hint[ERROR_TEXT_LEN];
 
 	LWLockAcquire(pipe->entry->load_lock, LW_SHARED);
 	failed = load->failed;
-	relid = load->relid;
+	id = load->table;
 	error = load->error;
 	strlcpy(hint, load->hint, sizeof(hint));
 	LWLockRelease(pipe->entry->load_lock);
 	if (!failed)
 		return;
-	if (OidIsValid(relid))
-	{
-		pipe_table_fail(pipe, pipe_find_table(pipe, relid), error.code,
-						hint[0] ? hint : NULL, "%s", error.message);
-		pipe_flush_failures(pipe);
-	}
-	ereport(ERROR,
-			(errcode(ERRCODE_INTERNAL_ERROR),
-			 errmsg("load of append-only targets was interrupted: %s", error.message),
-			 errdetail("It begins again with new targets.")));
+	table = pipe_find_table_by_id(pipe, id);
+	if (table != NULL)
+		pipe_table_fail(pipe, table, error.code, hint[0] ? hint : NULL, "%s", error.message);
+	else
+		pipe_log(pipe, WARNING, NULL, error.code, NULL,
+				 "the load of append-only targets was interrupted: %s; it begins again with new targets",
+				 error.message);
+	histories_abandon(pipe);
+	pipe_flush_failures(pipe);
 }

@@ -29,6 +29,7 @@
 
 #include "compat.h"
 #include "decode.h"
+#include "hints.h"
 #include "snapshot.h"
 #include "worker.h"
 
@@ -52,7 +53,8 @@ snapshot_load_histories(SnapshotJob *job)
 	BlockNumber *blocks;
 
 	decode_allow();
-	lsn = slot_create(psprintf("clickpipe_%u_%d_load", MyDatabaseId, job->pipe_id), false, &ctx);
+	lsn = slot_create(psprintf("clickpipe_%u_%d_load", MyDatabaseId, job->pipe_id), false,
+					  false, &ctx);
 
 	worker_begin();
 	tables = catalog_load_tables(job->pipe_id, job->ch->mcxt);
@@ -62,11 +64,12 @@ snapshot_load_histories(SnapshotJob *job)
 		TableOptions *options = table_options_parse(table->options, table->source_name);
 		MemoryContext old;
 
-		if (options->table_engine != ENGINE_MERGE_TREE || !options->initial_load ||
-			(table->state != TABLE_SETUP && table->state != TABLE_SNAPSHOT))
+		/* the pipe worker has put those into this state that are ready */
+		if (options->table_engine != ENGINE_MERGE_TREE || !table->is_listed ||
+			table->state != TABLE_SNAPSHOT || !XLogRecPtrIsInvalid(table->capture_lsn))
 			continue;
-		catalog_set_capture(job->pipe_id, table->relid, lsn);
-		catalog_set_table_state(job->pipe_id, table->relid, TABLE_SNAPSHOT);
+		catalog_set_capture(table->id, lsn);
+		catalog_set_load(table->id, InvalidOid, -1, -1, 1, true);
 		old = MemoryContextSwitchTo(job->ch->mcxt);
 		histories = lappend(histories, table);
 		MemoryContextSwitchTo(old);
@@ -110,10 +113,8 @@ snapshot_load_histories(SnapshotJob *job)
 		int			i = foreach_current_index(lc);
 		BlockRange	range = {0, blocks[i]};
 
-		catalog_set_load(job->pipe_id, ((TableInfo *) lfirst(lc))->relid, InvalidOid,
-						 blocks[i], 1, true);
-		catalog_add_chunk(job->pipe_id, ((TableInfo *) lfirst(lc))->relid, InvalidOid,
-						  range, rows[i], lsn);
+		catalog_set_load(((TableInfo *) lfirst(lc))->id, InvalidOid, blocks[i], rows[i], 1, false);
+		catalog_add_chunk(((TableInfo *) lfirst(lc))->id, InvalidOid, range, rows[i], lsn);
 	}
 	worker_commit();
 
@@ -140,6 +141,13 @@ load_history(SnapshotJob *job, TableInfo *table, BlockNumber *nblocks)
 	pgstat_report_activity(STATE_RUNNING,
 						   psprintf("loading %s, holding a snapshot", table->source_name));
 	job->table = table;
+	LWLockAcquire(job->entry->load_lock, LW_EXCLUSIVE);
+	if (job->load->load_id == job->load_id)
+	{
+		job->load->table = table->id;
+		job->load->rows = 0;
+	}
+	LWLockRelease(job->entry->load_lock);
 	*nblocks = 0;
 	ItemPointerSet(&from, 0, FirstOffsetNumber);
 	while (!done)
@@ -180,15 +188,17 @@ open_history(SnapshotJob *job, Oid filenode)
 		snapshot_nap(job, TimestampTzPlusMilliseconds(GetCurrentTimestamp(), SNAPSHOT_LOCK_RETRY_MS));
 	rel = try_relation_open(table->relid, NoLock);
 	if (rel == NULL)
-		snapshot_fail(job, 0, "Drop the pipe with clickpipe_drop and create it again without the table.",
-				  "the table was dropped");
+		snapshot_fail(job, 0, hint_remove(job->info->name, table->relid), "the table was dropped");
 	if (OidIsValid(filenode) && compat_relfilenode(rel) != filenode)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("table %s was rewritten during its load", table->source_name)));
 	reason = source_read_refusal(table->relid, job->info->owner, &hint);
 	if (reason == NULL)
+	{
 		reason = source_shape_difference(table->shape, source_shape(rel, &watch));
+		hint = hint_resync(job->info->name, table->source_name, NULL);
+	}
 	if (reason != NULL)
 		snapshot_fail(job, 0, hint, reason);
 	return rel;

@@ -16,11 +16,13 @@
 #include "clickpipe.h"
 
 #include "miscadmin.h"
+#include "utils/inval.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
 #include "compat.h"
+#include "hints.h"
 #include "pipe.h"
 
 #define MAX_INFLIGHT_PIPE		8
@@ -29,6 +31,14 @@
 #define SETTLE_TIMEOUT_MS		60000
 #define MAX_NET_DELAY_MS		3000
 
+/*
+ * A table whose inserts are refused while others' are taken is set aside after
+ * so long, and sooner if its rows begin to hold back the others.
+ */
+#define PATIENCE_MS				60000
+#define SLOW_PATIENCE_MS		600000
+#define BLOCKING_PATIENCE_MS	10000
+
 static void start_inserts(Pipe *pipe);
 static bool may_start(Pipe *pipe, SealedBlock *sealed, TimestampTz now);
 static void start_insert(Pipe *pipe, SealedBlock *sealed, TimestampTz now);
@@ -36,8 +46,11 @@ static void finish_insert(Pipe *pipe, SealedBlock *sealed);
 static bool still_retrying(Pipe *pipe);
 static void retry_insert(Pipe *pipe, SealedBlock *sealed, const ChError *err);
 static void free_sealed(Pipe *pipe, SealedBlock *sealed);
+static TimestampTz flush_due_at(Pipe *pipe, PipeTable *table, int waiting);
 static double flush_interval_ms(Pipe *pipe, PipeTable *table, int waiting);
 static int	count_waiting(Pipe *pipe);
+static bool holds_back_others(Pipe *pipe, PipeTable *table, ChErrorClass class, TimestampTz now);
+static void report_batch(Pipe *pipe, SealedBlock *sealed, TimestampTz now);
 static void seal_largest(Pipe *pipe);
 
 /* Is the table's open block as large as a block may be? */
@@ -150,7 +163,7 @@ may_start(Pipe *pipe, SealedBlock *sealed, TimestampTz now)
 {
 	PipeTable  *table = sealed->table;
 
-	if (sealed->inflight || sealed->retry_at > now)
+	if (sealed->inflight || sealed->retry_at > now || table->blocked)
 		return false;
 	if (table->target->engine == ENGINE_MERGE_TREE)
 		return table->inflight == 0 && !table->needs_cursor;
@@ -197,12 +210,35 @@ finish_insert(Pipe *pipe, SealedBlock *sealed)
 	pipe->last_flush_at = now;
 	pipe->net_tries = 0;
 	pipe->net_retry_at = 0;
+	pipe->last_success = table;
+	pipe->last_success_at = now;
+	table->refused_since = 0;
+	report_batch(pipe, sealed, now);
 	free_sealed(pipe, sealed);
 	if (pipe->has_error && !still_retrying(pipe))
 	{
 		entry_clear_error(pipe->entry);
 		pipe->has_error = false;
 	}
+}
+
+/* Shows an acknowledged block in clickpipe.batches. */
+static void
+report_batch(Pipe *pipe, SealedBlock *sealed, TimestampTz now)
+{
+	Batch		batch = {
+		.table = sealed->table->id,
+		.relid = sealed->table->relid,
+		.first_lsn = sealed->first_lsn,
+		.last_lsn = sealed->last_version_hi,
+		.rows = (int64) sealed->nrows,
+		.bytes = (int64) sealed->body.len,
+		.started_at = sealed->started,
+		.duration_ms = (int32) TimestampDifferenceMilliseconds(sealed->started, now),
+		.tries = sealed->tries + 1
+	};
+
+	entry_add_batch(pipe->entry, &batch);
 }
 
 /* Is a block of any table still being tried again? */
@@ -235,11 +271,25 @@ retry_insert(Pipe *pipe, SealedBlock *sealed, const ChError *err)
 	if (class == CH_PERMANENT)
 	{
 		pipe_table_fail(pipe, table, err->code,
-						"Repair the target in ClickHouse, then drop the pipe with clickpipe_drop and create it again to load the table anew.",
+						hint_resync(pipe->info->name, table->info->source_name,
+									"Repair the target in ClickHouse if need be"),
 						"ClickHouse refused rows for %s.%s: %s",
 						table->target->database, table->target->table, err->message);
 		return;
 	}
+	if (err->code != 0 && table->refused_since == 0)
+		table->refused_since = now;
+	if (err->code != 0 && holds_back_others(pipe, table, class, now))
+	{
+		pipe_table_fail(pipe, table, err->code,
+						hint_resync(pipe->info->name, table->info->source_name,
+									"Repair the target in ClickHouse"),
+						"ClickHouse keeps refusing rows for %s.%s, while it takes those of other tables: %s",
+						table->target->database, table->target->table, err->message);
+		return;
+	}
+	if (err->ambiguous)
+		table->stray_inserts = true;
 
 	sealed->tries++;
 	if (err->code == 0)
@@ -267,10 +317,27 @@ retry_insert(Pipe *pipe, SealedBlock *sealed, const ChError *err)
 		table->needs_cursor = true;
 	entry_set_error(pipe->entry, err->code, err->message, retry_at, tries);
 	if (!pipe->has_error)
-		ereport(LOG,
-				(errmsg("pipe \"%s\": insert into %s.%s will be retried: %s", pipe->info->name,
-						table->target->database, table->target->table, err->message)));
+		pipe_log(pipe, WARNING, table, err->code, NULL, "insert into %s.%s will be tried again: %s",
+				 table->target->database, table->target->table, err->message);
 	pipe->has_error = true;
+}
+
+/*
+ * Is it this table alone that ClickHouse refuses, and for how long shall the
+ * others wait for it?  What is not acknowledged fills the memory that they share,
+ * and keeps the slot where it is.
+ */
+static bool
+holds_back_others(Pipe *pipe, PipeTable *table, ChErrorClass class, TimestampTz now)
+{
+	int			patience = class == CH_RETRY_SLOW ? SLOW_PATIENCE_MS : PATIENCE_MS;
+
+	if (pipe->last_success == NULL || pipe->last_success == table ||
+		pipe->last_success_at <= table->refused_since)
+		return false;
+	if (inserts_unacked_bytes(pipe) > pipe->options->max_unacked_bytes / 2)
+		patience = BLOCKING_PATIENCE_MS;
+	return TimestampDifferenceExceeds(table->refused_since, now, patience);
 }
 
 /* Forgets a block. */
@@ -297,6 +364,7 @@ inserts_discard(Pipe *pipe, PipeTable *table)
 			ch_insert_abandon(pipe->ch, &sealed->insert);
 			table->inflight--;
 			pipe->inflight--;
+			table->stray_inserts = true;
 		}
 		free_sealed(pipe, sealed);
 	}
@@ -305,6 +373,42 @@ inserts_discard(Pipe *pipe, PipeTable *table)
 		block_destroy(table->block);
 		table->block = NULL;
 	}
+}
+
+/* Has the table rows that are not acknowledged?  (Of one that is set aside none are expected.) */
+bool
+inserts_pending(Pipe *pipe, PipeTable *table)
+{
+	return !dlist_is_empty(&table->sealed) ||
+		(table->block != NULL && table->block->nrows > 0);
+}
+
+/* Before the client changes: abandons what is under way, to be sent again. */
+void
+inserts_reconnect(Pipe *pipe)
+{
+	for (int i = 0; i < pipe->ntables; i++)
+	{
+		PipeTable  *table = pipe->tables[i];
+		dlist_iter	iter;
+
+		dlist_foreach(iter, &table->sealed)
+		{
+			SealedBlock *sealed = dlist_container(SealedBlock, node, iter.cur);
+
+			sealed->retry_at = 0;
+			if (!sealed->inflight)
+				continue;
+			ch_insert_abandon(pipe->ch, &sealed->insert);
+			sealed->inflight = false;
+			table->inflight--;
+			pipe->inflight--;
+			table->stray_inserts = true;
+			table->needs_cursor = pipe_table_is_history(table);
+		}
+	}
+	pipe->net_retry_at = 0;
+	pipe->net_tries = 0;
 }
 
 /* Returns the number of tables with rows that wait to be sent. */
@@ -342,9 +446,12 @@ inserts_flush_due(Pipe *pipe)
 {
 	TimestampTz now = GetCurrentTimestamp();
 	int			waiting = count_waiting(pipe);
+	bool		sealed = false;
 
 	if (waiting == 0)
 		return;
+	if (pipe->options->flush_mode == FLUSH_INTERVAL && pipe->waiting_since == 0)
+		pipe->waiting_since = now;
 	for (int i = 0; i < pipe->ntables; i++)
 	{
 		PipeTable  *table = pipe->tables[i];
@@ -353,11 +460,29 @@ inserts_flush_due(Pipe *pipe)
 			continue;
 		if (block_is_full(pipe, table))
 			inserts_seal(pipe, table);
-		else if (dlist_is_empty(&table->sealed) &&
-				 TimestampDifferenceExceeds(table->last_flush, now,
-											(int) flush_interval_ms(pipe, table, waiting)))
+		else if (dlist_is_empty(&table->sealed) && now >= flush_due_at(pipe, table, waiting))
+		{
 			inserts_seal(pipe, table);
+			sealed = true;
+		}
 	}
+	if (sealed)
+		pipe->waiting_since = 0;
+}
+
+/*
+ * Returns when a table's open block is due.  In flush_mode interval all tables
+ * are sent together, an interval after the first row: in between ClickHouse is left
+ * alone, so that a service that sleeps when idle can do so.
+ */
+static TimestampTz
+flush_due_at(Pipe *pipe, PipeTable *table, int waiting)
+{
+	if (pipe->options->flush_mode == FLUSH_INTERVAL)
+		return TimestampTzPlusMilliseconds(pipe->waiting_since,
+										   (int64) (pipe->options->sync_interval_seconds * 1000));
+	return TimestampTzPlusMilliseconds(table->last_flush,
+									   (int64) flush_interval_ms(pipe, table, waiting));
 }
 
 /* Returns the milliseconds until something is due, at most 1000. */
@@ -374,8 +499,7 @@ inserts_next_deadline(Pipe *pipe)
 		dlist_iter	iter;
 
 		if (table->block != NULL && table->block->nrows > 0 && dlist_is_empty(&table->sealed))
-			due = Min(due, TimestampTzPlusMilliseconds(table->last_flush,
-													   (int64) flush_interval_ms(pipe, table, waiting) + 1));
+			due = Min(due, flush_due_at(pipe, table, waiting) + 1000);
 		dlist_foreach(iter, &table->sealed)
 		{
 			SealedBlock *sealed = dlist_container(SealedBlock, node, iter.cur);
@@ -428,7 +552,16 @@ inserts_backpressure(Pipe *pipe)
 		confirm_advance(pipe);	/* the views must not stand still */
 		http_wait(pipe->ch->http, inserts_next_deadline(pipe), wait_event);
 		CHECK_FOR_INTERRUPTS();
-		if (pipe_orders_changed(pipe))
+		if (TimestampDifferenceExceeds(pipe->retained_checked, GetCurrentTimestamp(), 1000))
+		{
+			pipe->retained_checked = GetCurrentTimestamp();
+			pipe_check_retained_wal(pipe);
+			/* credentials may have changed: they are taken over out here too */
+			AcceptInvalidationMessages();
+		}
+		if (pipe->server_unchecked && !pipe->in_callback)
+			pipe_check_server(pipe);
+		if (pipe_must_leave(pipe) || (pipe->server_unchecked && pipe->in_callback))
 			ereport(ERROR,
 					(errcode(ERRCODE_QUERY_CANCELED),
 					 errmsg("pipe \"%s\" has new orders", pipe->info->name)));
@@ -478,7 +611,7 @@ inserts_settle_cursors(Pipe *pipe)
 		head = dlist_head_element(SealedBlock, node, &table->sealed);
 		if (Max(head->retry_at, pipe->net_retry_at) > GetCurrentTimestamp())
 			continue;
-		if (!ch_kill_queries(pipe->ch, head->insert.query_id, SETTLE_TIMEOUT_MS, &err) ||
+		if (!ch_kill_queries(pipe->ch, head->insert.query_id, NULL, SETTLE_TIMEOUT_MS, &err) ||
 			!target_cursor(pipe->ch, table->target, &hi, &lo, &err))
 		{
 			retry_insert(pipe, head, &err);

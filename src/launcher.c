@@ -33,15 +33,18 @@
 
 #include "catalog.h"
 #include "compat.h"
+#include "decode.h"
+#include "options.h"
 #include "worker.h"
 
-#define LOOK_AROUND_MS		10000	/* if nothing wakes it */
+#define LOOK_AROUND_MS		5000	/* if nothing wakes it */
 #define NO_SLOT_RETRY_MS	2000
 #define SAY_AGAIN_MS		60000
 #define START_TIMEOUT_MS	30000	/* a worker that has not begun by then never will */
 
 static List *list_databases(MemoryContext mcxt);
 static bool scout_databases(MemoryContext mcxt);
+static void watch_retained_wal(void);
 static long start_due_workers(void);
 static bool database_exists(Oid dboid);
 static bool start_pipe_worker(int index);
@@ -99,6 +102,7 @@ clickpipe_launcher_main(Datum arg)
 			ProcessConfigFile(PGC_SIGHUP);
 		}
 		MemoryContextSwitchTo(mcxt);
+		watch_retained_wal();
 		ms = start_due_workers();
 		MemoryContextReset(mcxt);
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, ms,
@@ -217,11 +221,21 @@ clickpipe_scout_main(Datum arg)
 	{
 		PipeInfo   *pipe = lfirst(lc);
 		PipeEntry  *entry;
+		int64		limit;
 
+		/* a paused pipe's slot is watched */
+		worker_begin();
+		limit = pipe_options_parse(pipe->options)->max_retained_wal;
+		worker_commit();
 		LWLockAcquire(ClickpipeShmem->lock, LW_EXCLUSIVE);
 		entry = shmem_add_pipe(args.dboid, pipe->id, false);
+		if (entry != NULL && pipe->slot_name != NULL)
+		{
+			strlcpy(entry->slot_name, pipe->slot_name, sizeof(entry->slot_name));
+			entry->max_retained_wal = limit;
+		}
 		if (entry != NULL && entry->worker_pid == 0)
-			entry->wanted = pipe->dropped ||
+			entry->wanted = pipe->dropped || pipe->resync_wanted > pipe->resync_done ||
 				(pipe->state != PIPE_FAILED && pipe->state != PIPE_COMPLETED &&
 				 !(pipe->paused && pipe->state == PIPE_PAUSED));
 		LWLockRelease(ClickpipeShmem->lock);
@@ -235,6 +249,32 @@ clickpipe_scout_main(Datum arg)
 	ClickpipeShmem->scouted = args.dboid;
 	LWLockRelease(ClickpipeShmem->lock);
 	proc_exit(0);
+}
+
+/*
+ * Has a worker fail the pipes whose slots retain more WAL than they may while
+ * nobody is at work on them, paused ones above all.
+ */
+static void
+watch_retained_wal(void)
+{
+	for (int i = 0; i < ClickpipeShmem->max_entries; i++)
+	{
+		PipeEntry  *entry = &ClickpipeShmem->entries[i];
+		char		slot_name[NAMEDATALEN];
+		int64		limit;
+
+		LWLockAcquire(ClickpipeShmem->lock, LW_SHARED);
+		limit = entry->in_use && entry->worker_pid == 0 && !entry->wanted ?
+			entry->max_retained_wal : 0;
+		strlcpy(slot_name, entry->slot_name, sizeof(slot_name));
+		LWLockRelease(ClickpipeShmem->lock);
+		if (limit <= 0 || slot_retained_wal(slot_name) <= limit)
+			continue;
+		LWLockAcquire(ClickpipeShmem->lock, LW_EXCLUSIVE);
+		entry->wanted = true;
+		LWLockRelease(ClickpipeShmem->lock);
+	}
 }
 
 /*

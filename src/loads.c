@@ -35,6 +35,7 @@
 #include "utils/timestamp.h"
 
 #include "compat.h"
+#include "hints.h"
 #include "pipe.h"
 #include "worker.h"
 
@@ -53,8 +54,8 @@ static List *list_writers(Oid relid);
 static bool open_ranges(Pipe *pipe, PipeTable *table, int slot, bool again);
 static void subtract_chunks(LoadSlot *load, BlockNumber nblocks, List *chunks);
 static BlockNumber chunk_size(Pipe *pipe, Relation rel, BlockNumber nblocks);
+static double estimate_rows(Relation rel, BlockNumber nblocks);
 static void watch_load(Pipe *pipe, PipeTable *table);
-static void end_load(Pipe *pipe, PipeTable *table);
 static void finish_load(Pipe *pipe, PipeTable *table);
 static void complete_tables(Pipe *pipe);
 static int	find_free_slot(PipeEntry *entry);
@@ -117,7 +118,7 @@ loads_coordinate(Pipe *pipe)
 		if (table->load_slot < 0 || pipe_table_is_history(table))
 			continue;
 		if (table->failure.failed)
-			end_load(pipe, table);
+			loads_end(pipe, table);
 		else
 			active++;
 	}
@@ -125,8 +126,9 @@ loads_coordinate(Pipe *pipe)
 	{
 		PipeTable  *table = pipe->tables[i];
 
+		/* what is resynced meanwhile is loaded there */
 		if (table->failure.failed || table->state != TABLE_SNAPSHOT ||
-			pipe_table_is_history(table) || table->load_complete)
+			pipe_table_is_history(table) || table->load_complete || table->resync != NULL)
 			continue;
 		if (table->load_slot < 0 && active < pipe->options->snapshot_number_of_parallel_tables)
 		{
@@ -137,7 +139,6 @@ loads_coordinate(Pipe *pipe)
 		if (table->load_slot >= 0)
 			watch_load(pipe, table);
 	}
-	histories_watch(pipe);
 	pipe_flush_failures(pipe);
 	complete_tables(pipe);
 }
@@ -157,10 +158,8 @@ begin_load(Pipe *pipe, PipeTable *table)
 	{
 		table->load_slot = slot;
 		entry_set_activity(pipe->entry, "loading %s", table->info->source_name);
-		ereport(LOG,
-				(errmsg("pipe \"%s\" loads table %s into %s.%s", pipe->info->name,
-						table->info->source_name, table->target->database,
-						table->target->table)));
+		pipe_log(pipe, LOG, table, 0, NULL, "is being loaded into %s.%s",
+				 table->target->database, table->target->table);
 	}
 }
 
@@ -267,8 +266,7 @@ open_ranges(Pipe *pipe, PipeTable *table, int slot, bool again)
 	rel = try_relation_open(table->relid, NoLock);
 	if (rel == NULL)
 	{
-		pipe_table_fail(pipe, table, 0,
-						"Drop the pipe with clickpipe_drop and create it again without the table.",
+		pipe_table_fail(pipe, table, 0, hint_remove(pipe->info->name, table->relid),
 						"the table was dropped");
 		worker_commit();
 		return false;
@@ -277,7 +275,7 @@ open_ranges(Pipe *pipe, PipeTable *table, int slot, bool again)
 	if (difference != NULL)
 	{
 		pipe_table_fail(pipe, table, 0,
-						"This version does not follow ALTER TABLE: drop the pipe with clickpipe_drop('...', drop_targets => true) and create it again.",
+						hint_resync(pipe->info->name, table->info->source_name, NULL),
 						"the table's definition changed (%s)", difference);
 		relation_close(rel, AccessShareLock);
 		worker_commit();
@@ -290,12 +288,14 @@ open_ranges(Pipe *pipe, PipeTable *table, int slot, bool again)
 	{
 		/* blocks that came later have no row that the stream does not bring */
 		nblocks = (BlockNumber) table->info->load_blocks;
-		chunks = catalog_load_chunks(pipe->id, table->relid, CurrentMemoryContext);
+		chunks = catalog_load_chunks(table->id, CurrentMemoryContext);
 	}
 
 	LWLockAcquire(pipe->entry->load_lock, LW_EXCLUSIVE);
 	load->load_id++;
+	load->table = table->id;
 	load->relid = table->relid;
+	load->rows = 0;
 	load->single_snapshot = false;
 	load->capture_lsn = table->capture_lsn;
 	load->filenode = filenode;
@@ -313,7 +313,8 @@ open_ranges(Pipe *pipe, PipeTable *table, int slot, bool again)
 	load->phase = LOAD_ACTIVE;
 	LWLockRelease(pipe->entry->load_lock);
 
-	catalog_set_load(pipe->id, table->relid, filenode, nblocks, total, chunks == NIL);
+	catalog_set_load(table->id, filenode, nblocks, estimate_rows(rel, nblocks), total,
+					 chunks == NIL);
 	relation_close(rel, AccessShareLock);
 	worker_commit();
 	table->info->load_filenode = filenode;
@@ -364,6 +365,17 @@ chunk_size(Pipe *pipe, Relation rel, BlockNumber nblocks)
 	return (BlockNumber) Max(blocks, MIN_CHUNK_BLOCKS);
 }
 
+/* Returns about how many rows the blocks hold, -1 if nobody knows. */
+static double
+estimate_rows(Relation rel, BlockNumber nblocks)
+{
+	if (nblocks == 0)
+		return 0;
+	if (rel->rd_rel->reltuples < 0 || rel->rd_rel->relpages <= 0)
+		return -1;
+	return rel->rd_rel->reltuples / rel->rd_rel->relpages * nblocks;
+}
+
 /* Looks after a load under way: workers, a rewritten heap, failures, its end. */
 static void
 watch_load(Pipe *pipe, PipeTable *table)
@@ -388,13 +400,11 @@ watch_load(Pipe *pipe, PipeTable *table)
 	if (failed)
 	{
 		pipe_table_fail(pipe, table, error.code, hint[0] ? hint : NULL, "%s", error.message);
-		end_load(pipe, table);
+		loads_end(pipe, table);
 	}
 	else if (restart)
 	{
-		ereport(LOG,
-				(errmsg("pipe \"%s\" loads table %s once more because its heap was rewritten",
-						pipe->info->name, table->info->source_name)));
+		pipe_log(pipe, LOG, table, 0, NULL, "is loaded once more because its heap was rewritten");
 		(void) open_ranges(pipe, table, table->load_slot, true);
 	}
 	else if (done)
@@ -404,12 +414,17 @@ watch_load(Pipe *pipe, PipeTable *table)
 }
 
 /* Gives a table's load slot back, and ends workers that are still at it. */
-static void
-end_load(Pipe *pipe, PipeTable *table)
+void
+loads_end(Pipe *pipe, PipeTable *table)
 {
 	PipeEntry  *entry = pipe->entry;
 	LoadSlot   *load = &entry->loads[table->load_slot];
 
+	if (table->load_slot == HISTORY_SLOT)
+	{
+		histories_abandon(pipe);
+		return;
+	}
 	LWLockAcquire(entry->load_lock, LW_EXCLUSIVE);
 	for (int i = 0; i < MAX_LOAD_WORKERS; i++)
 	{
@@ -418,7 +433,10 @@ end_load(Pipe *pipe, PipeTable *table)
 		/* those without a chunk end by themselves */
 		if (worker->pid != 0 && worker->load == table->load_slot &&
 			worker->load_id == load->load_id && worker->has_chunk)
+		{
 			kill(worker->pid, SIGTERM);
+			table->stray_inserts = true;
+		}
 	}
 	load->phase = LOAD_FREE;
 	load->nranges = 0;
@@ -435,14 +453,15 @@ finish_load(Pipe *pipe, PipeTable *table)
 	List	   *infos;
 	ListCell   *lc;
 
-	end_load(pipe, table);
+	loads_end(pipe, table);
 	table->load_complete = true;
 
 	worker_begin();
 	infos = catalog_load_tables(pipe->id, CurrentMemoryContext);
 	foreach(lc, infos)
-		if (((TableInfo *) lfirst(lc))->relid == table->relid)
+		if (((TableInfo *) lfirst(lc))->id == table->id)
 			table->load_lsn = ((TableInfo *) lfirst(lc))->load_lsn;
+	catalog_end_load(table->id);
 	worker_commit();
 	/* an empty table has seen nothing, but what is written from now on is in the stream */
 	if (XLogRecPtrIsInvalid(table->load_lsn))
@@ -459,26 +478,38 @@ complete_tables(Pipe *pipe)
 	{
 		PipeTable  *table = pipe->tables[i];
 
-		if (table->failure.failed || table->state == TABLE_RUNNING)
+		/* a target that is about to be replaced need not be complete */
+		if (table->failure.failed || table->state == TABLE_RUNNING ||
+			table->state == TABLE_COMPLETED || table->resync != NULL)
 			continue;
-		if (!table->load_complete || pipe->acked_lsn < table->load_lsn)
+		if (table->state != TABLE_SNAPSHOT || !table->load_complete ||
+			pipe->acked_lsn < table->load_lsn)
 		{
 			all = false;
 			continue;
 		}
+		pipe_log(pipe, LOG, table, 0, NULL, "is loaded");
+		if (table->main != NULL)
+		{
+			/* resync.c does the rest, and records it when it begins */
+			table->state = TABLE_RESYNC;
+			all = false;
+			continue;
+		}
 		worker_begin();
-		catalog_set_table_state(pipe->id, table->relid, TABLE_RUNNING);
+		catalog_set_table_state(table->id, TABLE_RUNNING);
 		worker_commit();
 		table->state = TABLE_RUNNING;
-		ereport(LOG,
-				(errmsg("pipe \"%s\" has loaded table %s", pipe->info->name,
-						table->info->source_name)));
 	}
 	if (!all)
 		return;
 	pipe->loads_done = true;
-	pipe_set_state(pipe, PIPE_RUNNING);
-	entry_set_activity(pipe->entry, "streaming");
+	/* a pipe that only loads has one more step to go */
+	if (pipe->options->replication_mode != MODE_SNAPSHOT)
+	{
+		pipe_set_state(pipe, PIPE_RUNNING);
+		entry_set_activity(pipe->entry, "streaming");
+	}
 	confirm_advance(pipe);
 }
 

@@ -14,7 +14,9 @@
 
 #include "utils/builtins.h"
 #include "utils/numeric.h"
+#include "replication/slot.h"
 
+#include "compat.h"
 #include "options.h"
 
 typedef enum OptionType
@@ -38,41 +40,75 @@ typedef struct OptionDef
 	double		min;
 	double		max;
 	const char *const *values;	/* of an enum, NULL at the end */
+	const char *unit;			/* of a number, NULL: none */
+	bool		changeable;		/* while the pipe runs */
+	const char *description;
 } OptionDef;
 
-static const char *const replication_modes[] = {"cdc", NULL};
+static const char *const replication_modes[] = {"cdc", "snapshot", "cdc_only", NULL};
+static const char *const flush_modes[] = {"latency", "interval", NULL};
 static const char *const truncate_policies[] = {"replicate", "ignore", NULL};
 static const char *const table_engines[] = {"ReplacingMergeTree", "MergeTree", NULL};
 
-#define PIPE_OPTION(name, type, min, max, values) \
-	{#name, type, offsetof(PipeOptions, name), min, max, values}
-#define TABLE_OPTION(name, type, values) \
-	{#name, type, offsetof(TableOptions, name), 0, 0, values}
+#define PIPE_OPTION(name, type, min, max, values, unit, changeable, description) \
+	{#name, type, offsetof(PipeOptions, name), min, max, values, unit, changeable, description}
+#define TABLE_OPTION(name, type, values, description) \
+	{#name, type, offsetof(TableOptions, name), 0, 0, values, NULL, false, description}
 
 static const OptionDef pipe_option_defs[] = {
-	PIPE_OPTION(replication_mode, OPTION_ENUM, 0, 0, replication_modes),
-	PIPE_OPTION(sync_interval_seconds, OPTION_REAL, 0.01, 86400, NULL),
-	PIPE_OPTION(pull_batch_size, OPTION_INT, 1, 10000000, NULL),
-	PIPE_OPTION(max_block_bytes, OPTION_SIZE, 65536, 1073741824, NULL),
-	PIPE_OPTION(max_unacked_bytes, OPTION_SIZE, 1048576, 17179869184.0, NULL),
-	PIPE_OPTION(max_inserts_per_second, OPTION_INT, 1, 10000, NULL),
-	PIPE_OPTION(initial_load_parallelism, OPTION_INT, 1, 16, NULL),
-	PIPE_OPTION(snapshot_number_of_parallel_tables, OPTION_INT, 1, 8, NULL),
-	PIPE_OPTION(snapshot_num_rows_per_partition, OPTION_INT, 1000, 100000000, NULL),
-	PIPE_OPTION(allow_nullable_columns, OPTION_BOOL, 0, 0, NULL),
-	PIPE_OPTION(delete_on_merge, OPTION_BOOL, 0, 0, NULL),
-	PIPE_OPTION(truncate, OPTION_ENUM, 0, 0, truncate_policies),
-	PIPE_OPTION(tables, OPTION_OBJECT, 0, 0, NULL),
+	PIPE_OPTION(replication_mode, OPTION_ENUM, 0, 0, replication_modes, NULL, false,
+				"What is mirrored: the rows that are there, and changes."),
+	PIPE_OPTION(sync_interval_seconds, OPTION_REAL, 0.01, 86400, NULL, "s", true,
+				"Least time between two inserts into one target under load."),
+	PIPE_OPTION(pull_batch_size, OPTION_INT, 1, 10000000, NULL, "rows", true,
+				"A block with so many rows is sent."),
+	PIPE_OPTION(max_block_bytes, OPTION_SIZE, 65536, 1073741824, NULL, "bytes", true,
+				"A block of this size is sent."),
+	PIPE_OPTION(max_unacked_bytes, OPTION_SIZE, 1048576, 17179869184.0, NULL, "bytes", true,
+				"Limit of all that ClickHouse has not acknowledged; at the limit decoding waits."),
+	PIPE_OPTION(max_inserts_per_second, OPTION_INT, 1, 10000, NULL, "1/s", true,
+				"Limit of inserts of the whole pipe."),
+	PIPE_OPTION(flush_mode, OPTION_ENUM, 0, 0, flush_modes, NULL, true,
+				"latency: the first change after a quiet time goes at once; interval: all wait, so that an idle ClickHouse can sleep."),
+	PIPE_OPTION(initial_load_parallelism, OPTION_INT, 1, 16, NULL, "workers", true,
+				"Snapshot workers that load one table."),
+	PIPE_OPTION(snapshot_number_of_parallel_tables, OPTION_INT, 1, 8, NULL, "tables", true,
+				"Tables that are loaded at the same time."),
+	PIPE_OPTION(snapshot_num_rows_per_partition, OPTION_INT, 1000, 100000000, NULL, "rows", true,
+				"A hint for the size of a load's chunks."),
+	PIPE_OPTION(allow_nullable_columns, OPTION_BOOL, 0, 0, NULL, NULL, false,
+				"Columns that may be NULL become Nullable; else NULL becomes the type's default."),
+	PIPE_OPTION(delete_on_merge, OPTION_BOOL, 0, 0, NULL, NULL, false,
+				"FINAL hides deleted rows, and merges may remove them."),
+	PIPE_OPTION(truncate, OPTION_ENUM, 0, 0, truncate_policies, NULL, true,
+				"What TRUNCATE of a table does to its target."),
+	PIPE_OPTION(max_retained_wal, OPTION_SIZE, 1048576, 9e18, NULL, "bytes", true,
+				"When the slot retains more WAL, the pipe fails and drops it; none: no limit."),
+	PIPE_OPTION(enable_failover_slots, OPTION_BOOL, 0, 0, NULL, NULL, false,
+				"Standbys keep the slot in step (PostgreSQL 17 and later)."),
+	PIPE_OPTION(replication_slot_name, OPTION_STRING, 0, 0, NULL, NULL, false,
+				"Name of the slot of a pipe in mode cdc_only, which may exist already."),
+	PIPE_OPTION(schemas, OPTION_STRING_LIST, 0, 0, NULL, NULL, true,
+				"All tables of these schemas that can be mirrored, and those made there later."),
+	PIPE_OPTION(tables, OPTION_OBJECT, 0, 0, NULL, NULL, false,
+				"Options of tables, by their names."),
 };
 
 static const OptionDef table_option_defs[] = {
-	TABLE_OPTION(target_table, OPTION_STRING, NULL),
-	TABLE_OPTION(target_database, OPTION_STRING, NULL),
-	TABLE_OPTION(table_engine, OPTION_ENUM, table_engines),
-	TABLE_OPTION(initial_load, OPTION_BOOL, NULL),
-	TABLE_OPTION(excluded_columns, OPTION_STRING_LIST, NULL),
-	TABLE_OPTION(sorting_keys, OPTION_STRING_LIST, NULL),
-	TABLE_OPTION(columns, OPTION_COLUMNS, NULL),
+	TABLE_OPTION(target_table, OPTION_STRING, NULL,
+				 "The target's name, if not <schema>_<table>."),
+	TABLE_OPTION(target_database, OPTION_STRING, NULL,
+				 "The target's database, if not the server's dbname."),
+	TABLE_OPTION(table_engine, OPTION_ENUM, table_engines,
+				 "MergeTree keeps an append-only history of changes."),
+	TABLE_OPTION(initial_load, OPTION_BOOL, NULL,
+				 "Load the rows that are there, or changes only."),
+	TABLE_OPTION(excluded_columns, OPTION_STRING_LIST, NULL,
+				 "Columns that are not mirrored."),
+	TABLE_OPTION(sorting_keys, OPTION_STRING_LIST, NULL,
+				 "The columns of the target's ORDER BY, in their order."),
+	TABLE_OPTION(columns, OPTION_COLUMNS, NULL,
+				 "Names of columns in the target."),
 };
 
 static void parse_options(Jsonb *json, const OptionDef *defs, int ndefs,
@@ -84,6 +120,7 @@ static List *parse_string_list(const OptionDef *def, JsonbValue *value, const ch
 static List *parse_columns(const OptionDef *def, JsonbValue *value, const char *what);
 _Noreturn static void option_value_error(const OptionDef *def, const char *what);
 static char *list_values(const char *const *values);
+static char *changeable_options(void);
 
 /* Parses the options of a pipe; see options.h. */
 PipeOptions *
@@ -107,7 +144,73 @@ pipe_options_parse(Jsonb *json)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("option \"max_unacked_bytes\" of the pipe must not be less than \"max_block_bytes\"")));
+	if (options->replication_slot_name != NULL)
+	{
+		if (options->replication_mode != MODE_CDC_ONLY)
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("option \"replication_slot_name\" of the pipe needs \"replication_mode\" to be \"cdc_only\"")));
+		(void) ReplicationSlotValidateName(options->replication_slot_name, ERROR);
+	}
+	if (options->enable_failover_slots && !COMPAT_HAS_FAILOVER_SLOTS)
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("option \"enable_failover_slots\" of the pipe needs PostgreSQL 17 or later")));
 	return options;
+}
+
+/* See options.h. */
+Jsonb *
+pipe_options_alter(Jsonb *options, Jsonb *changes)
+{
+	Datum		result = options != NULL ? JsonbPGetDatum(options) :
+		DirectFunctionCall1(jsonb_in, CStringGetDatum("{}"));
+	JsonbIterator *it;
+	JsonbValue	key;
+	JsonbValue	value;
+
+	if (!JB_ROOT_IS_OBJECT(changes) || JB_ROOT_IS_SCALAR(changes))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("options of the pipe must be a JSON object")));
+	it = JsonbIteratorInit(&changes->root);
+	(void) JsonbIteratorNext(&it, &key, false);
+	while (JsonbIteratorNext(&it, &key, true) == WJB_KEY)
+	{
+		char	   *name = pnstrdup(key.val.string.val, key.val.string.len);
+		const OptionDef *def = NULL;
+
+		(void) JsonbIteratorNext(&it, &value, true);
+		for (int i = 0; i < lengthof(pipe_option_defs); i++)
+			if (strcmp(pipe_option_defs[i].name, name) == 0)
+				def = &pipe_option_defs[i];
+		if (def != NULL && !def->changeable)
+			ereport(ERROR,
+					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+					 errmsg("option \"%s\" of a pipe cannot be changed", name),
+					 errhint("Options that can be changed are: %s.", changeable_options())));
+		result = DirectFunctionCall2(jsonb_delete, result, CStringGetTextDatum(name));
+		if (def != NULL && value.type == jbvNull)
+			changes = DatumGetJsonbP(DirectFunctionCall2(jsonb_delete, JsonbPGetDatum(changes),
+														 CStringGetTextDatum(name)));
+	}
+	result = DirectFunctionCall2(jsonb_concat, result, JsonbPGetDatum(changes));
+	/* unknown names and bad values */
+	(void) pipe_options_parse(DatumGetJsonbP(result));
+	return DatumGetJsonbP(result);
+}
+
+/* Joins the names of the options that can be changed. */
+static char *
+changeable_options(void)
+{
+	StringInfoData buf;
+
+	initStringInfo(&buf);
+	for (int i = 0; i < lengthof(pipe_option_defs); i++)
+		if (pipe_option_defs[i].changeable)
+			appendStringInfo(&buf, "%s%s", buf.len > 0 ? ", " : "", pipe_option_defs[i].name);
+	return buf.data;
 }
 
 /* Parses the options of a table, whose name is for messages; see options.h. */

@@ -30,15 +30,33 @@ typedef struct PipeOptions
 	int64		max_block_bytes;
 	int64		max_unacked_bytes;
 	int			max_inserts_per_second;
+	int			flush_mode;		/* a FlushMode */
 	int			initial_load_parallelism;
 	int			snapshot_number_of_parallel_tables;
 	int			snapshot_num_rows_per_partition;
 	bool		allow_nullable_columns;
 	bool		delete_on_merge;
 	int			truncate;		/* a TruncatePolicy */
-	int			replication_mode;
+	int			replication_mode;	/* a ReplicationMode */
+	int64		max_retained_wal;	/* bytes; 0: no limit */
+	bool		enable_failover_slots;
+	char	   *replication_slot_name;	/* NULL: made up */
+	List	   *schemas;		/* of char *; NIL: none */
 	Jsonb	   *tables;			/* by table name: table options; NULL: none */
 } PipeOptions;
+
+typedef enum ReplicationMode
+{
+	MODE_CDC,
+	MODE_SNAPSHOT,				/* load, then nothing */
+	MODE_CDC_ONLY				/* changes, no load */
+} ReplicationMode;
+
+typedef enum FlushMode
+{
+	FLUSH_LATENCY,
+	FLUSH_INTERVAL
+} FlushMode;
 
 typedef enum TruncatePolicy
 {
@@ -70,6 +88,12 @@ typedef struct TableOptions
  */
 extern PipeOptions *pipe_options_parse(Jsonb *json);
 extern TableOptions *table_options_parse(Jsonb *json, const char *table);
+
+/*
+ * Merges changes into the options of a pipe; null takes an option back to its default.  ERROR
+ * if an option cannot be changed while the pipe exists, or if the result is not valid.
+ */
+extern Jsonb *pipe_options_alter(Jsonb *options, Jsonb *changes);
 
 /* Name of an engine as in options and in ClickHouse. */
 extern const char *target_engine_name(TargetEngine engine);

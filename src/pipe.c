@@ -29,13 +29,10 @@
 
 #include "compat.h"
 #include "decode.h"
+#include "hints.h"
 #include "pipe.h"
 #include "utf8.h"
 #include "worker.h"
-
-/* How long dropping targets may keep a pipe from being dropped. */
-#define DROP_TARGETS_MS		10000
-#define DROP_RETRY_MS		200
 
 /* A worker that lived so long was well: its next failure counts as the first. */
 #define HEALTHY_AFTER_MS	60000
@@ -45,23 +42,15 @@ Pipe	   *MyPipe = NULL;
 static WorkerArgs my_args;
 static bool worker_done = false;	/* nothing more to do: do not restart */
 
-static const char *const lost_changes_hint = "Changes may be missing: drop the pipe with clickpipe_drop('...', drop_targets => true) and create it again to load its tables anew.";
-
 static void attach(void);
 static void detach(int code, Datum arg);
-static void load_orders(Pipe *pipe);
 _Noreturn static void run(void);
 static void connect_clickhouse(Pipe *pipe);
 static void create_slot(Pipe *pipe);
 static void check_slot(Pipe *pipe);
+static void wait_for_slot(const char *name);
 static void check_timeline(Pipe *pipe);
-_Noreturn static void drop_pipe(Pipe *pipe);
-static void names_to_utf8(Pipe *pipe, List *tables);
-static bool drop_target(ChClient *ch, TableInfo *table, TimestampTz deadline, ChError *err);
-static void drop_targets(Pipe *pipe, List *tables);
 _Noreturn static void end_of_error(ErrorData *edata);
-_Noreturn static void finish(PipeEntry *entry, bool remove);
-static char *default_slot_name(void);
 
 /* Entry point of a pipe worker. */
 void
@@ -132,6 +121,11 @@ detach(int code, Datum arg)
 	entry->worker_pid = 0;
 	entry->worker_latch = NULL;
 	entry->sleeping = false;
+	/* what commits from now on is not visible */
+	SpinLockAcquire(&entry->mutex);
+	if (entry->lag_since == 0 && entry->has_counters)
+		entry->lag_since = GetCurrentTimestamp();
+	SpinLockRelease(&entry->mutex);
 	if (!worker_done)
 	{
 		long		ms;
@@ -147,57 +141,6 @@ detach(int code, Datum arg)
 	entry->started_at = 0;
 	shmem_wake_launcher();
 	LWLockRelease(ClickpipeShmem->lock);
-}
-
-/* Have the orders changed since this run read them? */
-bool
-pipe_orders_changed(Pipe *pipe)
-{
-	return pipe->entry->generation != pipe->generation;
-}
-
-/*
- * Reads the orders and follows those that end this run: dropped, paused, or
- * the extension is gone.  Returns if the pipe shall go on.
- */
-void
-pipe_check_orders(Pipe *pipe)
-{
-	pipe->generation = pipe->entry->generation;
-	pg_read_barrier();
-	load_orders(pipe);
-
-	if (pipe->info == NULL)
-	{
-		/* rolled back, restored, or DROP EXTENSION: nobody will ever read the slot */
-		loads_stop(pipe->entry);
-		if (MyReplicationSlot != NULL)
-			ReplicationSlotRelease();
-		slot_drop(default_slot_name());
-		finish(pipe->entry, true);
-	}
-	if (pipe->info->dropped)
-		drop_pipe(pipe);
-	if (pipe->info->paused)
-	{
-		pipe_set_state(pipe, PIPE_PAUSED);
-		ereport(LOG, (errmsg("pipe \"%s\" is paused", pipe->info->name)));
-		finish(pipe->entry, false);
-	}
-	if (pipe->info->state == PIPE_FAILED || pipe->info->state == PIPE_COMPLETED)
-		finish(pipe->entry, false);
-}
-
-/* Reads the pipe from the catalog; info is NULL if it is not there. */
-static void
-load_orders(Pipe *pipe)
-{
-	/* at the end of an error the loop may still be in the middle of decoding */
-	if (MyReplicationSlot != NULL && pipe->in_callback)
-		elog(ERROR, "catalog read in a decoding callback");
-	worker_begin();
-	pipe->info = catalog_exists() ? catalog_load_pipe(pipe->id, pipe->mcxt) : NULL;
-	worker_commit();
 }
 
 /* One life of the pipe; leaves by exit or ERROR. */
@@ -218,45 +161,49 @@ run(void)
 	pipe_check_orders(pipe);
 	pgstat_report_appname(psprintf("clickpipe %s", pipe->info->name));
 	SpinLockAcquire(&pipe->entry->mutex);
-	pipe->entry->lag_since = GetCurrentTimestamp();
+	if (pipe->entry->lag_since == 0)
+		pipe->entry->lag_since = GetCurrentTimestamp();
 	SpinLockRelease(&pipe->entry->mutex);
 	loads_stop(pipe->entry);
 
 	worker_begin();
 	old = MemoryContextSwitchTo(mcxt);
+	utf8_init();
 	pipe->catalog_relid = get_relname_relid("pipe", get_namespace_oid(CLICKPIPE_SCHEMA, false));
 	pipe->options = pipe_options_parse(pipe->info->options);
 	pipe->server = server_options_load(pipe->info->server, pipe->info->owner);
 	MemoryContextSwitchTo(old);
 	worker_commit();
-	pipe->ch = ch_client_create(pipe->server,
-								psprintf("clickpipe-" UINT64_FORMAT "-%u-%d-cdc",
-										 GetSystemIdentifier(), MyDatabaseId, pipe->id),
-								mcxt);
+	entry_set_watch(pipe->entry, pipe_slot_name(pipe), pipe->options->max_retained_wal,
+					pipe->options->schemas != NIL);
+	pipe->ch = ch_client_create(pipe->server, psprintf("%scdc", pipe_query_prefix(pipe)), mcxt);
 	pipe->rows_inserted = pipe->info->rows_inserted;
 	pipe->rows_updated = pipe->info->rows_updated;
 	pipe->rows_deleted = pipe->info->rows_deleted;
 	tables_load(pipe);
+	changes_init(pipe);
 
 	if (XLogRecPtrIsInvalid(pipe->info->slot_lsn))
 		pipe_set_state(pipe, PIPE_SETUP);
 	else
 	{
 		check_slot(pipe);
-		pipe_set_state(pipe, pipe->loads_done ? PIPE_RUNNING : PIPE_SNAPSHOT);
+		pipe_set_state(pipe, pipe_current_state(pipe));
 	}
+	pipe_flush_events(pipe);
 	connect_clickhouse(pipe);
-	tables_describe(pipe);
-	tables_prepare_targets(pipe);
+	resync_recover(pipe);
+	if (XLogRecPtrIsInvalid(pipe->info->slot_lsn))
+		schemas_add_tables(pipe);
+	setup_tables(pipe);
 	check_timeline(pipe);
 	if (XLogRecPtrIsInvalid(pipe->info->slot_lsn))
 	{
 		create_slot(pipe);
-		pipe_set_state(pipe, pipe->loads_done ? PIPE_RUNNING : PIPE_SNAPSHOT);
+		pipe_set_state(pipe, pipe_current_state(pipe));
 	}
-	histories_prepare(pipe);
+	histories_read_cursors(pipe);
 
-	changes_init(pipe);
 	old = MemoryContextSwitchTo(mcxt);
 	pipe->decoding = slot_open(pipe->info->slot_name, pipe->info->confirmed_lsn);
 	MemoryContextSwitchTo(old);
@@ -266,6 +213,7 @@ run(void)
 	catalog_clear_pipe_error(pipe->id);
 	worker_commit();
 	entry_clear_error(pipe->entry);
+	pipe->has_error = false;
 	entry_set_activity(pipe->entry, "streaming");
 	ereport(LOG,
 			(errmsg("pipe \"%s\" streams from %X/%X", pipe->info->name,
@@ -290,26 +238,28 @@ connect_clickhouse(Pipe *pipe)
 
 		CHECK_FOR_INTERRUPTS();
 		if (pipe_orders_changed(pipe))
+		{
 			pipe_check_orders(pipe);
+			pipe->orders_pending = true;
+		}
 		if (ch_connect(pipe->ch, &err))
 			break;
-		if (err.class == CH_PERMANENT)
-			pipe_fail(pipe, err.code, err.message, "Repair the server or its options.");
+		/* with a slot, a server that is too old today may be another one tomorrow */
+		if (err.class == CH_PERMANENT && XLogRecPtrIsInvalid(pipe->info->slot_lsn))
+			pipe_fail(pipe, err.code, err.message,
+					  hint_resync_pipe(pipe->info->name, "Repair the server or its options"));
 		tries++;
 		retry_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
-											   ch_retry_delay(err.class, tries));
+											   ch_retry_delay(err.class == CH_PERMANENT ? CH_RETRY_SLOW : err.class,
+															  tries));
 		entry_set_error(pipe->entry, err.code, err.message, retry_at, tries);
 		if (tries == 1)
-			ereport(LOG,
-					(errmsg("pipe \"%s\" cannot connect to ClickHouse: %s",
-							pipe->info->name, err.message)));
-		while (!pipe_orders_changed(pipe) && GetCurrentTimestamp() < retry_at)
 		{
-			http_wait(pipe->ch->http,
-					  TimestampDifferenceMilliseconds(GetCurrentTimestamp(), retry_at) + 1,
-					  wait_event);
-			CHECK_FOR_INTERRUPTS();
+			pipe_log(pipe, WARNING, NULL, err.code, NULL, "cannot connect to ClickHouse: %s",
+					 err.message);
+			pipe_flush_events(pipe);
 		}
+		pipe_wait_until(pipe, retry_at, wait_event);
 	}
 	entry_clear_error(pipe->entry);
 }
@@ -317,48 +267,45 @@ connect_clickhouse(Pipe *pipe)
 /*
  * Creates the slot; its consistent point is P of all tables whose load need
  * not have a snapshot of its own.  A slot of our name that the catalog does not know
- * of was left by a crash before anything was read from it.
+ * of was left by a crash before anything was read from it; but one with the
+ * name of the option replication_slot_name was made by the user, who wants what
+ * has happened since.
  */
 static void
 create_slot(Pipe *pipe)
 {
-	char	   *name = default_slot_name();
+	char	   *name = pipe_slot_name(pipe);
 	bool		ours = false;
+	bool		exists;
 	XLogRecPtr	lsn;
 
 	entry_set_activity(pipe->entry, "creating slot, waiting for running transactions");
-	if (slot_exists(name, &ours) && !ours)
+	exists = slot_exists(name, &ours);
+	if (exists && !ours)
 		pipe_fail(pipe, 0, psprintf("replication slot \"%s\" belongs to something else", name),
-				  "Drop it with pg_drop_replication_slot, then drop the pipe with clickpipe_drop and create it again.");
-	slot_drop(name);
-	lsn = slot_create(name, true, NULL);
+				  hint_resync_pipe(pipe->info->name, "Drop it with pg_drop_replication_slot"));
+	if (exists && pipe->options->replication_slot_name != NULL)
+	{
+		wait_for_slot(name);
+		compat_slot_acquire(name);
+		lsn = MyReplicationSlot->data.confirmed_flush;
+		ReplicationSlotRelease();
+	}
+	else
+	{
+		slot_drop(name);
+		lsn = slot_create(name, pipe->options->enable_failover_slots, true, NULL);
+	}
 
 	worker_begin();
 	catalog_set_slot(pipe->id, name, lsn, (int) GetWALInsertionTimeLine());
-	for (int i = 0; i < pipe->ntables; i++)
-	{
-		PipeTable  *table = pipe->tables[i];
-
-		if (table->failure.failed)
-			continue;
-		if (pipe_table_is_history(table) && table->options->initial_load)
-			continue;
-		catalog_set_capture(pipe->id, table->relid, lsn);
-		table->capture_lsn = lsn;
-		table->state = table->options->initial_load ? TABLE_SNAPSHOT : TABLE_RUNNING;
-		catalog_set_table_state(pipe->id, table->relid, table->state);
-	}
 	worker_commit();
 	pipe->info->slot_name = MemoryContextStrdup(pipe->mcxt, name);
 	pipe->info->slot_lsn = pipe->info->confirmed_lsn = lsn;
-
-	pipe->loads_done = true;
-	for (int i = 0; i < pipe->ntables; i++)
-		if (!pipe->tables[i]->failure.failed && pipe->tables[i]->state != TABLE_RUNNING)
-			pipe->loads_done = false;
-	ereport(LOG,
-			(errmsg("pipe \"%s\" created slot \"%s\" at %X/%X", pipe->info->name, name,
-					LSN_FORMAT_ARGS(lsn))));
+	setup_capture(pipe, lsn);
+	pipe_log(pipe, LOG, NULL, 0, NULL, "%s slot \"%s\" at %X/%X",
+			 exists && pipe->options->replication_slot_name != NULL ? "has taken over" : "has created",
+			 name, LSN_FORMAT_ARGS(lsn));
 }
 
 /*
@@ -368,13 +315,12 @@ create_slot(Pipe *pipe)
 static void
 check_slot(Pipe *pipe)
 {
-	const char *hint = lost_changes_hint;
 	PipeInfo   *info = pipe->info;
+	const char *hint = hint_resync_pipe(info->name, "Changes may be missing");
 	bool		ours = false;
 	const char *reason = NULL;
 	TimeLineID	timeline = GetWALInsertionTimeLine();
 	XLogRecPtr	needed = info->confirmed_lsn;
-	TimestampTz deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), 10000);
 
 	if (info->system_identifier != GetSystemIdentifier() || info->database_oid != MyDatabaseId)
 		pipe_fail(pipe, 0, "the pipe was made in another server or database", hint);
@@ -401,28 +347,7 @@ check_slot(Pipe *pipe)
 										timeline, info->timeline), hint);
 	}
 
-	/* whoever held it before us may still be on his way out */
-	for (;;)
-	{
-		ReplicationSlot *slot;
-		int			active_pid = 0;
-
-		LWLockAcquire(ReplicationSlotControlLock, LW_SHARED);
-		slot = SearchNamedReplicationSlot(info->slot_name, false);
-		if (slot != NULL)
-		{
-			SpinLockAcquire(&slot->mutex);
-			active_pid = slot->active_pid;
-			SpinLockRelease(&slot->mutex);
-		}
-		LWLockRelease(ReplicationSlotControlLock);
-		if (active_pid == 0 || GetCurrentTimestamp() > deadline)
-			break;
-		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, 50,
-						 PG_WAIT_EXTENSION);
-		ResetLatch(MyLatch);
-		CHECK_FOR_INTERRUPTS();
-	}
+	wait_for_slot(info->slot_name);
 	compat_slot_acquire(info->slot_name);
 	if (compat_slot_invalidated(MyReplicationSlot, &reason))
 		pipe_fail(pipe, 0, psprintf("replication slot \"%s\" is lost: %s",
@@ -432,6 +357,35 @@ check_slot(Pipe *pipe)
 									info->slot_name,
 									LSN_FORMAT_ARGS(MyReplicationSlot->data.confirmed_flush),
 									LSN_FORMAT_ARGS(info->confirmed_lsn)), hint);
+}
+
+/* Waits a while for the slot: whoever held it before us may still be on his way out. */
+static void
+wait_for_slot(const char *name)
+{
+	TimestampTz deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), 10000);
+
+	for (;;)
+	{
+		ReplicationSlot *slot;
+		int			active_pid = 0;
+
+		LWLockAcquire(ReplicationSlotControlLock, LW_SHARED);
+		slot = SearchNamedReplicationSlot(name, false);
+		if (slot != NULL)
+		{
+			SpinLockAcquire(&slot->mutex);
+			active_pid = slot->active_pid;
+			SpinLockRelease(&slot->mutex);
+		}
+		LWLockRelease(ReplicationSlotControlLock);
+		if (active_pid == 0 || GetCurrentTimestamp() > deadline)
+			return;
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, 50,
+						 PG_WAIT_EXTENSION);
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
+	}
 }
 
 /*
@@ -451,7 +405,7 @@ check_timeline(Pipe *pipe)
 		uint64		hi;
 		uint64		lo;
 
-		if (table->failure.failed || XLogRecPtrIsInvalid(table->capture_lsn))
+		if (!TABLE_IS_LIVE(table) || XLogRecPtrIsInvalid(table->capture_lsn))
 			continue;
 		if (!target_cursor(pipe->ch, table->target, &hi, &lo, &err))
 			ereport(ERROR,
@@ -463,170 +417,80 @@ check_timeline(Pipe *pipe)
 					  psprintf("%s.%s has rows of a timeline that ended before them, at %X/%X",
 							   table->target->database, table->target->table,
 							   LSN_FORMAT_ARGS(pipe->branched_at)),
-					  lost_changes_hint);
+					  hint_resync_pipe(pipe->info->name, "Changes may be missing"));
 	}
 	worker_begin();
 	catalog_set_timeline(pipe->id, (int) GetWALInsertionTimeLine());
 	worker_commit();
 }
 
-/* Carries out clickpipe_drop.  An unreachable ClickHouse does not keep the pipe alive. */
-static void
-drop_pipe(Pipe *pipe)
+/*
+ * Returns the state that the pipe is in by what its tables do.  Pauses and
+ * ends are not seen here.
+ */
+PipeState
+pipe_current_state(Pipe *pipe)
 {
-	List	   *tables;
-	char	   *name = pipe->info->name;
+	PipeState	state = PIPE_RUNNING;
 
-	loads_stop(pipe->entry);
-	if (MyReplicationSlot != NULL)
-		ReplicationSlotRelease();
-	slot_drop(pipe->info->slot_name ? pipe->info->slot_name : default_slot_name());
-
-	worker_begin();
-	tables = catalog_load_tables(pipe->id, pipe->mcxt);
-	names_to_utf8(pipe, tables);
-	worker_commit();
-	if (pipe->info->drop_targets)
-		drop_targets(pipe, tables);
-
-	worker_begin();
-	catalog_delete_pipe(pipe->id);
-	worker_commit();
-	ereport(LOG, (errmsg("pipe \"%s\" is dropped", name)));
-	finish(pipe->entry, true);
-}
-
-/* Makes the targets' names what ClickHouse knows them by.  In a transaction. */
-static void
-names_to_utf8(Pipe *pipe, List *tables)
-{
-	MemoryContext old = MemoryContextSwitchTo(pipe->mcxt);
-	ListCell   *lc;
-
-	utf8_init();
-	foreach(lc, tables)
+	for (int i = 0; i < pipe->ntables; i++)
 	{
-		TableInfo  *table = lfirst(lc);
-		char	   *name;
+		PipeTable  *table = pipe->tables[i];
 
-		if (table->target_table == NULL)
-			continue;
-		if ((name = utf8_cstring(table->target_database)) != NULL)
-			table->target_database = name;
-		if ((name = utf8_cstring(table->target_table)) != NULL)
-			table->target_table = name;
+		if (table->main != NULL && table->state == TABLE_RESYNC)
+			return PIPE_RESYNC;
+		if ((table->state == TABLE_SETUP || table->state == TABLE_SNAPSHOT) &&
+			!table->failure.failed && table->resync == NULL)
+			state = PIPE_SNAPSHOT;
+		/* the resync is ordered, and begins with the next round */
+		if (table->main == NULL && table->info->resync_wanted > table->info->resync_done)
+			state = PIPE_SNAPSHOT;
 	}
-	MemoryContextSwitchTo(old);
-}
-
-/* Drops a target, trying again until the deadline if ClickHouse may come back. */
-static bool
-drop_target(ChClient *ch, TableInfo *table, TimestampTz deadline, ChError *err)
-{
-	for (;;)
-	{
-		if (target_drop(ch, table->target_database, table->target_table, DROP_TARGETS_MS, err))
-			return true;
-		if (err->class == CH_PERMANENT || GetCurrentTimestamp() > deadline)
-			return false;
-		http_wait(ch->http, DROP_RETRY_MS, PG_WAIT_EXTENSION);
-		CHECK_FOR_INTERRUPTS();
-	}
-}
-
-/* Drops the targets that are ours, as far as ClickHouse lets us within a short time. */
-static void
-drop_targets(Pipe *pipe, List *tables)
-{
-	TimestampTz deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), DROP_TARGETS_MS);
-	ChServer   *server = NULL;
-	ChClient   *ch;
-	ListCell   *lc;
-	ChError		err;
-	bool		marked;
-	bool		ok;
-
-	worker_begin();
-	PG_TRY();
-	{
-		MemoryContext old = MemoryContextSwitchTo(pipe->mcxt);
-
-		server = server_options_load(pipe->info->server, pipe->info->owner);
-		MemoryContextSwitchTo(old);
-		worker_commit();
-	}
-	PG_CATCH();
-	{
-		/* the server may be gone: the pipe must go all the same */
-		ErrorData  *edata = worker_recover();
-
-		ereport(WARNING,
-				(errmsg("targets of pipe \"%s\" are left in ClickHouse: %s",
-						pipe->info->name, edata->message)));
-	}
-	PG_END_TRY();
-	if (server == NULL)
-		return;
-
-	server->connect_timeout_ms = Min(server->connect_timeout_ms, DROP_TARGETS_MS / 2);
-	ch = ch_client_create(server, psprintf("clickpipe-" UINT64_FORMAT "-%u-%d-drop",
-										   GetSystemIdentifier(), MyDatabaseId, pipe->id),
-						  pipe->mcxt);
-	/* an insert that is still under way would fail, or make the drop wait */
-	ok = ch_kill_queries(ch, psprintf("clickpipe-" UINT64_FORMAT "-%u-%d-",
-									  GetSystemIdentifier(), MyDatabaseId, pipe->id),
-						 DROP_TARGETS_MS / 2, &err);
-	foreach(lc, tables)
-	{
-		TableInfo  *table = lfirst(lc);
-
-		if (table->target_table == NULL)
-			continue;
-		/* made by us, but interrupted before that was recorded? */
-		if (ok && !table->target_ours &&
-			(!target_is_marked(ch, pipe->id, table->target_database, table->target_table,
-							   DROP_TARGETS_MS, &marked, &err) || !marked))
-			continue;
-		if (!ok || GetCurrentTimestamp() > deadline ||
-			!drop_target(ch, table, deadline, &err))
-			ereport(WARNING,
-					(errmsg("target %s.%s of pipe \"%s\" is left in ClickHouse: %s",
-							table->target_database, table->target_table, pipe->info->name,
-							err.message)));
-	}
-	ch_client_free(ch);
+	return pipe->options->replication_mode == MODE_SNAPSHOT && state == PIPE_RUNNING ?
+		PIPE_SNAPSHOT : state;
 }
 
 /* Records that the pipe does something else now. */
 void
 pipe_set_state(Pipe *pipe, PipeState state)
 {
-	if (pipe->info->state != state)
-		ereport(LOG,
-				(errmsg("pipe \"%s\" goes from %s to %s", pipe->info->name,
-						pipe_state_name(pipe->info->state), pipe_state_name(state))));
+	if (pipe->info->state == state)
+		return;
+	if (!pipe_may_go(pipe->info->state, state))
+		elog(WARNING, "pipe \"%s\" goes from %s to %s, which its life cycle does not know",
+			 pipe->info->name, pipe_state_name(pipe->info->state), pipe_state_name(state));
 	worker_begin();
 	catalog_set_pipe_state(pipe->id, state);
 	worker_commit();
+	pipe_log(pipe, LOG, NULL, 0, NULL, "goes from %s to %s",
+			 pipe_state_name(pipe->info->state), pipe_state_name(state));
 	pipe->info->state = state;
 	ConditionVariableBroadcast(&pipe->entry->progress);
 }
 
-/* Ends the pipe with an error that trying again will not mend. */
+/*
+ * Ends the pipe with an error that trying again will not mend.  What its slot
+ * retains would be of no use to anybody, so it is dropped.
+ */
 void
 pipe_fail(Pipe *pipe, int code, const char *message, const char *hint)
 {
-	ereport(LOG,
-			(errmsg("pipe \"%s\" has failed: %s", pipe->info->name, message),
-			 hint ? errhint("%s", hint) : 0));
+	loads_stop(pipe->entry);
 	if (MyReplicationSlot != NULL)
 		ReplicationSlotRelease();
+	pipe_log(pipe, ERROR, NULL, code, hint, "goes from %s to %s: %s",
+			 pipe_state_name(pipe->info->state), pipe_state_name(PIPE_FAILED), message);
 	worker_begin();
 	catalog_set_pipe_state(pipe->id, PIPE_FAILED);
 	catalog_set_pipe_error(pipe->id, code, message, hint);
 	worker_commit();
+	pipe->info->state = PIPE_FAILED;
 	entry_clear_error(pipe->entry);
-	finish(pipe->entry, false);
+	pipe_flush_events(pipe);
+	/* of a copy of a database the slot is the original's */
+	if (pipe->info->database_oid == MyDatabaseId)
+		slot_drop(pipe_slot_name(pipe));
+	pipe_finish(pipe, false);
 }
 
 /*
@@ -650,7 +514,10 @@ end_of_error(ErrorData *edata)
 		gone = !catalog_exists();
 		worker_commit();
 		if (!gone)
+		{
 			confirm_save(pipe);
+			pipe_flush_events(pipe);
+		}
 	}
 	if (pipe_orders_changed(pipe))
 	{
@@ -661,6 +528,8 @@ end_of_error(ErrorData *edata)
 		LWLockRelease(ClickpipeShmem->lock);
 		proc_exit(0);
 	}
+	if (pipe->info != NULL)
+		pipe_check_retained_wal(pipe);
 
 	/* a signal that came after its order had been seen: nothing is wrong */
 	if (edata->sqlerrcode == ERRCODE_QUERY_CANCELED)
@@ -679,18 +548,34 @@ end_of_error(ErrorData *edata)
 	{
 		worker_begin();
 		catalog_set_pipe_error(pipe->id, 0, edata->message, edata->hint);
+		catalog_add_event(pipe->id, GetCurrentTimestamp(), "error", NULL, 0,
+						  psprintf("starts over: %s", edata->message), edata->hint);
 		worker_commit();
 	}
 	proc_exit(1);
 }
 
 /* Ends the worker; nobody restarts it until the next verb. */
-static void
-finish(PipeEntry *entry, bool remove)
+void
+pipe_finish(Pipe *pipe, bool remove)
 {
+	PipeEntry  *entry = pipe->entry;
+	TimestampTz visible_at;
+
+	/* while nobody is at work, clickpipe.status says how old ClickHouse's data is */
+	if (!remove && pipe->info != NULL && pipe->info->has_state)
+	{
+		SpinLockAcquire(&entry->mutex);
+		visible_at = entry->lag_since;
+		SpinLockRelease(&entry->mutex);
+		worker_begin();
+		if (pipe->decoding != NULL || visible_at != 0)
+			catalog_set_visible_at(pipe->id, visible_at != 0 ? visible_at : GetCurrentTimestamp());
+		worker_commit();
+	}
 	LWLockAcquire(ClickpipeShmem->lock, LW_EXCLUSIVE);
 	/* a verb that committed meanwhile wants a worker again */
-	if (MyPipe == NULL || MyPipe->generation == entry->generation)
+	if (pipe->generation == entry->generation)
 	{
 		entry->wanted = false;
 		worker_done = true;
@@ -702,9 +587,22 @@ finish(PipeEntry *entry, bool remove)
 	proc_exit(0);
 }
 
-/* Returns the name of the pipe's slot: its own in the whole cluster. */
-static char *
-default_slot_name(void)
+/* Returns the name of the pipe's slot, by default its own in the whole cluster; palloc'ed. */
+char *
+pipe_slot_name(Pipe *pipe)
 {
-	return psprintf("clickpipe_%u_%d", MyDatabaseId, my_args.pipe_id);
+	if (pipe->info != NULL && pipe->info->slot_name != NULL &&
+		pipe->info->database_oid == MyDatabaseId)
+		return pstrdup(pipe->info->slot_name);
+	if (pipe->options != NULL && pipe->options->replication_slot_name != NULL)
+		return pstrdup(pipe->options->replication_slot_name);
+	return psprintf("clickpipe_%u_%d", MyDatabaseId, pipe->id);
+}
+
+/* Returns what the ids of all the pipe's queries begin with; palloc'ed. */
+char *
+pipe_query_prefix(Pipe *pipe)
+{
+	return psprintf("clickpipe-" UINT64_FORMAT "-%u-%d-", GetSystemIdentifier(), MyDatabaseId,
+					pipe->id);
 }

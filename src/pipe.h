@@ -35,10 +35,16 @@ typedef struct TableFailure
 	char	   *hint;
 } TableFailure;
 
+/*
+ * A table with one target.  While it is resynced there are two: "resync" of the
+ * first one is the second, whose "main" is the first.  Both get the changes.
+ */
 typedef struct PipeTable
 {
 	Oid			relid;
-	int			index;
+	int32		id;				/* of table_state */
+	struct PipeTable *main;
+	struct PipeTable *resync;
 	TableInfo  *info;			/* as loaded from the catalog */
 	TableOptions *options;
 	TableState	state;
@@ -50,6 +56,16 @@ typedef struct PipeTable
 	bool		unchecked;		/* invalidated: compare the shape before the next row */
 	bool		recheck_now;	/* compare with what the catalogs say now */
 	XLogRecPtr	capture_lsn;	/* P; invalid: not fixed yet */
+	XLogRecPtr	resume_lsn;		/* what was committed before was delivered, though it is
+								 * decoded once more */
+	bool		renew;			/* history: rows of a lost load are in the target */
+	bool		rewound;		/* the rewind to come is for this one */
+	XLogRecPtr	last_lsn;		/* of the last change appended */
+
+	/* set-up */
+	bool		prepared;		/* described, and the target is there */
+	TimestampTz retry_at;		/* set-up or exchange: not before that */
+	int			tries;
 
 	/* rows being collected */
 	RowBlock   *block;
@@ -61,6 +77,9 @@ typedef struct PipeTable
 	int			inflight;
 	TimestampTz last_flush;		/* start of the last insert */
 	double		insert_ms;		/* how long inserts of blocks that are not full take lately */
+	TimestampTz refused_since;	/* ClickHouse refuses its blocks for the time being; 0: no */
+	bool		stray_inserts;	/* some of unknown fate may still come to an end */
+	bool		blocked;		/* an exchange: nothing is sent until it is made */
 
 	/* histories: what was inserted in an earlier life */
 	uint64		cursor_hi;
@@ -89,6 +108,11 @@ typedef struct PipeTable
 	bool		load_complete;	/* all chunks are acknowledged */
 	XLogRecPtr	load_lsn;		/* newest position that a chunk has seen */
 } PipeTable;
+
+/* Does the table take changes? */
+#define TABLE_IS_LIVE(table) \
+	((table)->state == TABLE_SNAPSHOT || (table)->state == TABLE_RUNNING || \
+	 (table)->state == TABLE_RESYNC)
 
 /* A block that is sealed and not acknowledged yet. */
 typedef struct SealedBlock
@@ -122,14 +146,37 @@ typedef struct Pipe
 	ChClient   *ch;
 
 	int			ntables;
+	int			max_tables;
 	PipeTable **tables;
-	struct HTAB *by_relid;
+	struct HTAB *by_relid;		/* without those that are resynced to */
+	Oid			last_relid;		/* of the change before, and its table */
+	PipeTable  *last_table;
 
 	LogicalDecodingContext *decoding;
 	bool		in_callback;
 
+	/*
+	 * Decoding rests until what was decoded so far is acknowledged: for an
+	 * exchange, a rewind, or the end of a pipe that only loads.
+	 */
+	TimestampTz hold_since;		/* 0: it does not rest */
+	TimestampTz hold_again_at;	/* it took too long; not before that */
+	/* the slot must not be confirmed beyond this: a history waits for its P; 0: no */
+	XLogRecPtr	keep_lsn;
+	bool		rewind;			/* decode once more from the confirmed position */
+
+	List	   *events;			/* Event *, not in the catalog yet */
+	bool		orders_pending; /* read, but not followed yet */
+	bool		server_unchecked;	/* server or user mapping were changed */
+	bool		schemas_unchecked;	/* tables may have been made */
+	TimestampTz schemas_checked;
+	List	   *refused;		/* tables that the option "schemas" found and cannot mirror */
+
 	Size		sealed_bytes;	/* of all sealed blocks */
 	int			inflight;
+	TimestampTz waiting_since;	/* flush_mode interval: the first row that is not sealed; 0: none */
+	PipeTable  *last_success;	/* whose insert was acknowledged last, and when */
+	TimestampTz last_success_at;
 	TimestampTz inserts_window; /* start of the current second */
 	int			inserts_in_window;
 	int			net_tries;		/* network failures in a row */
@@ -161,6 +208,7 @@ typedef struct Pipe
 	TimestampTz last_flush_at;
 
 	TimestampTz loads_checked;
+	TimestampTz retained_checked;
 	TimestampTz workers_retry_at;	/* no slot for a worker was free */
 	bool		loads_done;
 	bool		failure_pending;	/* a table's failure is not durable yet */
@@ -173,21 +221,59 @@ typedef struct Pipe
 extern Pipe *MyPipe;
 
 /* pipe.c */
-extern bool pipe_orders_changed(Pipe *pipe);
-extern void pipe_check_orders(Pipe *pipe);
 extern void pipe_set_state(Pipe *pipe, PipeState state);
-extern PipeTable *pipe_find_table(Pipe *pipe, Oid relid);
-extern bool pipe_table_is_history(const PipeTable *table);
+extern PipeState pipe_current_state(Pipe *pipe);
 _Noreturn extern void pipe_fail(Pipe *pipe, int code, const char *message, const char *hint);
+_Noreturn extern void pipe_finish(Pipe *pipe, bool remove);
+extern char *pipe_slot_name(Pipe *pipe);
+extern char *pipe_query_prefix(Pipe *pipe);
+
+/* orders.c */
+extern bool pipe_orders_changed(Pipe *pipe);
+extern bool pipe_must_leave(Pipe *pipe);
+extern void pipe_check_orders(Pipe *pipe);
+extern void pipe_follow_orders(Pipe *pipe);
+extern void pipe_check_server(Pipe *pipe);
+extern void pipe_check_retained_wal(Pipe *pipe);
+extern void pipe_wait_until(Pipe *pipe, TimestampTz until, uint32 wait_event);
+
+/* drop.c */
+_Noreturn extern void pipe_drop(Pipe *pipe);
+
+/* events.c */
+extern void pipe_log(Pipe *pipe, int elevel, PipeTable *table, int code, const char *hint,
+					 const char *fmt,...) pg_attribute_printf(6, 7);
+extern void pipe_flush_events(Pipe *pipe);
+
+/* tables.c */
+extern void tables_load(Pipe *pipe);
+extern void tables_reload(Pipe *pipe);
+extern PipeTable *tables_add(Pipe *pipe, TableInfo *info);
+extern void tables_remove(Pipe *pipe, PipeTable *table);
+extern void tables_replace(Pipe *pipe, PipeTable *old, PipeTable *new);
+extern PipeTable *pipe_find_table(Pipe *pipe, Oid relid);
+extern PipeTable *pipe_find_table_by_id(Pipe *pipe, int32 id);
+extern bool pipe_table_is_history(const PipeTable *table);
+extern bool pipe_table_is_loaded(Pipe *pipe, const PipeTable *table);
 extern void pipe_table_fail(Pipe *pipe, PipeTable *table, int code, const char *hint,
 							const char *fmt,...) pg_attribute_printf(5, 6);
 extern void pipe_flush_failures(Pipe *pipe);
 extern void pipe_recheck_tables(Pipe *pipe);
 
-/* tables.c */
-extern void tables_load(Pipe *pipe);
-extern void tables_describe(Pipe *pipe);
-extern void tables_prepare_targets(Pipe *pipe);
+/* setup.c */
+extern void setup_tables(Pipe *pipe);
+extern void setup_capture(Pipe *pipe, XLogRecPtr lsn);
+extern bool setup_advance(Pipe *pipe);
+
+/* resync.c */
+extern void resync_begin(Pipe *pipe, PipeTable *table);
+extern void resync_recover(Pipe *pipe);
+extern bool resync_advance(Pipe *pipe);
+extern bool resync_prepare_target(Pipe *pipe, PipeTable *table, ChError *err, const char **hint);
+extern void resync_drop_target(Pipe *pipe, const char *database, const char *target_table);
+
+/* schemas.c */
+extern void schemas_add_tables(Pipe *pipe);
 
 /* changes.c */
 extern void changes_init(Pipe *pipe);
@@ -206,6 +292,8 @@ extern void inserts_flush_due(Pipe *pipe);
 extern long inserts_next_deadline(Pipe *pipe);
 extern void inserts_discard(Pipe *pipe, PipeTable *table);
 extern bool inserts_settle_cursors(Pipe *pipe);
+extern bool inserts_pending(Pipe *pipe, PipeTable *table);
+extern void inserts_reconnect(Pipe *pipe);
 extern bool block_is_full(Pipe *pipe, PipeTable *table);
 
 /* confirm.c */
@@ -214,17 +302,24 @@ extern void confirm_advance(Pipe *pipe);
 extern void confirm_save(Pipe *pipe);
 extern void confirm_persist(Pipe *pipe);
 
+/* The load slot that all histories of a pipe share. */
+#define HISTORY_SLOT	0
+
 /* loads.c */
 extern void loads_stop(PipeEntry *entry);
 extern void loads_coordinate(Pipe *pipe);
+extern void loads_end(Pipe *pipe, PipeTable *table);
 extern void loads_start_workers(Pipe *pipe, int slot, int wanted);
 extern int	loads_count_workers(PipeEntry *entry, int slot);
 
 /* histories.c */
-extern void histories_prepare(Pipe *pipe);
-extern void histories_watch(Pipe *pipe);
+extern void histories_read_cursors(Pipe *pipe);
+extern void histories_advance(Pipe *pipe);
+extern void histories_abandon(Pipe *pipe);
 
 /* stream.c */
 _Noreturn extern void stream_run(Pipe *pipe);
+extern bool stream_hold(Pipe *pipe);
+extern void stream_release(Pipe *pipe, int again_ms);
 
 #endif							/* CLICKPIPE_PIPE_H */

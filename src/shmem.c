@@ -11,6 +11,7 @@
 
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
+#include "pgstat.h"
 #include "storage/ipc.h"
 #include "storage/shmem.h"
 #include "utils/timestamp.h"
@@ -137,6 +138,9 @@ shmem_add_pipe(Oid dboid, int32 pipe_id, bool pending)
 		entry->started_at = 0;
 		entry->restart_at = 0;
 		entry->failures = 0;
+		entry->slot_name[0] = '\0';
+		entry->max_retained_wal = 0;
+		entry->has_schemas = entry->tables_made = false;
 		entry->sleeping = false;
 		SpinLockAcquire(&entry->mutex);
 		entry->activity[0] = '\0';
@@ -145,6 +149,7 @@ shmem_add_pipe(Oid dboid, int32 pipe_id, bool pending)
 		entry->loads_done = false;
 		entry->tables_failed = 0;
 		entry->lag_since = 0;
+		entry->nbatches = 0;
 		entry->has_counters = false;
 		entry->unacked_bytes = 0;
 		entry->last_flush_at = 0;
@@ -231,7 +236,32 @@ entry_clear_error(PipeEntry *entry)
 	SpinLockRelease(&entry->mutex);
 }
 
-/* Says in clickpipe.status what the pipe worker is doing. */
+/* Says what the launcher and other backends have to watch for a pipe. */
+void
+entry_set_watch(PipeEntry *entry, const char *slot_name, int64 max_retained_wal,
+				bool has_schemas)
+{
+	LWLockAcquire(ClickpipeShmem->lock, LW_EXCLUSIVE);
+	strlcpy(entry->slot_name, slot_name, sizeof(entry->slot_name));
+	entry->max_retained_wal = max_retained_wal;
+	entry->has_schemas = has_schemas;
+	LWLockRelease(ClickpipeShmem->lock);
+}
+
+/* Shows an acknowledged INSERT in clickpipe.batches; its number is given here. */
+void
+entry_add_batch(PipeEntry *entry, const Batch *batch)
+{
+	Batch	   *place;
+
+	SpinLockAcquire(&entry->mutex);
+	place = &entry->batches[entry->nbatches % MAX_BATCHES];
+	*place = *batch;
+	place->number = ++entry->nbatches;
+	SpinLockRelease(&entry->mutex);
+}
+
+/* Says in clickpipe.status, and in pg_stat_activity, what the pipe worker is doing. */
 void
 entry_set_activity(PipeEntry *entry, const char *fmt,...)
 {
@@ -244,4 +274,5 @@ entry_set_activity(PipeEntry *entry, const char *fmt,...)
 	SpinLockAcquire(&entry->mutex);
 	strlcpy(entry->activity, text, sizeof(entry->activity));
 	SpinLockRelease(&entry->mutex);
+	pgstat_report_activity(STATE_RUNNING, text);
 }

@@ -31,6 +31,7 @@
 #define MAX_LOAD_WORKERS	32	/* snapshot workers of a pipe */
 #define MAX_LOAD_RANGES		64	/* pieces of a table not yet taken */
 #define ACTIVITY_LEN		128
+#define MAX_BATCHES			128	/* of a pipe, shown in clickpipe.batches */
 
 /* An error as users see it. */
 typedef struct ErrorReport
@@ -67,7 +68,9 @@ typedef struct LoadSlot
 {
 	LoadPhase	phase;
 	uint32		load_id;		/* tells one load in this slot from the next */
+	int32		table;			/* id of table_state; histories: the one being read */
 	Oid			relid;
+	int64		rows;			/* acknowledged, of chunks that are not recorded yet */
 	bool		single_snapshot;	/* second regime: one worker, one snapshot */
 	XLogRecPtr	capture_lsn;	/* P, the version of the loaded rows */
 	Oid			filenode;
@@ -95,6 +98,22 @@ typedef struct LoadWorker
 	BlockRange	chunk;
 } LoadWorker;
 
+/* An INSERT that was acknowledged. */
+typedef struct Batch
+{
+	uint64		number;			/* from 1; 0: none */
+	int32		table;			/* id of table_state */
+	Oid			relid;
+	bool		is_load;
+	XLogRecPtr	first_lsn;		/* commit LSN of the first and last row; loads: P */
+	XLogRecPtr	last_lsn;
+	int64		rows;
+	int64		bytes;			/* as sent */
+	TimestampTz started_at;		/* of the try that succeeded */
+	int32		duration_ms;
+	int32		tries;
+} Batch;
+
 typedef struct PipeEntry
 {
 	/* under ClickpipeShmem->lock */
@@ -104,6 +123,12 @@ typedef struct PipeEntry
 	int32		pipe_id;
 	bool		wanted;			/* a worker should be running */
 	uint64		generation;		/* goes up with every verb */
+	uint64		urgent;			/* generation of the last pause or drop */
+	/* for the launcher, which watches what nobody is at work on */
+	char		slot_name[NAMEDATALEN];
+	int64		max_retained_wal;	/* 0: no limit */
+	bool		has_schemas;	/* new tables may be for it */
+	volatile bool tables_made;	/* some were */
 	pid_t		worker_pid;		/* 0: none */
 	Latch	   *worker_latch;
 	TimestampTz started_at;		/* launcher registered a worker; 0: not */
@@ -115,6 +140,7 @@ typedef struct PipeEntry
 	char		activity[ACTIVITY_LEN];
 	ErrorReport error;			/* what is being retried, or ended the worker */
 	XLogRecPtr	visible_lsn;	/* everything committed before is in ClickHouse */
+	uint64		followed;		/* generation of the orders that are followed */
 	bool		loads_done;		/* no table is waiting for its load */
 	int			tables_failed;
 	TimestampTz lag_since;		/* commit time of the oldest change not yet
@@ -125,6 +151,9 @@ typedef struct PipeEntry
 	int64		rows_deleted;
 	int64		unacked_bytes;
 	TimestampTz last_flush_at;
+
+	uint64		nbatches;		/* ever */
+	Batch		batches[MAX_BATCHES];
 
 	volatile bool sleeping;		/* pipe worker waits for WAL */
 	ConditionVariable progress; /* visible_lsn or state changed */
@@ -160,6 +189,9 @@ extern void shmem_wake_launcher(void);
 extern void entry_set_error(PipeEntry *entry, int code, const char *message,
 							TimestampTz retry_at, int tries);
 extern void entry_clear_error(PipeEntry *entry);
+extern void entry_set_watch(PipeEntry *entry, const char *slot_name, int64 max_retained_wal,
+							bool has_schemas);
+extern void entry_add_batch(PipeEntry *entry, const Batch *batch);
 extern void entry_set_activity(PipeEntry *entry, const char *fmt,...) pg_attribute_printf(2, 3);
 extern void error_report_set(ErrorReport *report, int code, const char *message,
 							 TimestampTz retry_at, int tries);

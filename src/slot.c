@@ -10,6 +10,7 @@
  */
 #include "clickpipe.h"
 
+#include "access/xlog.h"
 #include "access/xlogutils.h"
 #include "access/xlogreader.h"
 #include "miscadmin.h"
@@ -32,14 +33,14 @@ static void clear_decoding_flag(void);
 
 /* See decode.h. */
 XLogRecPtr
-slot_create(const char *name, bool keep, LogicalDecodingContext **ctx)
+slot_create(const char *name, bool failover, bool keep, LogicalDecodingContext **ctx)
 {
 	LogicalDecodingContext *decoding;
 	XLogRecPtr	consistent_point;
 
 	permit_plugin();
 	compat_check_decoding_requirements();
-	compat_slot_create(name, keep ? RS_EPHEMERAL : RS_TEMPORARY);
+	compat_slot_create(name, failover, keep ? RS_EPHEMERAL : RS_TEMPORARY);
 	decoding = compat_create_init_decoding_context(CLICKPIPE_NAME, !keep,
 												   XL_ROUTINE(.page_read = read_page_waiting,
 															  .segment_open = wal_segment_open,
@@ -194,4 +195,30 @@ clear_decoding_flag(void)
 	MyProc->statusFlags &= ~PROC_IN_LOGICAL_DECODING;
 	ProcGlobal->statusFlags[MyProc->pgxactoff] = MyProc->statusFlags;
 	LWLockRelease(ProcArrayLock);
+}
+
+/* See decode.h. */
+int64
+slot_retained_wal(const char *name)
+{
+	int64		retained = -1;
+
+	if (name == NULL)
+		return -1;
+	LWLockAcquire(ReplicationSlotControlLock, LW_SHARED);
+	for (int i = 0; i < max_replication_slots; i++)
+	{
+		ReplicationSlot *slot = &ReplicationSlotCtl->replication_slots[i];
+		XLogRecPtr	restart_lsn;
+
+		if (!slot->in_use || strcmp(NameStr(slot->data.name), name) != 0)
+			continue;
+		SpinLockAcquire(&slot->mutex);
+		restart_lsn = slot->data.restart_lsn;
+		SpinLockRelease(&slot->mutex);
+		if (!XLogRecPtrIsInvalid(restart_lsn))
+			retained = (int64) (GetXLogInsertRecPtr() - restart_lsn);
+	}
+	LWLockRelease(ReplicationSlotControlLock);
+	return retained;
 }

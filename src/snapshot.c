@@ -16,11 +16,13 @@
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "storage/ipc.h"
+#include "utils/inval.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
 #include "compat.h"
+#include "hints.h"
 #include "snapshot.h"
 #include "worker.h"
 
@@ -32,6 +34,8 @@ static void report_death(SnapshotJob *job, ErrorData *edata);
 static bool attach(SnapshotJob *job);
 static void detach(int code, Datum arg);
 static void prepare(SnapshotJob *job);
+static void report_batch(SnapshotJob *job, TimestampTz started, int64 rows, Size bytes, int tries);
+static void take_credentials(SnapshotJob *job);
 static void report_retry(SnapshotJob *job, const ChError *err, TimestampTz retry_at, int tries);
 
 /* Entry point of a snapshot worker. */
@@ -116,7 +120,8 @@ static void
 detach(int code, Datum arg)
 {
 	SnapshotJob *job = (SnapshotJob *) DatumGetPointer(arg);
-	snapshot_return_chunk(job, false);
+
+	snapshot_return_chunk(job, false, 0);
 	LWLockAcquire(job->entry->load_lock, LW_EXCLUSIVE);
 	job->worker->reserved = false;
 	job->worker->pid = 0;
@@ -174,6 +179,7 @@ prepare(SnapshotJob *job)
 											   ch_retry_delay(err.class, tries));
 		report_retry(job, &err, retry_at, tries);
 		snapshot_nap(job, retry_at);
+		take_credentials(job);
 	}
 }
 
@@ -195,9 +201,12 @@ snapshot_describe(SnapshotJob *job, Relation rel)
 	job->meta.commit_ts = GetCurrentTimestamp();
 }
 
-/* Hands a chunk in: it is finished, or somebody else must read it. */
+/*
+ * Hands a chunk in: it is finished, and its rows are recorded, or somebody else
+ * must read it.
+ */
 void
-snapshot_return_chunk(SnapshotJob *job, bool finished)
+snapshot_return_chunk(SnapshotJob *job, bool finished, int64 rows)
 {
 	LoadSlot   *load = job->load;
 
@@ -207,6 +216,7 @@ snapshot_return_chunk(SnapshotJob *job, bool finished)
 		load->chunks_out--;
 		if (finished)
 		{
+			load->rows = Max(0, load->rows - rows);
 			load->deaths = 0;
 			load->error.at = 0;
 		}
@@ -248,7 +258,8 @@ snapshot_read_rows(SnapshotJob *job, Relation rel, ItemPointer from, BlockNumber
 		if (!block_append(job->block, &job->meta, slot->tts_values, slot->tts_isnull,
 						  false, &error))
 			snapshot_fail(job, 0,
-					  "Exclude the column with the table option excluded_columns, or change the value; then drop the pipe with clickpipe_drop('...', drop_targets => true) and create it again.",
+					  hint_resync(job->info->name, job->table->source_name,
+								  "Change the value (or leave the column out: remove the table and add it with the table option excluded_columns)"),
 					  psprintf("column \"%s\" of type %s: %s (row at ctid (%u,%u))",
 							   error.column->attname, error.column->type, error.why,
 							   ItemPointerGetBlockNumber(&slot->tts_tid),
@@ -291,12 +302,15 @@ snapshot_insert(SnapshotJob *job, bool exactly_once)
 	MemoryContext mcxt = AllocSetContextCreate(job->ch->mcxt, "clickpipe sealed chunk",
 											   ALLOCSET_SMALL_SIZES);
 	ByteBuffer	body;
+	TimestampTz started;
+	int64		nrows;
 	int			tries = 0;
 	int			refreshes = 0;
 
 	if (wait_event == 0)
 		wait_event = compat_wait_event("ClickpipeInsert");
 	buffer_init(&body, mcxt);
+	nrows = (int64) job->block->nrows;
 	block_seal(job->block, job->ch->server.compression, &body);
 	for (;;)
 	{
@@ -306,6 +320,7 @@ snapshot_insert(SnapshotJob *job, bool exactly_once)
 		HttpRequest *done;
 		TimestampTz retry_at;
 
+		started = GetCurrentTimestamp();
 		ch_insert_start(job->ch, &insert, job->target->ch_database, job->target->ch_table,
 						job->target->insert_columns, &body, NULL);
 		while ((done = http_next_done(job->ch->http)) == NULL)
@@ -320,7 +335,8 @@ snapshot_insert(SnapshotJob *job, bool exactly_once)
 			class = ++refreshes > 2 ? CH_PERMANENT : CH_RETRY_SLOW;
 		if (class == CH_PERMANENT)
 			snapshot_fail(job, err.code,
-					  "Repair the target in ClickHouse, then drop the pipe with clickpipe_drop and create it again to load the table anew.",
+					  hint_resync(job->info->name, job->table->source_name,
+								  "Repair the target in ClickHouse"),
 					  psprintf("ClickHouse refused rows for %s.%s: %s", job->target->database,
 							   job->target->table, err.message));
 		tries++;
@@ -334,14 +350,61 @@ snapshot_insert(SnapshotJob *job, bool exactly_once)
 					 errmsg("an insert into %s.%s has an unknown fate: %s",
 							job->target->database, job->target->table, err.message)));
 		snapshot_nap(job, retry_at);
+		take_credentials(job);
 	}
-	if (tries > 0)
+	LWLockAcquire(job->entry->load_lock, LW_EXCLUSIVE);
+	if (job->load->load_id == job->load_id)
 	{
-		LWLockAcquire(job->entry->load_lock, LW_EXCLUSIVE);
-		job->load->error.at = 0;
-		LWLockRelease(job->entry->load_lock);
+		if (tries > 0)
+			job->load->error.at = 0;
+		job->load->rows += nrows;
 	}
+	LWLockRelease(job->entry->load_lock);
+	report_batch(job, started, nrows, body.len, tries + 1);
 	MemoryContextDelete(mcxt);
+}
+
+/* Shows an acknowledged block in clickpipe.batches. */
+static void
+report_batch(SnapshotJob *job, TimestampTz started, int64 rows, Size bytes, int tries)
+{
+	Batch		batch = {
+		.table = job->table->id,
+		.relid = job->table->relid,
+		.is_load = true,
+		.first_lsn = job->meta.version_hi,
+		.last_lsn = job->meta.version_hi,
+		.rows = rows,
+		.bytes = (int64) bytes,
+		.started_at = started,
+		.duration_ms = (int32) TimestampDifferenceMilliseconds(started, GetCurrentTimestamp()),
+		.tries = tries
+	};
+
+	entry_add_batch(job->entry, &batch);
+}
+
+/*
+ * After an error: goes on with credentials that may have been altered since.
+ * Also within the transaction of a load of histories.
+ */
+static void
+take_credentials(SnapshotJob *job)
+{
+	bool		in_transaction = IsTransactionState();
+	MemoryContext old;
+	ChServer   *server;
+
+	if (in_transaction)
+		AcceptInvalidationMessages();
+	else
+		worker_begin();
+	old = MemoryContextSwitchTo(job->ch->mcxt);
+	server = server_options_load(job->info->server, job->info->owner);
+	MemoryContextSwitchTo(old);
+	if (!in_transaction)
+		worker_commit();
+	ch_client_reconfigure(job->ch, server);
 }
 
 /* Says that the load of the table cannot go on, and ends the worker. */
@@ -353,7 +416,7 @@ snapshot_fail(SnapshotJob *job, int code, const char *hint, const char *message)
 	{
 		job->load->failed = true;
 		if (job->load->single_snapshot)
-			job->load->relid = job->table ? job->table->relid : InvalidOid;
+			job->load->table = job->table ? job->table->id : 0;
 		error_report_set(&job->load->error, code, message, 0, 0);
 		strlcpy(job->load->hint, hint ? hint : "", sizeof(job->load->hint));
 	}

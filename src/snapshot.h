@@ -48,7 +48,7 @@ typedef struct SnapshotJob
 
 /* snapshot.c */
 extern void snapshot_describe(SnapshotJob *job, Relation rel);
-extern void snapshot_return_chunk(SnapshotJob *job, bool finished);
+extern void snapshot_return_chunk(SnapshotJob *job, bool finished, int64 rows);
 extern void snapshot_wake_pipe(SnapshotJob *job);
 extern bool snapshot_read_rows(SnapshotJob *job, Relation rel, ItemPointer from,
 							   BlockNumber end);

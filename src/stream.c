@@ -18,6 +18,7 @@
 #include "pgstat.h"
 #include "postmaster/interrupt.h"
 #include "replication/decode.h"
+#include "replication/slot.h"
 #include "utils/guc.h"
 #include "utils/inval.h"
 #include "utils/memutils.h"
@@ -36,11 +37,21 @@
 #define POLL_IDLE_MS			1000
 #define QUIET_AFTER_MS			2000
 #define RETRY_READ_MS			5
+#define HOLD_POLL_MS			10
+#define HOLD_MS					2000
+#define HOLD_AGAIN_MS			5000
 
 /* Catalogs are read anew at most so often to look at shapes. */
 #define LOADS_INTERVAL_MS		100
 
+/* WAL that the slot retains is compared with the limit so often. */
+#define RETAINED_INTERVAL_MS	1000
+
 static bool decode_some(Pipe *pipe, ResourceOwner owner, MemoryContext mcxt);
+static bool coordinate(Pipe *pipe);
+static void do_rewind(Pipe *pipe);
+static void complete_snapshot(Pipe *pipe);
+static bool everything_settled(Pipe *pipe);
 static void wait_for_work(Pipe *pipe, TimestampTz last_traffic);
 static void follow_settings(void);
 
@@ -54,18 +65,28 @@ stream_run(Pipe *pipe)
 	TimestampTz last_traffic = GetCurrentTimestamp();
 
 	pipe->persisted_at = last_traffic;
-	pipe->read_commit_ts = last_traffic;
-	pgstat_report_activity(STATE_RUNNING, "streaming");
+	/* what is visible is as of when the last run ended, until all is read */
+	pipe->read_commit_ts = pipe->caught_up_at = pipe->entry->lag_since;
+	pipe->orders_pending = true;
 	for (;;)
 	{
-		bool		more;
+		bool		more = false;
 
 		CHECK_FOR_INTERRUPTS();
 		follow_settings();
 		if (pipe_orders_changed(pipe))
+		{
 			pipe_check_orders(pipe);
+			pipe->orders_pending = true;
+		}
+		if (pipe->orders_pending)
+		{
+			pipe->orders_pending = false;
+			pipe_follow_orders(pipe);
+		}
 
-		more = decode_some(pipe, owner, mcxt);
+		if (pipe->hold_since == 0)
+			more = decode_some(pipe, owner, mcxt);
 
 		/* what callbacks could not do */
 		if (pipe->failure_pending)
@@ -77,6 +98,8 @@ stream_run(Pipe *pipe)
 			pipe->catalog_unchecked = false;
 			pipe_check_orders(pipe);
 		}
+		if (pipe->server_unchecked)
+			pipe_check_server(pipe);
 		if (pipe->recheck_pending)
 			pipe_recheck_tables(pipe);
 
@@ -88,12 +111,23 @@ stream_run(Pipe *pipe)
 			pipe_flush_failures(pipe);
 		confirm_advance(pipe);
 		confirm_persist(pipe);
-		if (TimestampDifferenceExceeds(pipe->loads_checked, GetCurrentTimestamp(),
-									   LOADS_INTERVAL_MS))
+		if (!pipe->loads_done || pipe->rewind ||
+			pipe->options->replication_mode == MODE_SNAPSHOT)
+			more |= coordinate(pipe);
+		if (TimestampDifferenceExceeds(pipe->retained_checked, GetCurrentTimestamp(),
+									   RETAINED_INTERVAL_MS))
 		{
-			loads_coordinate(pipe);
-			pipe->loads_checked = GetCurrentTimestamp();
+			pipe_check_retained_wal(pipe);
+			pipe->retained_checked = GetCurrentTimestamp();
 		}
+		if (pipe->entry->tables_made)
+		{
+			pipe->entry->tables_made = false;
+			pipe->schemas_unchecked = true;
+		}
+		if (pipe->schemas_unchecked)
+			schemas_add_tables(pipe);
+		pipe_flush_events(pipe);
 
 		if (more)
 			last_traffic = GetCurrentTimestamp();
@@ -101,6 +135,141 @@ stream_run(Pipe *pipe)
 			wait_for_work(pipe, last_traffic);
 		MemoryContextReset(mcxt);
 	}
+}
+
+/*
+ * What is to be done besides streaming: tables to be set up, loaded,
+ * exchanged; a rewind; the end of a pipe that only loads.  True if there is
+ * more to do at once.
+ */
+static bool
+coordinate(Pipe *pipe)
+{
+	bool		more = false;
+
+	if (pipe->rewind)
+	{
+		do_rewind(pipe);
+		return pipe->hold_since != 0;
+	}
+	/* a barrier is short: nothing else begins meanwhile */
+	if (resync_advance(pipe))
+		return false;
+	if (TimestampDifferenceExceeds(pipe->loads_checked, GetCurrentTimestamp(), LOADS_INTERVAL_MS))
+	{
+		more = setup_advance(pipe);
+		histories_advance(pipe);
+		loads_coordinate(pipe);
+		pipe->loads_checked = GetCurrentTimestamp();
+	}
+	if (pipe->loads_done && pipe->options->replication_mode == MODE_SNAPSHOT)
+		complete_snapshot(pipe);
+	return more;
+}
+
+/*
+ * Has decoding rest.  False: not now, it rested not long ago.  The caller
+ * seals what it waits for.
+ */
+bool
+stream_hold(Pipe *pipe)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	if (pipe->hold_since == 0)
+	{
+		if (pipe->hold_again_at > now)
+			return false;
+		pipe->hold_since = now;
+	}
+	return true;
+}
+
+/* Has decoding go on, at least for so long. */
+void
+stream_release(Pipe *pipe, int again_ms)
+{
+	pipe->hold_since = 0;
+	pipe->hold_again_at = again_ms == 0 ? 0 :
+		TimestampTzPlusMilliseconds(GetCurrentTimestamp(), again_ms);
+}
+
+/*
+ * Has decoding rest until everything that was decoded is acknowledged; true
+ * when it is.  Does not insist for long: something may be stuck.
+ */
+static bool
+everything_settled(Pipe *pipe)
+{
+	bool		all = true;
+
+	if (!stream_hold(pipe))
+		return false;
+	for (int i = 0; i < pipe->ntables; i++)
+	{
+		inserts_seal(pipe, pipe->tables[i]);
+		all = all && !inserts_pending(pipe, pipe->tables[i]);
+	}
+	if (all)
+		confirm_advance(pipe);
+	else if (TimestampDifferenceExceeds(pipe->hold_since, GetCurrentTimestamp(), HOLD_MS))
+		stream_release(pipe, HOLD_AGAIN_MS);
+	return all;
+}
+
+/*
+ * Decodes once more from the confirmed position: a history has got a capture
+ * point that the stream had passed.  Everything else must be acknowledged, and
+ * is not delivered again.
+ */
+static void
+do_rewind(Pipe *pipe)
+{
+	MemoryContext old;
+
+	if (!everything_settled(pipe))
+		return;
+	for (int i = 0; i < pipe->ntables; i++)
+	{
+		PipeTable  *table = pipe->tables[i];
+
+		if (table->rewound)
+			table->rewound = false;
+		else
+			table->resume_lsn = Max(table->resume_lsn, pipe->read_lsn);
+	}
+	FreeDecodingContext(pipe->decoding);
+	old = MemoryContextSwitchTo(pipe->mcxt);
+	pipe->decoding = slot_open(pipe->info->slot_name, pipe->persisted_lsn);
+	MemoryContextSwitchTo(old);
+	pipe->acked_lsn = pipe->read_lsn = pipe->persisted_lsn;
+	pipe->keep_lsn = InvalidXLogRecPtr;
+	pipe->rewind = false;
+	stream_release(pipe, 0);
+}
+
+/*
+ * All tables of a pipe in mode snapshot are loaded: they are consistent as of
+ * the last transaction that was read, once everything is acknowledged.
+ */
+static void
+complete_snapshot(Pipe *pipe)
+{
+	if (!everything_settled(pipe))
+		return;
+	confirm_save(pipe);
+	ReplicationSlotRelease();
+	slot_drop(pipe->info->slot_name);
+	worker_begin();
+	for (int i = 0; i < pipe->ntables; i++)
+		if (TABLE_IS_LIVE(pipe->tables[i]))
+			catalog_set_table_state(pipe->tables[i]->id, TABLE_COMPLETED);
+	catalog_forget_slot(pipe->id);
+	worker_commit();
+	pipe_log(pipe, LOG, NULL, 0, NULL, "is complete as of %X/%X; its slot is dropped",
+			 LSN_FORMAT_ARGS(pipe->read_lsn));
+	pipe_set_state(pipe, PIPE_COMPLETED);
+	pipe_finish(pipe, false);
 }
 
 /* Decodes some records; false if there are no more for now. */
@@ -155,6 +324,10 @@ wait_for_work(Pipe *pipe, TimestampTz last_traffic)
 	ms = Min(ms, quiet ? POLL_IDLE_MS : POLL_BUSY_MS);
 	if (!pipe->loads_done)
 		ms = Min(ms, LOADS_INTERVAL_MS);
+	if (pipe->hold_since != 0)
+		ms = Min(ms, HOLD_POLL_MS);
+	if (pipe->schemas_unchecked)
+		ms = Min(ms, POLL_IDLE_MS);
 
 	/* an idle pipe needs no buffers */
 	if (quiet && !memory_returned)
@@ -164,7 +337,7 @@ wait_for_work(Pipe *pipe, TimestampTz last_traffic)
 	pipe->entry->sleeping = true;
 	pg_memory_barrier();
 	/* a commit before that did not wake us; or a record is flushed in part only */
-	if (GetFlushRecPtr(NULL) > pipe->read_lsn)
+	if (pipe->hold_since == 0 && GetFlushRecPtr(NULL) > pipe->read_lsn)
 		ms = Min(ms, RETRY_READ_MS);
 	http_wait(pipe->ch->http, ms, wait_event);
 	pipe->entry->sleeping = false;

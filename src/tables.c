@@ -22,9 +22,8 @@
 #include "utils/timestamp.h"
 
 #include "compat.h"
+#include "hints.h"
 #include "pipe.h"
-
-#define DROP_POLL_MS	50
 
 typedef struct TableHashEntry
 {
@@ -32,60 +31,201 @@ typedef struct TableHashEntry
 	PipeTable  *table;
 } TableHashEntry;
 
-static void describe_table(Pipe *pipe, PipeTable *table);
+static void remove_state(Pipe *pipe, TableInfo *info);
 static char *recheck_table(Pipe *pipe, PipeTable *table, char **hint, bool *busy);
-static void wait_for_drops(Pipe *pipe);
-static void prepare_target(Pipe *pipe, PipeTable *table);
 
-/* Makes the tables from the catalog.  Not in a transaction. */
+/* Makes the tables from the catalog, once.  Not in a transaction. */
 void
 tables_load(Pipe *pipe)
 {
 	HASHCTL		ctl = {.keysize = sizeof(Oid), .entrysize = sizeof(TableHashEntry)};
-	MemoryContext old;
 	List	   *infos;
 	ListCell   *lc;
+
+	ctl.hcxt = pipe->mcxt;
+	pipe->by_relid = hash_create("clickpipe tables", 64, &ctl,
+								 HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	worker_begin();
+	infos = catalog_load_tables(pipe->id, pipe->mcxt);
+	worker_commit();
+	foreach(lc, infos)
+		if (((TableInfo *) lfirst(lc))->is_listed)
+			(void) tables_add(pipe, lfirst(lc));
+	pipe->loads_done = false;
+}
+
+/*
+ * Makes a table of what the catalog knows.  info must live as long as the pipe.
+ * One that is resynced to comes after the one that it will replace.
+ */
+PipeTable *
+tables_add(Pipe *pipe, TableInfo *info)
+{
+	MemoryContext old = MemoryContextSwitchTo(pipe->mcxt);
+	PipeTable  *table = palloc0(sizeof(PipeTable));
+	TableHashEntry *entry;
+	bool		found;
+
+	table->relid = info->relid;
+	table->id = info->id;
+	table->info = info;
+	table->options = table_options_parse(info->options, info->source_name);
+	table->state = info->state;
+	table->failure.failed = table->failure.durable = (info->state == TABLE_FAILED);
+	table->shape = info->shape;
+	table->capture_lsn = info->capture_lsn;
+	table->load_lsn = info->load_lsn;
+	table->load_slot = -1;
+	table->unchecked = true;
+	/* an earlier life may have left inserts under way */
+	table->stray_inserts = !XLogRecPtrIsInvalid(info->capture_lsn);
+	table->counts.table = info->id;
+	table->counts.inserted = info->rows_inserted;
+	table->counts.updated = info->rows_updated;
+	table->counts.deleted = info->rows_deleted;
+	dlist_init(&table->sealed);
+
+	if (pipe->ntables == pipe->max_tables)
+	{
+		pipe->max_tables = Max(16, pipe->max_tables * 2);
+		if (pipe->tables == NULL)
+			pipe->tables = palloc(sizeof(PipeTable *) * pipe->max_tables);
+		else
+			pipe->tables = repalloc(pipe->tables, sizeof(PipeTable *) * pipe->max_tables);
+		/* a transaction touches each table once */
+		if (pipe->txn_tables == NULL)
+			pipe->txn_tables = palloc(sizeof(PipeTable *) * pipe->max_tables);
+		else
+			pipe->txn_tables = repalloc(pipe->txn_tables, sizeof(PipeTable *) * pipe->max_tables);
+	}
+	pipe->tables[pipe->ntables++] = table;
+	pipe->last_relid = InvalidOid;
+	if (info->is_resync)
+	{
+		table->main = pipe_find_table(pipe, info->relid);
+		if (table->main == NULL)
+			elog(ERROR, "table %s is resynced, but the pipe has not got it", info->source_name);
+		table->main->resync = table;
+	}
+	else
+	{
+		entry = hash_search(pipe->by_relid, &table->relid, HASH_ENTER, &found);
+		entry->table = table;
+	}
+	MemoryContextSwitchTo(old);
+	return table;
+}
+
+/*
+ * Forgets a table: its rows on the way, its load.  What is counted of it and not
+ * confirmed refers to it still, so its memory stays.  Not in a callback.
+ */
+void
+tables_remove(Pipe *pipe, PipeTable *table)
+{
+	int			n = 0;
+
+	if (table->resync != NULL)
+		tables_remove(pipe, table->resync);
+	if (table->load_slot >= 0)
+		loads_end(pipe, table);
+	inserts_discard(pipe, table);
+	/* nothing that is still counted may show an error of it */
+	table->failure.failed = table->failure.durable = true;
+	table->state = TABLE_FAILED;
+	if (table->main != NULL)
+		table->main->resync = NULL;
+	else
+		(void) hash_search(pipe->by_relid, &table->relid, HASH_REMOVE, NULL);
+	for (int i = 0; i < pipe->ntables; i++)
+		if (pipe->tables[i] != table)
+			pipe->tables[n++] = pipe->tables[i];
+	pipe->ntables = n;
+	pipe->last_relid = InvalidOid;
+}
+
+/* Lets a table that was resynced to take the place of the other, in memory. */
+void
+tables_replace(Pipe *pipe, PipeTable *old, PipeTable *new)
+{
+	TableHashEntry *entry;
+	bool		found;
+
+	old->resync = NULL;
+	new->main = NULL;
+	tables_remove(pipe, old);
+	entry = hash_search(pipe->by_relid, &new->relid, HASH_ENTER, &found);
+	entry->table = new;
+}
+
+/*
+ * Compares the tables with what the catalog says now, from the loop: takes in
+ * those that were added, lets go those that were removed, and begins resyncs.
+ */
+void
+tables_reload(Pipe *pipe)
+{
+	List	   *infos;
+	ListCell   *lc;
+	bool		modifying = false;
 
 	worker_begin();
 	infos = catalog_load_tables(pipe->id, pipe->mcxt);
 	worker_commit();
 
-	old = MemoryContextSwitchTo(pipe->mcxt);
-	ctl.hcxt = pipe->mcxt;
-	pipe->by_relid = hash_create("clickpipe tables", Max(list_length(infos), 16), &ctl,
-								 HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
-	pipe->tables = palloc0(sizeof(PipeTable *) * Max(list_length(infos), 1));
-	pipe->loads_done = true;
 	foreach(lc, infos)
 	{
 		TableInfo  *info = lfirst(lc);
-		PipeTable  *table = palloc0(sizeof(PipeTable));
-		TableHashEntry *entry;
-		bool		found;
 
-		table->relid = info->relid;
-		table->index = pipe->ntables;
-		table->info = info;
-		table->options = table_options_parse(info->options, info->source_name);
-		table->state = info->state;
-		table->failure.failed = table->failure.durable = (info->state == TABLE_FAILED);
-		table->shape = info->shape;
-		table->capture_lsn = info->capture_lsn;
-		table->load_lsn = info->load_lsn;
-		table->load_slot = -1;
-		table->unchecked = true;
-		table->counts.relid = info->relid;
-		table->counts.inserted = info->rows_inserted;
-		table->counts.updated = info->rows_updated;
-		table->counts.deleted = info->rows_deleted;
-		dlist_init(&table->sealed);
-		pipe->tables[pipe->ntables++] = table;
-		entry = hash_search(pipe->by_relid, &table->relid, HASH_ENTER, &found);
-		entry->table = table;
-		if (table->state != TABLE_RUNNING && table->state != TABLE_FAILED)
-			pipe->loads_done = false;
+		if (info->is_listed)
+			continue;
+		if (!modifying)
+			pipe_set_state(pipe, PIPE_MODIFYING);
+		modifying = true;
+		remove_state(pipe, info);
 	}
-	MemoryContextSwitchTo(old);
+	foreach(lc, infos)
+	{
+		TableInfo  *info = lfirst(lc);
+		PipeTable  *table = pipe_find_table_by_id(pipe, info->id);
+
+		if (!info->is_listed)
+			continue;
+		if (table == NULL && !info->is_resync)
+		{
+			table = tables_add(pipe, info);
+			pipe_log(pipe, LOG, table, 0, NULL, "was added");
+		}
+		if (table != NULL && !info->is_resync && info->resync_wanted > info->resync_done &&
+			info->resync_wanted > table->info->resync_done)
+		{
+			table->info->resync_wanted = info->resync_wanted;
+			resync_begin(pipe, table);
+		}
+	}
+	pipe->loads_done = false;
+	pipe_set_state(pipe, pipe_current_state(pipe));
+}
+
+/* Lets go of a table that was removed, or of what it was resynced to. */
+static void
+remove_state(Pipe *pipe, TableInfo *info)
+{
+	PipeTable  *table = pipe_find_table_by_id(pipe, info->id);
+
+	if (table != NULL)
+		tables_remove(pipe, table);
+	/* nobody else knows of a target that was not exchanged yet */
+	if (info->is_resync && info->target_table != NULL)
+		resync_drop_target(pipe, info->target_database, info->target_table);
+	worker_begin();
+	catalog_delete_table(info->id);
+	worker_commit();
+	if (!info->is_resync)
+		pipe_log(pipe, LOG, NULL, 0, NULL, "table %s was removed; its target%s%s%s%s stays in ClickHouse",
+				 info->source_name, info->target_table ? " " : "",
+				 info->target_table ? info->target_database : "", info->target_table ? "." : "",
+				 info->target_table ? info->target_table : "");
 }
 
 /* Returns the pipe's table of that relation, or NULL. */
@@ -97,6 +237,16 @@ pipe_find_table(Pipe *pipe, Oid relid)
 	return entry ? entry->table : NULL;
 }
 
+/* Returns the pipe's table with that table_state, or NULL. */
+PipeTable *
+pipe_find_table_by_id(Pipe *pipe, int32 id)
+{
+	for (int i = 0; i < pipe->ntables; i++)
+		if (pipe->tables[i]->id == id)
+			return pipe->tables[i];
+	return NULL;
+}
+
 /* Is the table's target an append-only history? */
 bool
 pipe_table_is_history(const PipeTable *table)
@@ -104,185 +254,13 @@ pipe_table_is_history(const PipeTable *table)
 	return table->options->table_engine == ENGINE_MERGE_TREE;
 }
 
-/*
- * Finds out how each table is encoded.  The shape is recorded the first time;
- * later a table that looks different is set aside.  Needs the capabilities of
- * ClickHouse; not in a transaction.
- */
-void
-tables_describe(Pipe *pipe)
+/* Are the rows that are in the table when the pipe gets it loaded?  A resync always loads. */
+bool
+pipe_table_is_loaded(Pipe *pipe, const PipeTable *table)
 {
-	for (int i = 0; i < pipe->ntables; i++)
-		if (!pipe->tables[i]->failure.failed)
-			describe_table(pipe, pipe->tables[i]);
-	pipe_flush_failures(pipe);
-}
-
-/* Describes one table. */
-static void
-describe_table(Pipe *pipe, PipeTable *table)
-{
-	Relation	rel;
-	char	   *reason = NULL;
-	char	   *hint = NULL;
-	MemoryContext old;
-	List	   *watch;
-
-	worker_begin();
-	rel = try_relation_open(table->relid, AccessShareLock);
-	if (rel == NULL)
-	{
-		reason = "the table was dropped";
-		hint = "Drop the pipe with clickpipe_drop and create it again without the table.";
-	}
-	if (reason == NULL)
-		reason = source_refusal(rel, &hint);
-	if (reason == NULL)
-		reason = source_read_refusal(table->relid, pipe->info->owner, &hint);
-	if (reason == NULL)
-		reason = target_refusal(rel, table->options, &hint);
-	if (reason == NULL)
-	{
-		List	   *shape = source_shape(rel, &watch);
-
-		if (table->shape != NIL)
-		{
-			char	   *difference = source_shape_difference(table->shape, shape);
-
-			if (difference != NULL)
-			{
-				reason = psprintf("the table's definition changed (%s)", difference);
-				hint = "This version does not follow ALTER TABLE: drop the pipe with clickpipe_drop('...', drop_targets => true) and create it again.";
-			}
-		}
-		if (reason == NULL)
-		{
-			ListCell   *lc;
-
-			old = MemoryContextSwitchTo(pipe->mcxt);
-			if (table->shape == NIL)
-				foreach(lc, shape)
-					table->shape = lappend(table->shape, pstrdup(lfirst(lc)));
-			table->watch = list_copy(watch);
-			table->natts = RelationGetDescr(rel)->natts;
-			table->values = palloc(sizeof(Datum) * Max(table->natts, 1));
-			table->isnull = palloc(sizeof(bool) * Max(table->natts, 1));
-			table->old_values = palloc(sizeof(Datum) * Max(table->natts, 1));
-			table->old_isnull = palloc(sizeof(bool) * Max(table->natts, 1));
-			MemoryContextSwitchTo(old);
-			table->target = target_make(rel, table->options, pipe->options, table->shape,
-										pipe->server->dbname, table->info->target_database,
-										table->info->target_table, &pipe->ch->caps, pipe->mcxt);
-			catalog_set_target(pipe->id, table->relid, table->target->database,
-							   table->target->table,
-							   target_engine_name(table->target->engine),
-							   table->target->key_names, table->shape,
-							   table->info->target_ours);
-		}
-	}
-	if (reason != NULL)
-		pipe_table_fail(pipe, table, 0, hint, "%s", reason);
-	if (rel != NULL)
-		relation_close(rel, AccessShareLock);
-	worker_commit();
-}
-
-/*
- * Makes sure that every table has its target.  Waits for ClickHouse; a target
- * that does not fit sets its table aside.
- */
-void
-tables_prepare_targets(Pipe *pipe)
-{
-	wait_for_drops(pipe);
-	for (int i = 0; i < pipe->ntables; i++)
-		if (!pipe->tables[i]->failure.failed)
-			prepare_target(pipe, pipe->tables[i]);
-	pipe_flush_failures(pipe);
-}
-
-/*
- * Waits while an older pipe of this database is being dropped together with
- * its targets: they may be those that this pipe is about to make.
- */
-static void
-wait_for_drops(Pipe *pipe)
-{
-	for (;;)
-	{
-		bool		dropping;
-
-		worker_begin();
-		dropping = catalog_targets_being_dropped(pipe->id);
-		worker_commit();
-		if (!dropping)
-			return;
-		entry_set_activity(pipe->entry, "waiting for an older pipe to drop its targets");
-		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-						 DROP_POLL_MS, PG_WAIT_EXTENSION);
-		ResetLatch(MyLatch);
-		CHECK_FOR_INTERRUPTS();
-		if (pipe_orders_changed(pipe))
-			pipe_check_orders(pipe);
-	}
-}
-
-/* Makes sure of one target, trying again while ClickHouse may come back. */
-static void
-prepare_target(Pipe *pipe, PipeTable *table)
-{
-	static uint32 wait_event = 0;
-	Target	   *target = table->target;
-	bool		ours = table->info->target_ours;
-	int			tries = 0;
-
-	if (wait_event == 0)
-		wait_event = compat_wait_event("ClickpipeTarget");
-	entry_set_activity(pipe->entry, "preparing target %s.%s", target->database, target->table);
-	for (;;)
-	{
-		ChError		err;
-		const char *hint;
-		TimestampTz retry_at;
-
-		/* after P is fixed a missing target is lost rows, not a reason to make one */
-		if (target_prepare(pipe->ch, target, pipe->options, pipe->id, ours,
-						   XLogRecPtrIsInvalid(table->capture_lsn), &err, &hint))
-			break;
-		if (err.class == CH_PERMANENT || err.class == CH_REFRESH)
-		{
-			pipe_table_fail(pipe, table, err.code, hint, "%s", err.message);
-			return;
-		}
-		tries++;
-		retry_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
-											   ch_retry_delay(err.class, tries));
-		entry_set_error(pipe->entry, err.code, err.message, retry_at, tries);
-		pipe->has_error = true;
-		while (GetCurrentTimestamp() < retry_at)
-		{
-			http_wait(pipe->ch->http,
-					  TimestampDifferenceMilliseconds(GetCurrentTimestamp(), retry_at) + 1,
-					  wait_event);
-			CHECK_FOR_INTERRUPTS();
-			if (pipe_orders_changed(pipe))
-				pipe_check_orders(pipe);
-		}
-	}
-	if (pipe->has_error)
-	{
-		entry_clear_error(pipe->entry);
-		pipe->has_error = false;
-	}
-	if (!ours)
-	{
-		worker_begin();
-		catalog_set_target(pipe->id, table->relid, target->database, target->table,
-						   target_engine_name(target->engine), target->key_names,
-						   table->shape, true);
-		worker_commit();
-		table->info->target_ours = true;
-	}
+	if (table->main != NULL || table->info->is_resync)
+		return true;
+	return table->options->initial_load && pipe->options->replication_mode != MODE_CDC_ONLY;
 }
 
 /*
@@ -312,10 +290,7 @@ pipe_table_fail(Pipe *pipe, PipeTable *table, int code, const char *hint,
 	table->state = TABLE_FAILED;
 	pipe->failure_pending = true;
 	inserts_discard(pipe, table);
-	ereport(LOG,
-			(errmsg("pipe \"%s\" sets table %s aside: %s", pipe->info->name,
-					table->info->source_name, message),
-			 hint ? errhint("%s", hint) : 0));
+	pipe_log(pipe, ERROR, table, code, hint, "is set aside: %s", message);
 }
 
 /* Makes the failures of tables durable.  Not in a callback or transaction. */
@@ -330,8 +305,8 @@ pipe_flush_failures(Pipe *pipe)
 		TableFailure *failure = &pipe->tables[i]->failure;
 
 		if (failure->failed && !failure->durable)
-			catalog_fail_table(pipe->id, pipe->tables[i]->relid, failure->code,
-							   failure->message, failure->hint);
+			catalog_fail_table(pipe->tables[i]->id, failure->code, failure->message,
+							   failure->hint);
 	}
 	worker_commit();
 	for (int i = 0; i < pipe->ntables; i++)
@@ -356,12 +331,18 @@ pipe_recheck_tables(Pipe *pipe)
 		char	   *hint = NULL;
 		bool		busy = false;
 
-		if (!table->recheck_now || table->failure.failed)
+		if (!table->recheck_now || !TABLE_IS_LIVE(table))
 			continue;
 		table->recheck_now = false;
 		worker_begin();
 		reason = recheck_table(pipe, table, &hint, &busy);
-		if (reason != NULL)
+		if (reason != NULL && table->info->automatic && get_rel_name(table->relid) == NULL)
+		{
+			/* it came by itself, and so it goes */
+			(void) catalog_remove_table(pipe->id, table->relid);
+			pipe->orders_pending = true;
+		}
+		else if (reason != NULL)
 			pipe_table_fail(pipe, table, 0, hint, "%s", reason);
 		worker_commit();
 		if (busy)
@@ -384,7 +365,7 @@ recheck_table(Pipe *pipe, PipeTable *table, char **hint, bool *busy)
 	char	   *difference;
 	List	   *watch;
 
-	*hint = "This version does not follow ALTER TABLE: drop the pipe with clickpipe_drop('...', drop_targets => true) and create it again.";
+	*hint = hint_resync(pipe->info->name, table->info->source_name, NULL);
 	if (!ConditionalLockRelationOid(table->relid, AccessShareLock))
 	{
 		*busy = true;
@@ -393,7 +374,7 @@ recheck_table(Pipe *pipe, PipeTable *table, char **hint, bool *busy)
 	rel = try_relation_open(table->relid, NoLock);
 	if (rel == NULL)
 	{
-		*hint = "Drop the pipe with clickpipe_drop and create it again without the table.";
+		*hint = hint_remove(pipe->info->name, table->relid);
 		return "the table was dropped";
 	}
 	difference = source_shape_difference(table->shape, source_shape(rel, &watch));

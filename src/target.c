@@ -17,13 +17,11 @@
 
 #include "compat.h"
 #include "target.h"
+#include "target_internal.h"
 #include "utf8.h"
 
 /* ClickHouse keeps a table in a file of its escaped name, "_resync" included. */
 #define MAX_ESCAPED_NAME	200
-
-/* Begins the comment of every target. */
-#define TARGET_MARK			"mirrored by clickpipe, pipe"
 
 static const char *const misfit_hint = "Drop the target in ClickHouse so that it is created anew, or choose another name with the table option target_table.";
 
@@ -32,21 +30,12 @@ static const char *column_target_name(const TableOptions *options, const char *a
 static bool has_control_character(const char *name);
 static int	escaped_length(const char *name);
 static char *engine_clause(const Target *target, const PipeOptions *options);
-static char *target_mark(int32 pipe_id);
-static char *create_sql(const Target *target, const PipeOptions *options, const ChServer *server,
-						const char *mark);
-static bool check_columns(ChClient *ch, const Target *target, ChError *err, const char **hint);
 static bool check_column(const Target *target, const char *columns, const char *name,
 						 const char *type, ChError *err);
-static bool check_engine(ChClient *ch, const Target *target, const PipeOptions *options,
-						 ChError *err, const char **hint);
 static char *split_field(char *field);
 static char *strip_quotes(const char *expression);
 static char *sorting_clause(const Target *target);
-static void append_table(StringInfo buf, const char *database, const char *table);
-static void append_where_table(StringInfo buf, const char *name_column, const Target *target);
 static char *name_in_utf8(const char *name);
-static bool refuse(ChError *err, const char *fmt,...) pg_attribute_printf(2, 3);
 
 /* See target.h. */
 void
@@ -220,7 +209,7 @@ target_make(Relation rel, const TableOptions *options, const PipeOptions *pipe_o
 /* See target.h. */
 bool
 target_prepare(ChClient *ch, const Target *target, const PipeOptions *options, int32 pipe_id,
-			   bool ours, bool may_create, ChError *err, const char **hint)
+			   bool ours, bool may_create, bool may_have_rows, ChError *err, const char **hint)
 {
 	char	   *mark = target_mark(pipe_id);
 	StringInfoData sql;
@@ -230,7 +219,7 @@ target_prepare(ChClient *ch, const Target *target, const PipeOptions *options, i
 	initStringInfo(&sql);
 	initStringInfo(&answer);
 	appendStringInfoString(&sql, "SELECT comment FROM system.tables WHERE ");
-	append_where_table(&sql, "name", target);
+	target_append_where(&sql, "name", target);
 	appendStringInfoString(&sql, " FORMAT TabSeparatedRaw");
 	if (!ch_query(ch, sql.data, false, 30000, &answer, err))
 		return false;
@@ -239,8 +228,7 @@ target_prepare(ChClient *ch, const Target *target, const PipeOptions *options, i
 	{
 		if (!may_create)
 		{
-			*hint = "Drop the pipe with clickpipe_drop and create it again to load the table anew.";
-			return refuse(err, "target %s.%s does not exist in ClickHouse any more",
+			return target_refuse(err, "target %s.%s does not exist in ClickHouse any more",
 						  target->database, target->table);
 		}
 		resetStringInfo(&sql);
@@ -259,7 +247,7 @@ target_prepare(ChClient *ch, const Target *target, const PipeOptions *options, i
 			if (atoi(count.data) == 0 && !ch_query(ch, sql.data, false, 60000, NULL, err))
 				return false;
 		}
-		return ch_query(ch, create_sql(target, options, &ch->server, mark), false, 60000, NULL, err);
+		return ch_query(ch, target_create_sql(target, options, &ch->server, mark), false, 60000, NULL, err);
 	}
 
 	answer.data[strcspn(answer.data, "\n")] = '\0';
@@ -267,34 +255,37 @@ target_prepare(ChClient *ch, const Target *target, const PipeOptions *options, i
 		strcmp(answer.data, mark) != 0)
 	{
 		*hint = "Choose another name with the table option target_table, or drop the target in ClickHouse if that pipe is gone.";
-		return refuse(err, "target %s.%s belongs to another pipe",
+		return target_refuse(err, "target %s.%s belongs to another pipe",
 					  target->database, target->table);
 	}
-	if (!ours)
+	if (!ours && !may_have_rows)
 	{
 		resetStringInfo(&sql);
 		resetStringInfo(&answer);
 		appendStringInfoString(&sql, "SELECT count() FROM (SELECT 1 FROM ");
-		append_table(&sql, target->ch_database, target->ch_table);
+		target_append_name(&sql, target->ch_database, target->ch_table);
 		appendStringInfoString(&sql, " LIMIT 1)");
 		if (!ch_query(ch, sql.data, false, 30000, &answer, err))
 			return false;
 		if (atoi(answer.data) != 0)
 		{
 			*hint = "Drop or empty it in ClickHouse, or choose another name with the table option target_table.";
-			return refuse(err, "target %s.%s exists and has rows already",
+			return target_refuse(err, "target %s.%s exists and has rows already",
 						  target->database, target->table);
 		}
-		if (!check_engine(ch, target, options, err, hint) || !check_columns(ch, target, err, hint))
+	}
+	if (!ours)
+	{
+		if (!target_check_engine(ch, target, options, err, hint) || !target_check_columns(ch, target, err, hint))
 			return false;
 		resetStringInfo(&sql);
 		appendStringInfoString(&sql, "ALTER TABLE ");
-		append_table(&sql, target->ch_database, target->ch_table);
+		target_append_name(&sql, target->ch_database, target->ch_table);
 		appendStringInfoString(&sql, " MODIFY COMMENT ");
 		append_ch_literal(&sql, mark);
 		return ch_query(ch, sql.data, false, 60000, NULL, err);
 	}
-	return check_engine(ch, target, options, err, hint) && check_columns(ch, target, err, hint);
+	return target_check_engine(ch, target, options, err, hint) && target_check_columns(ch, target, err, hint);
 }
 
 /* See target.h. */
@@ -328,9 +319,9 @@ target_renew(ChClient *ch, const Target *target, int timeout_ms, ChError *err)
 
 	initStringInfo(&sql);
 	appendStringInfoString(&sql, "CREATE OR REPLACE TABLE ");
-	append_table(&sql, target->ch_database, target->ch_table);
+	target_append_name(&sql, target->ch_database, target->ch_table);
 	appendStringInfoString(&sql, " AS ");
-	append_table(&sql, target->ch_database, target->ch_table);
+	target_append_name(&sql, target->ch_database, target->ch_table);
 	return ch_query(ch, sql.data, false, timeout_ms, NULL, err);
 }
 
@@ -343,7 +334,7 @@ target_drop(ChClient *ch, const char *database, const char *table, int timeout_m
 
 	initStringInfo(&sql);
 	appendStringInfoString(&sql, "DROP TABLE IF EXISTS ");
-	append_table(&sql, database, table);
+	target_append_name(&sql, database, table);
 	appendStringInfoString(&sql, " SYNC SETTINGS max_table_size_to_drop = 0");
 	return ch_query(ch, sql.data, false, timeout_ms, NULL, err);
 }
@@ -360,7 +351,7 @@ target_cursor(ChClient *ch, const Target *target, uint64 *hi, uint64 *lo, ChErro
 	initStringInfo(&answer);
 	appendStringInfo(&sql, "SELECT toUInt64(bitShiftRight(v, 64)), toUInt64(bitAnd(v, toUInt128(18446744073709551615))) "
 					 "FROM (SELECT max(%s) AS v FROM ", CLICKPIPE_COL_VERSION);
-	append_table(&sql, target->ch_database, target->ch_table);
+	target_append_name(&sql, target->ch_database, target->ch_table);
 	appendStringInfoString(&sql, ") FORMAT TabSeparated");
 	if (!ch_query(ch, sql.data, false, 600000, &answer, err))
 		return false;
@@ -369,9 +360,9 @@ target_cursor(ChClient *ch, const Target *target, uint64 *hi, uint64 *lo, ChErro
 	return true;
 }
 
-/* Compares the columns that we will send with those that are there. */
-static bool
-check_columns(ChClient *ch, const Target *target, ChError *err, const char **hint)
+/* See target_internal.h. */
+bool
+target_check_columns(ChClient *ch, const Target *target, ChError *err, const char **hint)
 {
 	StringInfoData sql;
 	StringInfoData answer;
@@ -380,7 +371,7 @@ check_columns(ChClient *ch, const Target *target, ChError *err, const char **hin
 	initStringInfo(&sql);
 	initStringInfo(&answer);
 	appendStringInfoString(&sql, "SELECT name, type FROM system.columns WHERE ");
-	append_where_table(&sql, "table", target);
+	target_append_where(&sql, "table", target);
 	appendStringInfoString(&sql, " FORMAT TabSeparatedRaw");
 	if (!ch_query(ch, sql.data, false, 30000, &answer, err))
 		return false;
@@ -408,17 +399,13 @@ check_column(const Target *target, const char *columns, const char *name, const 
 	for (const char *at = columns; (at = strstr(at, wanted)) != NULL; at++)
 		if (at == columns || at[-1] == '\n')
 			return true;
-	return refuse(err, "target %s.%s has no column \"%s\" of type %s",
+	return target_refuse(err, "target %s.%s has no column \"%s\" of type %s",
 				  target->database, target->table, name, type);
 }
 
-/*
- * Compares engine, its arguments, and sorting key with what we would have
- * created: with other ones rows would replace each other that must not, or
- * the older one would win.
- */
-static bool
-check_engine(ChClient *ch, const Target *target, const PipeOptions *options,
+/* See target_internal.h. */
+bool
+target_check_engine(ChClient *ch, const Target *target, const PipeOptions *options,
 			 ChError *err, const char **hint)
 {
 	StringInfoData sql;
@@ -434,7 +421,7 @@ check_engine(ChClient *ch, const Target *target, const PipeOptions *options,
 	initStringInfo(&sql);
 	initStringInfo(&answer);
 	appendStringInfoString(&sql, "SELECT engine, engine_full, sorting_key, partition_key FROM system.tables WHERE ");
-	append_where_table(&sql, "name", target);
+	target_append_where(&sql, "name", target);
 	appendStringInfoString(&sql, " FORMAT TabSeparatedRaw");
 	if (!ch_query(ch, sql.data, false, 30000, &answer, err))
 		return false;
@@ -454,13 +441,13 @@ check_engine(ChClient *ch, const Target *target, const PipeOptions *options,
 	*hint = misfit_hint;
 	if (strcmp(plain, target_engine_name(target->engine)) != 0 ||
 		(arguments != NULL && strstr(full, arguments) == NULL))
-		return refuse(err, "target %s.%s has the engine %s, not %s",
+		return target_refuse(err, "target %s.%s has the engine %s, not %s",
 					  target->database, target->table, full, wanted);
 	if (strcmp(strip_quotes(sorting), strip_quotes(sorting_clause(target))) != 0)
-		return refuse(err, "target %s.%s is sorted by (%s), not by (%s)",
+		return target_refuse(err, "target %s.%s is sorted by (%s), not by (%s)",
 					  target->database, target->table, sorting, sorting_clause(target));
 	if (partition[0] != '\0')
-		return refuse(err, "target %s.%s is partitioned, which this version does not support",
+		return target_refuse(err, "target %s.%s is partitioned, which this version does not support",
 					  target->database, target->table);
 	*hint = NULL;
 	return true;
@@ -527,20 +514,17 @@ sorting_clause(const Target *target)
 	return sql.data;
 }
 
-/*
- * Returns the comment that says whose a target is.  Two pipes that write to
- * one target would overwrite each other's rows, or not, by chance.
- */
-static char *
+/* See target_internal.h. */
+char *
 target_mark(int32 pipe_id)
 {
 	return psprintf("%s " UINT64_FORMAT "-%u-%d", TARGET_MARK, GetSystemIdentifier(),
 					MyDatabaseId, pipe_id);
 }
 
-/* Returns the CREATE TABLE of a target. */
-static char *
-create_sql(const Target *target, const PipeOptions *options, const ChServer *server,
+/* See target_internal.h. */
+char *
+target_create_sql(const Target *target, const PipeOptions *options, const ChServer *server,
 		   const char *mark)
 {
 	StringInfoData sql;
@@ -549,7 +533,7 @@ create_sql(const Target *target, const PipeOptions *options, const ChServer *ser
 
 	initStringInfo(&sql);
 	appendStringInfoString(&sql, "CREATE TABLE ");
-	append_table(&sql, target->ch_database, target->ch_table);
+	target_append_name(&sql, target->ch_database, target->ch_table);
 	appendStringInfoString(&sql, " (");
 	for (int i = 0; i < target->rows.ncolumns; i++)
 	{
@@ -586,18 +570,18 @@ engine_clause(const Target *target, const PipeOptions *options)
 	return psprintf("ReplacingMergeTree(%s)", CLICKPIPE_COL_VERSION);
 }
 
-/* Appends database.table, quoted. */
-static void
-append_table(StringInfo buf, const char *database, const char *table)
+/* See target_internal.h. */
+void
+target_append_name(StringInfo buf, const char *database, const char *table)
 {
 	append_ch_identifier(buf, database);
 	appendStringInfoChar(buf, '.');
 	append_ch_identifier(buf, table);
 }
 
-/* Appends the condition for a target's rows in a system table. */
-static void
-append_where_table(StringInfo buf, const char *name_column, const Target *target)
+/* See target_internal.h. */
+void
+target_append_where(StringInfo buf, const char *name_column, const Target *target)
 {
 	appendStringInfoString(buf, "database = ");
 	append_ch_literal(buf, target->ch_database);
@@ -605,9 +589,9 @@ append_where_table(StringInfo buf, const char *name_column, const Target *target
 	append_ch_literal(buf, target->ch_table);
 }
 
-/* Fills an error of our own; returns false. */
-static bool
-refuse(ChError *err, const char *fmt,...)
+/* See target_internal.h. */
+bool
+target_refuse(ChError *err, const char *fmt,...)
 {
 	va_list		args;
 

@@ -58,12 +58,46 @@ extern Target *target_make(Relation rel, const TableOptions *options,
 
 /*
  * Makes sure that the target exists and fits.  ours: this pipe made it, so that it may have
- * rows.  may_create: make it if it is not there.  False: *err says why (class
- * CH_PERMANENT if it does not fit), *hint what to do.  Waits for the network; not in a transaction.
+ * rows; may_have_rows: it may have them anyway.  may_create: make it if it is not there.
+ * False: *err says why (class CH_PERMANENT if it does not fit), *hint what to do (NULL: no
+ * special hint).  Waits for the network; not in a transaction.
  */
 extern bool target_prepare(ChClient *ch, const Target *target, const PipeOptions *options,
-						   int32 pipe_id, bool ours, bool may_create, ChError *err,
-						   const char **hint);
+						   int32 pipe_id, bool ours, bool may_create, bool may_have_rows,
+						   ChError *err, const char **hint);
+
+/*
+ * Makes the table that will take the place of "old_table" (of the same database): like it if
+ * it is ours and fits, so that what users added to it is kept, else from the source, with
+ * their indexes, projections and TTL as far as they fit.  *lost: what did not (char *).
+ * Otherwise as target_prepare.  In target_resync.c, as is what follows.
+ */
+extern bool target_prepare_resync(ChClient *ch, const Target *target, const char *old_table,
+								  const PipeOptions *options, int32 pipe_id, bool old_ours,
+								  List **lost, ChError *err, const char **hint);
+
+/* Who a table in ClickHouse is: in an exchange, its id must not be its name. */
+typedef struct TargetIdentity
+{
+	bool		exists;
+	char		uuid[40];		/* "" in databases that give none */
+} TargetIdentity;
+
+extern bool target_identify(ChClient *ch, const char *database, const char *table,
+							TargetIdentity *identity, ChError *err);
+
+/* Exchanges two tables of a database (names in UTF8), or renames one, at once. */
+extern bool target_exchange(ChClient *ch, const char *database, const char *a, const char *b,
+							ChError *err);
+extern bool target_rename(ChClient *ch, const char *database, const char *from, const char *to,
+						  ChError *err);
+
+/* The names of the materialized views that read from a table; NIL if there are none. */
+extern bool target_views(ChClient *ch, const char *database, const char *table, List **views,
+						 ChError *err);
+
+/* The text that INSERTs into a table begin with. */
+extern char *target_insert_text(const char *database, const char *table);
 
 /* Does the target (names in UTF8) bear the pipe's mark?  False: not known, see *err. */
 extern bool target_is_marked(ChClient *ch, int32 pipe_id, const char *database,

@@ -33,26 +33,21 @@
 
 #include "catalog.h"
 #include "compat.h"
+#include "decode.h"
+#include "hints.h"
 #include "options.h"
 #include "shmem.h"
 #include "source.h"
 #include "target.h"
+#include "verbs.h"
 #include "wake.h"
 
-static void require_preloaded(void);
-static void require_decoding(void);
 static void require_free_slot(void);
 static void check_pipe_name(const char *name);
-static PipeInfo *require_pipe(const char *name, Oid caller);
-static Oid *source_array(ArrayType *array, int *n);
-static void check_source(Oid relid, Oid owner, Jsonb *json);
 static Jsonb *find_table_options(Jsonb *tables, Oid relid);
 static void check_table_names(Jsonb *tables, const Oid *relids, int n);
-static void check_target_names(const Oid *relids, int n, Jsonb **options, const char *dbname);
-static char *qualified_name(Oid relid);
 static PipeEntry *entry_of(const PipeInfo *pipe);
 static bool pipe_loads_done(int32 pipe_id);
-static int64 retained_wal(const char *slot_name);
 
 PG_FUNCTION_INFO_V1(clickpipe_create);
 PG_FUNCTION_INFO_V1(clickpipe_pause);
@@ -110,9 +105,10 @@ clickpipe_create(PG_FUNCTION_ARGS)
 				 errmsg("pipe \"%s\" already exists", name)));
 	pipe_id = catalog_insert_pipe(name, owner, server_name, json);
 	for (int i = 0; i < ntables; i++)
-		catalog_insert_table(pipe_id, relids[i], i + 1,
-							 qualified_name(relids[i]),
-							 table_options[i]);
+		catalog_insert_table(pipe_id, relids[i], qualified_name(relids[i]),
+							 table_options[i], false);
+	catalog_add_event(pipe_id, 0, "info", NULL, 0,
+					  psprintf("created by %s", GetUserNameFromId(owner, false)), NULL);
 	catalog_leave(&access);
 
 	LWLockAcquire(ClickpipeShmem->lock, LW_EXCLUSIVE);
@@ -123,7 +119,7 @@ clickpipe_create(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
 				 errmsg("too many pipes"),
 				 errhint("Increase \"clickpipe.max_pipes\" and restart the server.")));
-	wake_at_commit(pipe_id, true);
+	wake_at_commit(pipe_id, true, true);
 	PG_RETURN_TEXT_P(cstring_to_text(pipe_state_name(PIPE_PROVISIONING)));
 }
 
@@ -139,19 +135,16 @@ clickpipe_pause(PG_FUNCTION_ARGS)
 	require_preloaded();
 	catalog_enter(&access);
 	pipe = require_pipe(name, access.save_userid);
-	if (pipe->state == PIPE_FAILED || pipe->state == PIPE_COMPLETED)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("pipe \"%s\" cannot be paused in state %s", name, pipe_state_name(pipe->state)),
-				 errhint("Use clickpipe_drop and create it again.")));
+	require_verb(pipe, VERB_PAUSE);
 	if (!pipe->paused)
 	{
 		catalog_set_paused(pipe->id, true);
-		wake_at_commit(pipe->id, false);
+		log_verb(pipe, &access, VERB_PAUSE, NULL);
+		wake_at_commit(pipe->id, false, true);
 	}
 	catalog_leave(&access);
 
-	retained = retained_wal(pipe->slot_name);
+	retained = slot_retained_wal(pipe->slot_name);
 	if (retained >= 0)
 		ereport(WARNING,
 				(errmsg("replication slot \"%s\" keeps growing while pipe \"%s\" is paused",
@@ -177,19 +170,14 @@ clickpipe_resume(PG_FUNCTION_ARGS)
 	require_decoding();
 	catalog_enter(&access);
 	pipe = require_pipe(name, access.save_userid);
+	require_verb(pipe, VERB_RESUME);
 	if (!pipe->paused)
-	{
-		if (pipe->state == PIPE_FAILED || pipe->state == PIPE_COMPLETED)
-			ereport(ERROR,
-					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-					 errmsg("pipe \"%s\" cannot be resumed in state %s", name, pipe_state_name(pipe->state)),
-					 errhint("Use clickpipe_drop and create it again.")));
 		next = pipe->state;
-	}
 	else
 	{
 		catalog_set_paused(pipe->id, false);
-		wake_at_commit(pipe->id, false);
+		log_verb(pipe, &access, VERB_RESUME, NULL);
+		wake_at_commit(pipe->id, false, true);
 		if (XLogRecPtrIsInvalid(pipe->slot_lsn))
 			next = PIPE_SETUP;
 		else
@@ -217,7 +205,7 @@ clickpipe_drop(PG_FUNCTION_ARGS)
 	LWLockAcquire(ClickpipeShmem->lock, LW_EXCLUSIVE);
 	(void) shmem_add_pipe(MyDatabaseId, pipe->id, false);
 	LWLockRelease(ClickpipeShmem->lock);
-	wake_at_commit(pipe->id, false);
+	wake_at_commit(pipe->id, false, true);
 	PG_RETURN_VOID();
 }
 
@@ -272,6 +260,7 @@ clickpipe_wait(PG_FUNCTION_ARGS)
 	for (;;)
 	{
 		XLogRecPtr	visible;
+		bool		followed;
 		bool		loads_done;
 		int			failed;
 		bool		gone;
@@ -280,8 +269,10 @@ clickpipe_wait(PG_FUNCTION_ARGS)
 		CHECK_FOR_INTERRUPTS();
 		SpinLockAcquire(&entry->mutex);
 		visible = entry->visible_lsn;
-		loads_done = entry->loads_done;
-		failed = entry->tables_failed;
+		/* what the worker says counts when it has seen all orders */
+		followed = entry->followed == entry->generation && !entry->tables_made;
+		loads_done = entry->loads_done && followed;
+		failed = followed ? entry->tables_failed : 0;
 		SpinLockRelease(&entry->mutex);
 		LWLockAcquire(ClickpipeShmem->lock, LW_SHARED);
 		gone = !entry->in_use || entry->pipe_id != pipe->id || entry->dboid != MyDatabaseId;
@@ -324,7 +315,7 @@ clickpipe_wait(PG_FUNCTION_ARGS)
 }
 
 /* ERROR unless the library is preloaded: without the launcher nothing would happen. */
-static void
+void
 require_preloaded(void)
 {
 	if (!clickpipe_is_preloaded())
@@ -335,7 +326,7 @@ require_preloaded(void)
 }
 
 /* ERROR if the server cannot decode its WAL. */
-static void
+void
 require_decoding(void)
 {
 	if (RecoveryInProgress())
@@ -383,7 +374,7 @@ check_pipe_name(const char *name)
  * member of it; ERROR otherwise.  Within catalog_enter, where the current user
  * is not the caller.
  */
-static PipeInfo *
+PipeInfo *
 require_pipe(const char *name, Oid caller)
 {
 	PipeInfo   *pipe = catalog_find_pipe(name, CurTransactionContext);
@@ -400,8 +391,43 @@ require_pipe(const char *name, Oid caller)
 	return pipe;
 }
 
+/* Returns the state that users see: a pipe that is to be paused is Pausing. */
+PipeState
+visible_state(const PipeInfo *pipe)
+{
+	if (pipe->paused && pipe->state != PIPE_PAUSED && pipe->state != PIPE_FAILED &&
+		pipe->state != PIPE_COMPLETED)
+		return PIPE_PAUSING;
+	return pipe->state;
+}
+
+/* ERROR unless the verb is allowed in the pipe's state; says what would be. */
+void
+require_verb(const PipeInfo *pipe, PipeVerb verb)
+{
+	PipeState	state = visible_state(pipe);
+
+	if (pipe_verb_allowed(state, verb))
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("%s is not allowed while pipe \"%s\" is %s", pipe_verb_name(verb), pipe->name,
+					pipe_state_name(state)),
+			 errdetail("Allowed are: %s.", pipe_verbs_allowed(state)),
+			 errhint("%s", hint_resync_pipe(pipe->name, NULL))));
+}
+
+/* Records in the pipe's log who ordered what.  Within catalog_enter. */
+void
+log_verb(const PipeInfo *pipe, const CatalogAccess *access, PipeVerb verb, const char *source_name)
+{
+	catalog_add_event(pipe->id, 0, "info", source_name, 0,
+					  psprintf("%s by %s", pipe_verb_name(verb),
+							   GetUserNameFromId(access->save_userid, false)), NULL);
+}
+
 /* Returns the tables of an array, without NULLs and duplicates. */
-static Oid *
+Oid *
 source_array(ArrayType *array, int *n)
 {
 	Datum	   *elems;
@@ -430,7 +456,7 @@ source_array(ArrayType *array, int *n)
 }
 
 /* ERROR unless the table can be mirrored for that owner and with these options. */
-static void
+void
 check_source(Oid relid, Oid owner, Jsonb *json)
 {
 	Relation	rel = try_relation_open(relid, AccessShareLock);
@@ -530,7 +556,7 @@ check_table_names(Jsonb *tables, const Oid *relids, int n)
 }
 
 /* ERROR if two tables would go to the same target. */
-static void
+void
 check_target_names(const Oid *relids, int n, Jsonb **options, const char *dbname)
 {
 	char	  **names = palloc(sizeof(char *) * Max(n, 1));
@@ -554,7 +580,7 @@ check_target_names(const Oid *relids, int n, Jsonb **options, const char *dbname
 }
 
 /* Returns a table's name with its schema, quoted. */
-static char *
+char *
 qualified_name(Oid relid)
 {
 	return quote_qualified_identifier(get_namespace_name(get_rel_namespace(relid)),
@@ -592,30 +618,4 @@ pipe_loads_done(int32 pipe_id)
 			return false;
 	}
 	return true;
-}
-
-/* Returns the bytes of WAL that a slot retains, -1 if there is no such slot. */
-static int64
-retained_wal(const char *slot_name)
-{
-	int64		retained = -1;
-
-	if (slot_name == NULL)
-		return -1;
-	LWLockAcquire(ReplicationSlotControlLock, LW_SHARED);
-	for (int i = 0; i < max_replication_slots; i++)
-	{
-		ReplicationSlot *slot = &ReplicationSlotCtl->replication_slots[i];
-		XLogRecPtr	restart_lsn;
-
-		if (!slot->in_use || strcmp(NameStr(slot->data.name), slot_name) != 0)
-			continue;
-		SpinLockAcquire(&slot->mutex);
-		restart_lsn = slot->data.restart_lsn;
-		SpinLockRelease(&slot->mutex);
-		if (!XLogRecPtrIsInvalid(restart_lsn))
-			retained = (int64) (GetXLogInsertRecPtr() - restart_lsn);
-	}
-	LWLockRelease(ReplicationSlotControlLock);
-	return retained;
 }

@@ -18,6 +18,7 @@
 
 #include "access/xact.h"
 #include "catalog/objectaccess.h"
+#include "catalog/pg_class.h"
 #include "catalog/pg_extension.h"
 #include "commands/extension.h"
 #include "miscadmin.h"
@@ -31,9 +32,11 @@ typedef struct PendingWake
 {
 	int32		pipe_id;
 	bool		created;
+	bool		urgent;
 	SubTransactionId subid;
 } PendingWake;
 
+static bool tables_made = false;	/* in this transaction */
 static List *pending = NIL;		/* of PendingWake *, in TopTransactionContext */
 
 static object_access_hook_type prev_object_access_hook = NULL;
@@ -43,8 +46,10 @@ static void wake_object_access(ObjectAccessType access, Oid classId, Oid objectI
 static void wake_xact_callback(XactEvent event, void *arg);
 static void wake_subxact_callback(SubXactEvent event, SubTransactionId subid,
 								  SubTransactionId parent, void *arg);
-static void wake_pipe(int32 pipe_id);
+static void wake_pipe(const PendingWake *wake);
 static void forget_created(const PendingWake *wake);
+static void note_table_made(void);
+static void tell_tables_made(void);
 static void wake_sleepers(void);
 
 /* See wake.h. */
@@ -67,6 +72,8 @@ wake_object_access(ObjectAccessType access, Oid classId, Oid objectId,
 {
 	if (prev_object_access_hook)
 		prev_object_access_hook(access, classId, objectId, subId, arg);
+	if ((access == OAT_POST_CREATE || access == OAT_POST_ALTER) && classId == RelationRelationId)
+		note_table_made();
 	if (access != OAT_DROP || classId != ExtensionRelationId ||
 		objectId != get_extension_oid(CLICKPIPE_NAME, true))
 		return;
@@ -81,19 +88,36 @@ wake_object_access(ObjectAccessType access, Oid classId, Oid objectId,
 		pipe_id = entry->pipe_id;
 		LWLockRelease(ClickpipeShmem->lock);
 		if (mine)
-			wake_at_commit(pipe_id, false);
+			wake_at_commit(pipe_id, false, true);
+	}
+}
+
+/*
+ * A relation was created or altered: pipes with the option "schemas" look for
+ * new tables when that has committed.  Cheap, for temporary tables come here too.
+ */
+static void
+note_table_made(void)
+{
+	for (int i = 0; i < ClickpipeShmem->max_entries; i++)
+	{
+		PipeEntry  *entry = &ClickpipeShmem->entries[i];
+
+		if (entry->in_use && entry->has_schemas && entry->dboid == MyDatabaseId)
+			tables_made = true;
 	}
 }
 
 /* See wake.h. */
 void
-wake_at_commit(int32 pipe_id, bool created)
+wake_at_commit(int32 pipe_id, bool created, bool urgent)
 {
 	MemoryContext old = MemoryContextSwitchTo(TopTransactionContext);
 	PendingWake *wake = palloc(sizeof(PendingWake));
 
 	wake->pipe_id = pipe_id;
 	wake->created = created;
+	wake->urgent = urgent;
 	wake->subid = GetCurrentSubTransactionId();
 	pending = lappend(pending, wake);
 	MemoryContextSwitchTo(old);
@@ -108,13 +132,17 @@ wake_xact_callback(XactEvent event, void *arg)
 	switch (event)
 	{
 		case XACT_EVENT_COMMIT:
+			if (tables_made)
+				tell_tables_made();
+			tables_made = false;
 			foreach(lc, pending)
-				wake_pipe(((PendingWake *) lfirst(lc))->pipe_id);
+				wake_pipe(lfirst(lc));
 			pending = NIL;
 			wake_sleepers();
 			break;
 
 		case XACT_EVENT_ABORT:
+			tables_made = false;
 			foreach(lc, pending)
 				forget_created(lfirst(lc));
 			pending = NIL;
@@ -160,29 +188,49 @@ wake_subxact_callback(SubXactEvent event, SubTransactionId subid,
 /*
  * Makes a pipe's worker read its orders.  After commit: must not fail.
  *
- * SIGINT cancels whatever the worker is in the middle of (a lock wait, the
- * wait for an acknowledgement in a decoding callback), which is harmless: what was
- * not acknowledged is decoded again.
+ * Urgent orders end what it does: SIGINT cancels whatever it is in the middle
+ * of (a lock wait, the wait for an acknowledgement in a decoding callback),
+ * which is harmless: what was not acknowledged is decoded again.
  */
 static void
-wake_pipe(int32 pipe_id)
+wake_pipe(const PendingWake *wake)
 {
 	PipeEntry  *entry;
 
 	LWLockAcquire(ClickpipeShmem->lock, LW_EXCLUSIVE);
-	entry = shmem_find_pipe(MyDatabaseId, pipe_id);
+	entry = shmem_find_pipe(MyDatabaseId, wake->pipe_id);
 	if (entry != NULL)
 	{
 		entry->pending = false;
 		entry->generation++;
+		if (wake->urgent)
+			entry->urgent = entry->generation;
 		entry->wanted = true;
 		entry->restart_at = 0;
 		entry->failures = 0;
 		if (entry->worker_pid != 0)
-			kill(entry->worker_pid, SIGINT);
+		{
+			if (wake->urgent)
+				kill(entry->worker_pid, SIGINT);
+			else if (entry->worker_latch != NULL)
+				SetLatch(entry->worker_latch);
+		}
 		shmem_wake_launcher();
 	}
 	LWLockRelease(ClickpipeShmem->lock);
+}
+
+/* Has the workers of pipes with the option "schemas" look for new tables. */
+static void
+tell_tables_made(void)
+{
+	for (int i = 0; i < ClickpipeShmem->max_entries; i++)
+	{
+		PipeEntry  *entry = &ClickpipeShmem->entries[i];
+
+		if (entry->in_use && entry->has_schemas && entry->dboid == MyDatabaseId)
+			entry->tables_made = true;
+	}
 }
 
 /* Frees the entry of a pipe whose creation was rolled back. */

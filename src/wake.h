@@ -19,7 +19,8 @@ extern void wake_init(void);
  * After the commit of the current transaction: bring the pipe's worker to read its orders, starting it
  * if there is none.  After an abort (of the transaction or of the subtransaction):
  * nothing, and an entry made for the pipe by this transaction is freed.
+ * urgent: the order ends whatever the worker is doing.
  */
-extern void wake_at_commit(int32 pipe_id, bool created);
+extern void wake_at_commit(int32 pipe_id, bool created, bool urgent);
 
 #endif							/* CLICKPIPE_WAKE_H */

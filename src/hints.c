@@ -1,0 +1,39 @@
+/*-------------------------------------------------------------------------
+ *
+ * hints.c
+ *	  What users are told to do when something cannot go on by itself: in one
+ *	  place, so that the commands in hints are right everywhere.
+ *
+ * Copyright (c) 2026, clickpipe contributors
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "clickpipe.h"
+
+#include "utils/builtins.h"
+
+#include "hints.h"
+
+/* A table must be loaded anew. */
+char *
+hint_resync(const char *pipe, const char *source_name, const char *reason)
+{
+	return psprintf("%s%sun clickpipe_resync(%s, ARRAY[%s]::regclass[]) to load the table anew.",
+					reason ? reason : "", reason ? ", then r" : "R",
+					quote_literal_cstr(pipe), quote_literal_cstr(source_name));
+}
+
+/* All tables of a pipe must be loaded anew. */
+char *
+hint_resync_pipe(const char *pipe, const char *reason)
+{
+	return psprintf("%s%sun clickpipe_resync(%s) to load its tables anew.",
+					reason ? reason : "", reason ? ", then r" : "R", quote_literal_cstr(pipe));
+}
+
+/* A table is no more. */
+char *
+hint_remove(const char *pipe, Oid relid)
+{
+	return psprintf("Run clickpipe_remove_table(%s, %u).", quote_literal_cstr(pipe), relid);
+}

@@ -1,0 +1,288 @@
+/*-------------------------------------------------------------------------
+ *
+ * orders.c
+ *	  How a pipe worker learns what is wanted of it, and follows.
+ *
+ * A pause or a drop ends the run, wherever it is: SIGINT has every wait end
+ * by ERROR.  Everything else (options, tables added, removed or to be
+ * resynced, credentials) is taken over by the loop while the stream goes on.
+ *
+ * Copyright (c) 2026, clickpipe contributors
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "clickpipe.h"
+
+#include "access/xact.h"
+#include "access/xlog.h"
+#include "miscadmin.h"
+#include "replication/slot.h"
+#include "utils/builtins.h"
+#include "utils/inval.h"
+#include "utils/memutils.h"
+#include "utils/timestamp.h"
+
+#include "compat.h"
+#include "decode.h"
+#include "pipe.h"
+#include "worker.h"
+
+static void load_orders(Pipe *pipe);
+static void begin_resync(Pipe *pipe);
+static void reload_options(Pipe *pipe);
+static bool same_string(const char *a, const char *b);
+
+/* Have the orders changed since this run read them? */
+bool
+pipe_orders_changed(Pipe *pipe)
+{
+	return pipe->entry->generation != pipe->generation;
+}
+
+/* Is there an order that ends this run, a pause or a drop? */
+bool
+pipe_must_leave(Pipe *pipe)
+{
+	return pipe->entry->urgent > pipe->generation;
+}
+
+/*
+ * Reads the orders and follows those that end this run: dropped, paused, or
+ * the extension is gone.  Returns if the pipe shall go on; pipe_follow_orders
+ * does the rest.  Not in a callback or transaction.
+ */
+void
+pipe_check_orders(Pipe *pipe)
+{
+	pipe->generation = pipe->entry->generation;
+	pg_read_barrier();
+	load_orders(pipe);
+
+	if (pipe->info == NULL)
+	{
+		/* rolled back, or DROP EXTENSION: nobody will ever read the slot */
+		loads_stop(pipe->entry);
+		if (MyReplicationSlot != NULL)
+			ReplicationSlotRelease();
+		slot_drop(pipe_slot_name(pipe));
+		pipe_finish(pipe, true);
+	}
+	if (pipe->info->dropped)
+		pipe_drop(pipe);
+	if (!pipe->info->has_state)
+		pipe_finish(pipe, false);	/* restored from a dump */
+	if ((pipe->info->state == PIPE_FAILED || pipe->info->state == PIPE_COMPLETED) &&
+		pipe->info->resync_wanted > pipe->info->resync_done)
+		begin_resync(pipe);
+	if (pipe->info->state == PIPE_FAILED || pipe->info->state == PIPE_COMPLETED)
+		pipe_finish(pipe, false);
+	pipe_check_retained_wal(pipe);
+	if (pipe->info->paused)
+	{
+		loads_stop(pipe->entry);
+		pipe_set_state(pipe, PIPE_PAUSED);
+		pipe_flush_events(pipe);
+		pipe_finish(pipe, false);
+	}
+}
+
+/* Reads the pipe from the catalog; info is NULL if it is not there. */
+static void
+load_orders(Pipe *pipe)
+{
+	PipeInfo   *info;
+
+	/* at the end of an error the loop may still be in the middle of decoding */
+	if (MyReplicationSlot != NULL && pipe->in_callback)
+		elog(ERROR, "catalog read in a decoding callback");
+	worker_begin();
+	info = catalog_exists() ? catalog_load_pipe(pipe->id, pipe->mcxt) : NULL;
+	worker_commit();
+
+	/* what this run has done since it began is in its own copy */
+	if (info != NULL && pipe->info != NULL)
+	{
+		info->slot_name = pipe->info->slot_name;
+		info->slot_lsn = pipe->info->slot_lsn;
+		info->confirmed_lsn = pipe->info->confirmed_lsn;
+	}
+	pipe->info = info;
+}
+
+/*
+ * Begins the resync of a pipe that has failed or is completed: what its slot
+ * knew is gone, so all of its tables are loaded anew, beside their targets.
+ */
+static void
+begin_resync(Pipe *pipe)
+{
+	PipeInfo   *info = pipe->info;
+	bool		failed = (info->state == PIPE_FAILED);
+
+	Assert(pipe->decoding == NULL);
+	slot_drop(pipe_slot_name(pipe));
+	worker_begin();
+	catalog_begin_pipe_resync(pipe->id, info->resync_wanted,
+							  failed ? "the pipe had failed; its resync will replace the target" :
+							  "the pipe was completed; its resync will replace the target");
+	worker_commit();
+	pipe->info = NULL;
+	load_orders(pipe);
+	pipe_log(pipe, LOG, NULL, 0, NULL, "goes from %s to %s for a resync of the whole pipe",
+			 pipe_state_name(failed ? PIPE_FAILED : PIPE_COMPLETED), pipe_state_name(PIPE_SETUP));
+}
+
+/*
+ * Takes over what else was ordered: options, tables added, removed and to be
+ * resynced.  From the loop, not in a callback.
+ */
+void
+pipe_follow_orders(Pipe *pipe)
+{
+	reload_options(pipe);
+	tables_reload(pipe);
+	if (pipe->info->resync_wanted > pipe->info->resync_done)
+	{
+		worker_begin();
+		catalog_set_pipe_resync(pipe->id, pipe->info->resync_wanted);
+		worker_commit();
+		pipe->info->resync_done = pipe->info->resync_wanted;
+	}
+	pipe->schemas_unchecked = (pipe->options->schemas != NIL);
+	pipe->schemas_checked = 0;
+	pipe->server_unchecked = true;
+
+	/* what is published from here on speaks of these orders */
+	SpinLockAcquire(&pipe->entry->mutex);
+	pipe->entry->loads_done = false;
+	pipe->entry->tables_failed = 0;
+	pipe->entry->followed = pipe->generation;
+	SpinLockRelease(&pipe->entry->mutex);
+}
+
+/* Takes over the pipe's options, and tells the launcher what it must watch. */
+static void
+reload_options(Pipe *pipe)
+{
+	MemoryContext old;
+
+	worker_begin();
+	old = MemoryContextSwitchTo(pipe->mcxt);
+	pipe->options = pipe_options_parse(pipe->info->options);
+	MemoryContextSwitchTo(old);
+	worker_commit();
+	entry_set_watch(pipe->entry, pipe_slot_name(pipe), pipe->options->max_retained_wal,
+					pipe->options->schemas != NIL);
+}
+
+/*
+ * After ALTER SERVER or ALTER USER MAPPING: goes on with other credentials, or
+ * starts over if it is another server.  Not in a callback or transaction.
+ */
+void
+pipe_check_server(Pipe *pipe)
+{
+	ChServer   *server;
+	ChServer   *now = &pipe->ch->server;
+	MemoryContext old;
+
+	pipe->server_unchecked = false;
+	worker_begin();
+	old = MemoryContextSwitchTo(pipe->mcxt);
+	server = server_options_load(pipe->info->server, pipe->info->owner);
+	MemoryContextSwitchTo(old);
+	worker_commit();
+
+	if (!same_string(server->host, now->host) || server->port != now->port ||
+		server->secure != now->secure || server->compression != now->compression ||
+		server->durable_inserts != now->durable_inserts ||
+		!same_string(server->dbname ? server->dbname : "default", now->dbname))
+	{
+		pipe_log(pipe, LOG, NULL, 0, NULL, "starts over: server \"%s\" was altered",
+				 pipe->info->server);
+		ereport(ERROR,
+				(errcode(ERRCODE_QUERY_CANCELED),
+				 errmsg("server \"%s\" was altered", pipe->info->server)));
+	}
+	if (same_string(server->user, now->user) && same_string(server->password, now->password) &&
+		same_string(server->ca_file, now->ca_file) &&
+		same_string(server->cert_file, now->cert_file) &&
+		same_string(server->key_file, now->key_file) &&
+		same_string(server->server_name, now->server_name) &&
+		server->connect_timeout_ms == now->connect_timeout_ms)
+		return;
+	pipe_log(pipe, LOG, NULL, 0, NULL, "goes on with the new credentials of server \"%s\"",
+			 pipe->info->server);
+	inserts_reconnect(pipe);
+	ch_client_reconfigure(pipe->ch, server);
+	pipe->server = server;
+}
+
+/* Are both strings the same, or both missing? */
+static bool
+same_string(const char *a, const char *b)
+{
+	return a == NULL || b == NULL ? a == b : strcmp(a, b) == 0;
+}
+
+/*
+ * Fails the pipe if its slot retains more WAL than "max_retained_wal" allows:
+ * a full disk would stop the whole server.
+ */
+void
+pipe_check_retained_wal(Pipe *pipe)
+{
+	int64		retained = slot_retained_wal(pipe->info->slot_name);
+	int64		limit;
+
+	if (pipe->options != NULL)
+		limit = pipe->options->max_retained_wal;
+	else
+	{
+		worker_begin();
+		limit = pipe_options_parse(pipe->info->options)->max_retained_wal;
+		worker_commit();
+	}
+	if (limit <= 0 || retained <= limit)
+		return;
+	if (pipe->in_callback)
+		ereport(ERROR,
+				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+				 errmsg("replication slot \"%s\" retains too much WAL", pipe->info->slot_name)));
+	pipe_fail(pipe, 0,
+			  psprintf("replication slot \"%s\" retained " INT64_FORMAT " bytes of WAL, more than the option max_retained_wal allows (" INT64_FORMAT ")",
+					   pipe->info->slot_name, retained, limit),
+			  psprintf("The slot was dropped to protect the disk. When ClickHouse can take the changes again, run clickpipe_resync(%s).",
+					   quote_literal_cstr(pipe->info->name)));
+}
+
+/*
+ * Waits until a time or until there are orders to be looked at; follows those
+ * that end the run.  Credentials that have been altered meanwhile are taken
+ * over, and end the wait.  Before the loop only.
+ */
+void
+pipe_wait_until(Pipe *pipe, TimestampTz until, uint32 wait_event)
+{
+	while (GetCurrentTimestamp() < until)
+	{
+		/* commits wake us, and may have altered the user mapping */
+		pipe->entry->sleeping = true;
+		http_wait(pipe->ch->http,
+				  TimestampDifferenceMilliseconds(GetCurrentTimestamp(), until) + 1,
+				  wait_event);
+		pipe->entry->sleeping = false;
+		CHECK_FOR_INTERRUPTS();
+		if (pipe_orders_changed(pipe))
+		{
+			pipe_check_orders(pipe);
+			pipe->orders_pending = true;
+		}
+		AcceptInvalidationMessages();
+		if (pipe->server_unchecked)
+		{
+			pipe_check_server(pipe);
+			return;
+		}
+	}
+}

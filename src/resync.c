@@ -1,0 +1,466 @@
+/*-------------------------------------------------------------------------
+ *
+ * resync.c
+ *	  Resync: a table is loaded anew into a second target, which then takes the
+ *	  place of the first.
+ *
+ * Both get the changes until then, so readers of the first one miss nothing.
+ * The exchange comes after a barrier: no insert into either table is under
+ * way, or may still come to an end, for it would hit the other one.
+ *
+ * EXCHANGE cannot be repeated: done twice, it is undone.  So the ids of both
+ * tables are recorded first, and each step looks at what is there.
+ *
+ * Copyright (c) 2026, clickpipe contributors
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "clickpipe.h"
+
+#include "access/xact.h"
+#include "miscadmin.h"
+#include "utils/memutils.h"
+#include "utils/timestamp.h"
+
+#include "compat.h"
+#include "hints.h"
+#include "pipe.h"
+#include "utf8.h"
+
+#define HOLD_MS			2000	/* how long the stream may rest for a barrier */
+#define HOLD_AGAIN_MS	5000
+#define KILL_TIMEOUT_MS	10000
+#define DROP_TIMEOUT_MS	60000
+#define MAX_STEPS		6
+
+#define RESYNC_SUFFIX	"_resync"
+#define OLD_SUFFIX		"_resync_old"
+
+/* The names of an exchange, as ClickHouse knows them. */
+typedef struct ExchangeNames
+{
+	char	   *database;
+	char	   *target;			/* the name that readers use */
+	char	   *resync;
+	char	   *old;			/* where EXCHANGE is not available */
+} ExchangeNames;
+
+static void get_names(PipeTable *table, ExchangeNames *names);
+static char *to_utf8(const char *name);
+static bool settle_strays(Pipe *pipe, PipeTable *table, ExchangeNames *names, ChError *err);
+static bool begin_exchange(Pipe *pipe, PipeTable *table, ExchangeNames *names, ChError *err);
+static bool make_exchange(Pipe *pipe, PipeTable *table, ExchangeNames *names, ChError *err);
+static bool drop_replaced(Pipe *pipe, ExchangeNames *names, const char *old_uuid, ChError *err);
+static void finish(Pipe *pipe, PipeTable *table);
+static void tell_views(Pipe *pipe, PipeTable *table, ExchangeNames *names);
+static void try_later(Pipe *pipe, PipeTable *table, const ChError *err);
+
+/*
+ * Begins the resync of a table, or begins it anew.  In the loop, not in a
+ * callback.
+ */
+void
+resync_begin(Pipe *pipe, PipeTable *table)
+{
+	TableInfo  *info = table->info;
+	bool		again = (table->resync != NULL);
+	PipeTable  *new_table = NULL;
+	int32		id;
+	ListCell   *lc;
+	List	   *infos;
+
+	/* the load that is begun now makes the other one needless */
+	if (table->load_slot >= 0)
+		loads_end(pipe, table);
+	worker_begin();
+	if (again)
+		catalog_delete_table(table->resync->id);
+	id = catalog_begin_resync(info, info->target_database,
+							  psprintf("%s%s", info->target_table ? info->target_table : "",
+									   RESYNC_SUFFIX));
+	infos = catalog_load_tables(pipe->id, pipe->mcxt);
+	worker_commit();
+	if (again)
+		tables_remove(pipe, table->resync);
+	info->resync_done = info->resync_wanted;
+
+	/* what was never captured begins anew itself */
+	if (id == 0)
+	{
+		id = table->id;
+		tables_remove(pipe, table);
+	}
+	foreach(lc, infos)
+		if (((TableInfo *) lfirst(lc))->id == id)
+			new_table = tables_add(pipe, lfirst(lc));
+	if (new_table == NULL)
+		elog(ERROR, "table %s has vanished from the catalog", info->source_name);
+	new_table->stray_inserts = again;
+	pipe->loads_done = false;
+	pipe_log(pipe, LOG, new_table, 0, NULL, "is being resynced%s", again ? ", from the start" : "");
+}
+
+/* Fills in the names of an exchange; palloc'ed. */
+static void
+get_names(PipeTable *table, ExchangeNames *names)
+{
+	char	   *resync = table->info->target_table;
+	char	   *target = pnstrdup(resync, strlen(resync) - strlen(RESYNC_SUFFIX));
+
+	names->database = to_utf8(table->info->target_database);
+	names->resync = to_utf8(resync);
+	names->target = to_utf8(target);
+	names->old = psprintf("%s%s", names->target, OLD_SUFFIX);
+}
+
+/* Returns a name as ClickHouse gets it. */
+static char *
+to_utf8(const char *name)
+{
+	char	   *utf8 = utf8_cstring(name);
+
+	return utf8 != NULL ? utf8 : pstrdup(name);
+}
+
+/* Makes the target that a resync loads; see target_prepare. */
+bool
+resync_prepare_target(Pipe *pipe, PipeTable *table, ChError *err, const char **hint)
+{
+	ExchangeNames names;
+	List	   *lost;
+	ListCell   *lc;
+	char	   *old;
+
+	get_names(table, &names);
+	/* rows of an attempt before this one have an older P */
+	if (table->stray_inserts &&
+		!ch_kill_queries(pipe->ch, pipe_query_prefix(pipe),
+						 target_insert_text(names.database, names.resync), KILL_TIMEOUT_MS, err))
+		return false;
+	table->stray_inserts = false;
+	old = pnstrdup(table->info->target_table,
+				   strlen(table->info->target_table) - strlen(RESYNC_SUFFIX));
+	if (!target_prepare_resync(pipe->ch, table->target, old, pipe->options, pipe->id,
+							   table->main->info->target_ours, &lost, err, hint))
+		return false;
+	foreach(lc, lost)
+		pipe_log(pipe, WARNING, table, 0, "Add it by hand, if it still makes sense.",
+				 "the new target could not get what the old one had: %s", (char *) lfirst(lc));
+	return true;
+}
+
+/* Drops a target that was not exchanged yet, as far as ClickHouse lets us. */
+void
+resync_drop_target(Pipe *pipe, const char *database, const char *target_table)
+{
+	char	   *ch_database = to_utf8(database);
+	char	   *ch_table = to_utf8(target_table);
+	bool		marked = false;
+	ChError		err;
+
+	if (target_is_marked(pipe->ch, pipe->id, ch_database, ch_table, KILL_TIMEOUT_MS, &marked, &err) &&
+		(!marked || target_drop(pipe->ch, ch_database, ch_table, DROP_TIMEOUT_MS, &err)))
+		return;
+	pipe_log(pipe, WARNING, NULL, err.code, "Drop it in ClickHouse.",
+			 "%s.%s, which a resync had not finished, is left in ClickHouse: %s",
+			 database, target_table, err.message);
+}
+
+/*
+ * Brings exchanges that an earlier life has begun to their end, before
+ * anything is sent: until then it is not known which table is which.
+ */
+void
+resync_recover(Pipe *pipe)
+{
+	static uint32 wait_event = 0;
+
+	if (wait_event == 0)
+		wait_event = compat_wait_event("ClickpipeTarget");
+	for (int i = 0; i < pipe->ntables; i++)
+	{
+		PipeTable  *table = pipe->tables[i];
+
+		while (table->main != NULL && table->state == TABLE_RESYNC)
+		{
+			ExchangeNames names;
+			ChError		err;
+
+			get_names(table, &names);
+			if (settle_strays(pipe, table, &names, &err) &&
+				make_exchange(pipe, table, &names, &err))
+			{
+				finish(pipe, table);
+				i = -1;			/* the array has changed */
+				break;
+			}
+			if (table->failure.failed)
+				break;
+			try_later(pipe, table, &err);
+			pipe_wait_until(pipe, table->retry_at, wait_event);
+		}
+	}
+	pipe_flush_failures(pipe);
+}
+
+/*
+ * Takes the next step of resyncs whose load is done: barrier, exchange.  From
+ * the loop.  True if the stream rests meanwhile.
+ */
+bool
+resync_advance(Pipe *pipe)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	PipeTable  *table = NULL;
+	ExchangeNames names;
+	ChError		err;
+
+	for (int i = 0; i < pipe->ntables && table == NULL; i++)
+		if (pipe->tables[i]->main != NULL && pipe->tables[i]->state == TABLE_RESYNC &&
+			pipe->tables[i]->retry_at <= now)
+			table = pipe->tables[i];
+	if (table == NULL)
+		return false;
+
+	pipe_set_state(pipe, PIPE_RESYNC);
+	get_names(table, &names);
+	if (!table->blocked)
+	{
+		if (!stream_hold(pipe))
+			return false;
+		inserts_seal(pipe, table);
+		inserts_seal(pipe, table->main);
+		if (inserts_pending(pipe, table) || inserts_pending(pipe, table->main))
+		{
+			entry_set_activity(pipe->entry, "waiting for inserts into %s before the exchange",
+							   table->info->target_table);
+			if (!TimestampDifferenceExceeds(pipe->hold_since, now, HOLD_MS))
+				return true;
+			if (!inserts_pending(pipe, table))
+			{
+				/* what it lacks, the other one has: it must go */
+				pipe_table_fail(pipe, table->main, 0, NULL,
+								"its inserts did not come to an end; the resync goes on");
+				pipe_flush_failures(pipe);
+				return true;
+			}
+			table->retry_at = TimestampTzPlusMilliseconds(now, HOLD_AGAIN_MS);
+			stream_release(pipe, HOLD_AGAIN_MS);
+			return false;
+		}
+		/* from now on neither gets rows until it is known which is which */
+		table->blocked = table->main->blocked = true;
+	}
+	entry_set_activity(pipe->entry, "exchanging %s", table->info->target_table);
+	if (settle_strays(pipe, table, &names, &err) &&
+		(table->info->new_uuid != NULL || begin_exchange(pipe, table, &names, &err)) &&
+		!table->failure.failed &&
+		make_exchange(pipe, table, &names, &err))
+		finish(pipe, table);
+	else if (table->failure.failed)
+	{
+		table->main->blocked = false;
+		pipe_flush_failures(pipe);
+	}
+	else
+		try_later(pipe, table, &err);
+	stream_release(pipe, 0);
+	pipe_set_state(pipe, pipe_current_state(pipe));
+	return false;
+}
+
+/* Makes sure that no insert into either table can still come to an end. */
+static bool
+settle_strays(Pipe *pipe, PipeTable *table, ExchangeNames *names, ChError *err)
+{
+	if (table->main->stray_inserts &&
+		!ch_kill_queries(pipe->ch, pipe_query_prefix(pipe),
+						 target_insert_text(names->database, names->target), KILL_TIMEOUT_MS, err))
+		return false;
+	table->main->stray_inserts = false;
+	if (table->stray_inserts &&
+		!ch_kill_queries(pipe->ch, pipe_query_prefix(pipe),
+						 target_insert_text(names->database, names->resync), KILL_TIMEOUT_MS, err))
+		return false;
+	table->stray_inserts = false;
+	return true;
+}
+
+/* Records which tables are exchanged, durably. */
+static bool
+begin_exchange(Pipe *pipe, PipeTable *table, ExchangeNames *names, ChError *err)
+{
+	TargetIdentity old;
+	TargetIdentity new;
+
+	if (!target_identify(pipe->ch, names->database, names->target, &old, err) ||
+		!target_identify(pipe->ch, names->database, names->resync, &new, err))
+		return false;
+	if (!new.exists)
+	{
+		pipe_table_fail(pipe, table, 0,
+						hint_resync(pipe->info->name, table->info->source_name, NULL),
+						"%s.%s was dropped before it could take the place of the target",
+						table->info->target_database, table->info->target_table);
+		return true;
+	}
+	worker_begin();
+	catalog_set_exchange(table->id, old.uuid, new.uuid);
+	worker_commit();
+	table->info->old_uuid = MemoryContextStrdup(pipe->mcxt, old.uuid);
+	table->info->new_uuid = MemoryContextStrdup(pipe->mcxt, new.uuid);
+	return true;
+}
+
+/*
+ * Makes the exchange, as far as it was not made yet, and drops what was
+ * replaced.  False: *err, or the table is set aside.
+ */
+static bool
+make_exchange(Pipe *pipe, PipeTable *table, ExchangeNames *names, ChError *err)
+{
+	const char *old_uuid = table->info->old_uuid ? table->info->old_uuid : "";
+	const char *new_uuid = table->info->new_uuid ? table->info->new_uuid : "";
+	bool		by_rename = (new_uuid[0] == '\0');
+
+	for (int step = 0; step < MAX_STEPS; step++)
+	{
+		TargetIdentity target;
+		TargetIdentity resync;
+
+		if (!target_identify(pipe->ch, names->database, names->target, &target, err) ||
+			!target_identify(pipe->ch, names->database, names->resync, &resync, err))
+			return false;
+
+		/* without ids the names tell: the old table has gone to a third one */
+		if (by_rename ? (target.exists && !resync.exists) : strcmp(target.uuid, new_uuid) == 0)
+		{
+			if (step == 0)
+				tell_views(pipe, table, names);
+			return drop_replaced(pipe, names, old_uuid, err);
+		}
+		if (!resync.exists || (!by_rename && strcmp(resync.uuid, new_uuid) != 0) ||
+			(target.exists && strcmp(target.uuid, old_uuid) != 0))
+		{
+			pipe_table_fail(pipe, table, 0,
+							hint_resync(pipe->info->name, table->info->source_name, NULL),
+							"%s.%s was changed by somebody else while it was exchanged",
+							table->info->target_database, table->info->target_table);
+			return false;
+		}
+
+		if (!target.exists)
+		{
+			if (!target_rename(pipe->ch, names->database, names->resync, names->target, err))
+				return false;
+			continue;
+		}
+		tell_views(pipe, table, names);
+		if (!by_rename &&
+			target_exchange(pipe->ch, names->database, names->target, names->resync, err))
+			continue;
+		if (!by_rename && (err->class != CH_PERMANENT || err->ambiguous))
+			return false;
+
+		/* not available in this database: for a moment there is no target */
+		if (!by_rename)
+			pipe_log(pipe, WARNING, table, err->code, NULL,
+					 "EXCHANGE is not available, the tables are renamed one after the other: %s",
+					 err->message);
+		if (!target_rename(pipe->ch, names->database, names->target, names->old, err))
+			return false;
+	}
+	(void) ch_set_error(err, CH_RETRY_SLOW, false, "the exchange of %s.%s does not come to an end",
+						table->info->target_database, table->info->target_table);
+	return false;
+}
+
+/* Drops the table that was replaced, under whichever name it has now. */
+static bool
+drop_replaced(Pipe *pipe, ExchangeNames *names, const char *old_uuid, ChError *err)
+{
+	const char *candidates[] = {names->resync, names->old};
+
+	for (int i = 0; i < lengthof(candidates); i++)
+	{
+		TargetIdentity identity;
+
+		if (!target_identify(pipe->ch, names->database, candidates[i], &identity, err))
+			return false;
+		if (!identity.exists || strcmp(identity.uuid, old_uuid) != 0 ||
+			(old_uuid[0] == '\0' && candidates[i] != names->old))
+			continue;
+		if (!target_drop(pipe->ch, names->database, candidates[i], DROP_TIMEOUT_MS, err))
+			return false;
+	}
+	return true;
+}
+
+/* The exchange is made: the new target is the table's. */
+static void
+finish(Pipe *pipe, PipeTable *table)
+{
+	PipeTable  *old = table->main;
+	char	   *resync = table->info->target_table;
+	char	   *name = MemoryContextStrdup(pipe->mcxt, pnstrdup(resync, strlen(resync) - strlen(RESYNC_SUFFIX)));
+
+	worker_begin();
+	catalog_finish_resync(old->id, table->id, name, TABLE_RUNNING);
+	worker_commit();
+	table->info->target_table = name;
+	table->info->target_ours = true;
+	table->info->is_resync = false;
+	table->info->resync_wanted = old->info->resync_wanted;
+	table->info->resync_done = Max(table->info->resync_done, old->info->resync_done);
+	table->info->old_uuid = table->info->new_uuid = NULL;
+	table->state = TABLE_RUNNING;
+	table->blocked = false;
+	table->tries = 0;
+	table->load_complete = true;
+	tables_replace(pipe, old, table);
+	if (table->target != NULL)
+	{
+		MemoryContext mcxt = MemoryContextSwitchTo(pipe->mcxt);
+
+		table->target->table = name;
+		table->target->ch_table = to_utf8(name);
+		MemoryContextSwitchTo(mcxt);
+	}
+	if (pipe->has_error)
+	{
+		entry_clear_error(pipe->entry);
+		pipe->has_error = false;
+	}
+	pipe_log(pipe, LOG, table, 0, NULL, "is resynced: its new target has taken the place of the old one");
+}
+
+/* Says which materialized views read from the target: they have not seen the load. */
+static void
+tell_views(Pipe *pipe, PipeTable *table, ExchangeNames *names)
+{
+	List	   *views;
+	ListCell   *lc;
+	ChError		err;
+
+	if (!target_views(pipe->ch, names->database, names->target, &views, &err))
+		return;
+	foreach(lc, views)
+		pipe_log(pipe, WARNING, table, 0, "Rebuild it from the target.",
+				 "materialized view %s has not seen the rows that the resync loaded",
+				 (char *) lfirst(lc));
+}
+
+/* Has an exchange tried again later. */
+static void
+try_later(Pipe *pipe, PipeTable *table, const ChError *err)
+{
+	table->tries++;
+	table->retry_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+												  ch_retry_delay(err->class == CH_RETRY ? CH_RETRY : CH_RETRY_SLOW,
+																 table->tries));
+	entry_set_error(pipe->entry, err->code, err->message, table->retry_at, table->tries);
+	pipe->has_error = true;
+	if (table->tries == 1)
+		pipe_log(pipe, WARNING, table, err->code, NULL, "the exchange will be tried again: %s",
+				 err->message);
+}

@@ -1,0 +1,165 @@
+/*-------------------------------------------------------------------------
+ *
+ * schemas.c
+ *	  The pipe option "schemas": all tables of some schemas that can be
+ *	  mirrored, and those that are made there later.
+ *
+ * Backends say when they have made or altered a table (wake.c); then the
+ * worker looks.  What cannot be mirrored is said once, and looked at again
+ * when something was altered.
+ *
+ * Copyright (c) 2026, clickpipe contributors
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "clickpipe.h"
+
+#include "access/relation.h"
+#include "access/xact.h"
+#include "storage/lmgr.h"
+#include "utils/builtins.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/timestamp.h"
+
+#include "catalog_internal.h"
+#include "compat.h"
+#include "pipe.h"
+#include "verbs.h"
+
+/* Temporary tables are made often, and look the same from afar. */
+#define LOOK_AGAIN_MS	1000
+
+static List *find_tables(Pipe *pipe, bool *busy);
+static char *refusal(Pipe *pipe, Oid relid, bool *busy);
+static bool target_is_taken(Pipe *pipe, Oid relid, const TableOptions *options);
+
+/*
+ * Adds the tables that are not in the pipe yet.  Not in a callback or
+ * transaction; reads our catalogs and PostgreSQL's, and stands in line for no
+ * lock.
+ */
+void
+schemas_add_tables(Pipe *pipe)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	List	   *relids;
+	ListCell   *lc;
+	bool		busy = false;
+
+	if (pipe->options->schemas == NIL)
+	{
+		pipe->schemas_unchecked = false;
+		return;
+	}
+	if (!TimestampDifferenceExceeds(pipe->schemas_checked, now, LOOK_AGAIN_MS))
+		return;
+	pipe->schemas_checked = now;
+	pipe->schemas_unchecked = false;
+
+	worker_begin();
+	relids = find_tables(pipe, &busy);
+	foreach(lc, relids)
+	{
+		Oid			relid = lfirst_oid(lc);
+
+		catalog_insert_table(pipe->id, relid, qualified_name(relid), NULL, true);
+	}
+	worker_commit();
+	/* somebody who makes a table has it locked until he commits */
+	pipe->schemas_unchecked |= busy;
+	if (relids != NIL)
+		tables_reload(pipe);
+}
+
+/* Returns the oids of the tables to be added.  busy: some could not be looked at. */
+static List *
+find_tables(Pipe *pipe, bool *busy)
+{
+	List	   *found = NIL;
+	int			n;
+	Oid		   *candidates;
+
+	n = catalog_run("SELECT c.oid FROM pg_catalog.pg_class c "
+					"JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace "
+					"WHERE n.nspname = ANY (%s) AND c.relkind IN ('r', 'p') AND c.relpersistence = 'p' "
+					"AND NOT EXISTS (SELECT FROM clickpipe.pipe_table pt WHERE pt.pipe = %d AND pt.source::oid = c.oid) "
+					"AND NOT EXISTS (SELECT FROM clickpipe.removed_table r WHERE r.pipe = %d AND r.source::oid = c.oid) "
+					"ORDER BY c.oid",
+					catalog_text_array(pipe->options->schemas), pipe->id, pipe->id);
+	candidates = palloc(sizeof(Oid) * Max(n, 1));
+	for (int i = 0; i < n; i++)
+		candidates[i] = (Oid) catalog_field_int(i, 1);
+	for (int i = 0; i < n; i++)
+	{
+		bool		locked = false;
+		char	   *reason = refusal(pipe, candidates[i], &locked);
+
+		*busy |= locked;
+		if (locked)
+			continue;
+		if (reason == NULL)
+			found = lappend_oid(found, candidates[i]);
+		else if (!list_member_oid(pipe->refused, candidates[i]))
+		{
+			MemoryContext old = MemoryContextSwitchTo(pipe->mcxt);
+
+			pipe->refused = lappend_oid(pipe->refused, candidates[i]);
+			MemoryContextSwitchTo(old);
+			pipe_log(pipe, WARNING, NULL, 0, NULL, "table %s is not mirrored: %s",
+					 qualified_name(candidates[i]), reason);
+		}
+	}
+	return found;
+}
+
+/* Says why a table cannot be mirrored, NULL if it can.  locked: not known now. */
+static char *
+refusal(Pipe *pipe, Oid relid, bool *locked)
+{
+	TableOptions *options = table_options_parse(NULL, "");
+	Relation	rel;
+	char	   *hint;
+	char	   *reason;
+
+	if (!ConditionalLockRelationOid(relid, AccessShareLock))
+	{
+		*locked = true;
+		return NULL;
+	}
+	rel = try_relation_open(relid, NoLock);
+	if (rel == NULL)
+	{
+		UnlockRelationOid(relid, AccessShareLock);
+		return "it was dropped";
+	}
+	reason = source_refusal(rel, &hint);
+	if (reason == NULL)
+		reason = source_read_refusal(relid, pipe->info->owner, &hint);
+	if (reason == NULL)
+		reason = target_refusal(rel, options, &hint);
+	if (reason == NULL && target_is_taken(pipe, relid, options))
+		reason = "another table has the same target";
+	relation_close(rel, AccessShareLock);
+	return reason;
+}
+
+/* Has another table of the pipe the target that this one would have? */
+static bool
+target_is_taken(Pipe *pipe, Oid relid, const TableOptions *options)
+{
+	char	   *database;
+	char	   *table;
+
+	target_name(relid, options, pipe->server->dbname ? pipe->server->dbname : "default",
+				&database, &table);
+	for (int i = 0; i < pipe->ntables; i++)
+	{
+		Target	   *target = pipe->tables[i]->target;
+
+		if (target != NULL && strcmp(target->database, database) == 0 &&
+			strcmp(target->table, table) == 0)
+			return true;
+	}
+	return false;
+}

@@ -1,0 +1,331 @@
+/*-------------------------------------------------------------------------
+ *
+ * setup.c
+ *	  From a table in the catalog to one that is captured: how it is encoded,
+ *	  its target, its capture point.
+ *
+ * A new pipe sets all its tables up before it makes its slot.  Later ones are
+ * set up by the loop, a few at a time, while the stream goes on.
+ *
+ * Copyright (c) 2026, clickpipe contributors
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "clickpipe.h"
+
+#include "access/relation.h"
+#include "access/xact.h"
+#include "access/xlog.h"
+#include "miscadmin.h"
+#include "storage/latch.h"
+#include "storage/lmgr.h"
+#include "utils/memutils.h"
+#include "utils/timestamp.h"
+
+#include "compat.h"
+#include "hints.h"
+#include "pipe.h"
+
+#define BUSY_RETRY_MS	100		/* somebody has locked the table, or drops a target */
+
+/* How long a round of the loop may set tables up. */
+#define ROUND_MS		200
+
+typedef enum SetupResult
+{
+	SETUP_DONE,					/* or set aside */
+	SETUP_BUSY,					/* try again soon */
+	SETUP_RETRY					/* ClickHouse: see retry_at */
+} SetupResult;
+
+static bool needs_setup(PipeTable *table);
+static SetupResult set_up(Pipe *pipe, PipeTable *table);
+static bool describe(Pipe *pipe, PipeTable *table);
+static bool drops_going_on(Pipe *pipe);
+static void note_retry(Pipe *pipe, PipeTable *table, const ChError *err);
+static void capture(Pipe *pipe, PipeTable *table, XLogRecPtr lsn);
+
+/*
+ * Sets all tables up, however long that takes: before the loop.  Follows
+ * orders that end the run.
+ */
+void
+setup_tables(Pipe *pipe)
+{
+	static uint32 wait_event = 0;
+
+	if (wait_event == 0)
+		wait_event = compat_wait_event("ClickpipeTarget");
+	for (int i = 0; i < pipe->ntables; i++)
+	{
+		PipeTable  *table = pipe->tables[i];
+
+		while (needs_setup(table))
+		{
+			SetupResult result = set_up(pipe, table);
+
+			if (result == SETUP_BUSY)
+				pipe_wait_until(pipe,
+								TimestampTzPlusMilliseconds(GetCurrentTimestamp(), BUSY_RETRY_MS),
+								wait_event);
+			else if (result == SETUP_RETRY)
+				pipe_wait_until(pipe, table->retry_at, wait_event);
+		}
+	}
+	pipe_flush_failures(pipe);
+}
+
+/*
+ * Sets up what was added or is resynced, and fixes its capture point: from the
+ * loop.  True if there is something left to do at once.
+ */
+bool
+setup_advance(Pipe *pipe)
+{
+	TimestampTz begin = GetCurrentTimestamp();
+	bool		more = false;
+
+	for (int i = 0; i < pipe->ntables; i++)
+	{
+		PipeTable  *table = pipe->tables[i];
+
+		if (!needs_setup(table) || table->retry_at > GetCurrentTimestamp())
+			continue;
+		if (TimestampDifferenceExceeds(begin, GetCurrentTimestamp(), ROUND_MS))
+		{
+			more = true;
+			break;
+		}
+		if (set_up(pipe, table) == SETUP_BUSY)
+			table->retry_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), BUSY_RETRY_MS);
+	}
+	pipe_flush_failures(pipe);
+
+	/*
+	 * What commits from now on is still to be read by the stream: it is the
+	 * capture point of all that are ready.
+	 */
+	setup_capture(pipe, InvalidXLogRecPtr);
+	return more;
+}
+
+/* Is the table to be described, or its target to be looked at? */
+static bool
+needs_setup(PipeTable *table)
+{
+	return !table->prepared && !table->failure.failed && table->state != TABLE_COMPLETED;
+}
+
+/* Takes the steps of a table's set-up that can be taken now. */
+static SetupResult
+set_up(Pipe *pipe, PipeTable *table)
+{
+	ChError		err;
+	const char *hint = NULL;
+	bool		ok;
+
+	if (table->target == NULL)
+	{
+		if (!describe(pipe, table))
+			return SETUP_BUSY;
+		if (table->failure.failed)
+			return SETUP_DONE;
+	}
+	if (drops_going_on(pipe))
+	{
+		entry_set_activity(pipe->entry, "waiting for an older pipe to drop its targets");
+		return SETUP_BUSY;
+	}
+
+	entry_set_activity(pipe->entry, "preparing target %s.%s", table->target->database,
+					   table->target->table);
+	/* after P is fixed a missing target is lost rows, not a reason to make one */
+	if (table->main != NULL && XLogRecPtrIsInvalid(table->capture_lsn))
+		ok = resync_prepare_target(pipe, table, &err, &hint);
+	else
+		ok = target_prepare(pipe->ch, table->target, pipe->options, pipe->id,
+							table->info->target_ours,
+							XLogRecPtrIsInvalid(table->capture_lsn),
+							!pipe_table_is_loaded(pipe, table), &err, &hint);
+	if (!ok)
+	{
+		if (err.class == CH_PERMANENT || err.class == CH_REFRESH)
+		{
+			if (hint == NULL)
+				hint = hint_resync(pipe->info->name, table->info->source_name,
+								   "Repair the target or the rights in ClickHouse");
+			pipe_table_fail(pipe, table, err.code, hint, "%s", err.message);
+			return SETUP_DONE;
+		}
+		note_retry(pipe, table, &err);
+		return SETUP_RETRY;
+	}
+	if (table->tries > 0)
+	{
+		table->tries = 0;
+		entry_clear_error(pipe->entry);
+		pipe->has_error = false;
+	}
+	if (!table->info->target_ours)
+	{
+		worker_begin();
+		catalog_set_target(table->id, table->target->database, table->target->table,
+						   target_engine_name(table->target->engine),
+						   table->target->key_names, table->shape, true);
+		worker_commit();
+		table->info->target_ours = true;
+	}
+	table->prepared = true;
+	return SETUP_DONE;
+}
+
+/*
+ * Finds out how a table is encoded.  The shape is recorded the first time;
+ * later a table that looks different is set aside.  False: it is locked now.
+ */
+static bool
+describe(Pipe *pipe, PipeTable *table)
+{
+	Relation	rel;
+	char	   *reason = NULL;
+	char	   *hint = NULL;
+	MemoryContext old;
+	List	   *watch;
+
+	worker_begin();
+	/* we stand in line behind nobody: the stream would, too */
+	if (!ConditionalLockRelationOid(table->relid, AccessShareLock))
+	{
+		worker_commit();
+		return false;
+	}
+	rel = try_relation_open(table->relid, NoLock);
+	if (rel == NULL)
+	{
+		reason = "the table was dropped";
+		hint = hint_remove(pipe->info->name, table->relid);
+	}
+	if (reason == NULL)
+		reason = source_refusal(rel, &hint);
+	if (reason == NULL)
+		reason = source_read_refusal(table->relid, pipe->info->owner, &hint);
+	if (reason == NULL)
+		reason = target_refusal(rel, table->options, &hint);
+	if (reason == NULL)
+	{
+		List	   *shape = source_shape(rel, &watch);
+
+		if (table->shape != NIL)
+		{
+			char	   *difference = source_shape_difference(table->shape, shape);
+
+			if (difference != NULL)
+			{
+				reason = psprintf("the table's definition changed (%s)", difference);
+				hint = hint_resync(pipe->info->name, table->info->source_name, NULL);
+			}
+		}
+		if (reason == NULL)
+		{
+			ListCell   *lc;
+
+			old = MemoryContextSwitchTo(pipe->mcxt);
+			if (table->shape == NIL)
+				foreach(lc, shape)
+					table->shape = lappend(table->shape, pstrdup(lfirst(lc)));
+			table->watch = list_copy(watch);
+			table->natts = RelationGetDescr(rel)->natts;
+			table->values = palloc(sizeof(Datum) * Max(table->natts, 1));
+			table->isnull = palloc(sizeof(bool) * Max(table->natts, 1));
+			table->old_values = palloc(sizeof(Datum) * Max(table->natts, 1));
+			table->old_isnull = palloc(sizeof(bool) * Max(table->natts, 1));
+			MemoryContextSwitchTo(old);
+			table->target = target_make(rel, table->options, pipe->options, table->shape,
+										pipe->server->dbname, table->info->target_database,
+										table->info->target_table, &pipe->ch->caps, pipe->mcxt);
+			table->info->target_database = table->target->database;
+			table->info->target_table = table->target->table;
+			catalog_set_target(table->id, table->target->database, table->target->table,
+							   target_engine_name(table->target->engine),
+							   table->target->key_names, table->shape,
+							   table->info->target_ours);
+		}
+	}
+	if (reason != NULL)
+	{
+		if (hint == NULL)
+			hint = hint_resync(pipe->info->name, table->info->source_name, "Repair the table");
+		pipe_table_fail(pipe, table, 0, hint, "%s", reason);
+	}
+	if (rel != NULL)
+		relation_close(rel, AccessShareLock);
+	worker_commit();
+	return true;
+}
+
+/*
+ * Is an older pipe of this database being dropped together with its targets?
+ * They may be those that this pipe is about to make.
+ */
+static bool
+drops_going_on(Pipe *pipe)
+{
+	bool		dropping;
+
+	worker_begin();
+	dropping = catalog_targets_being_dropped(pipe->id);
+	worker_commit();
+	return dropping;
+}
+
+/* Has a table's set-up tried again later. */
+static void
+note_retry(Pipe *pipe, PipeTable *table, const ChError *err)
+{
+	table->tries++;
+	table->retry_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+												  ch_retry_delay(err->class, table->tries));
+	entry_set_error(pipe->entry, err->code, err->message, table->retry_at, table->tries);
+	pipe->has_error = true;
+	if (table->tries == 1)
+		pipe_log(pipe, WARNING, table, err->code, NULL, "set-up will be tried again: %s",
+				 err->message);
+}
+
+/*
+ * Fixes the capture point of the tables that are ready for it.  lsn: the
+ * slot's consistent point; invalid: now, which the stream has not read yet.
+ * Histories that are loaded get theirs from their snapshot.
+ */
+void
+setup_capture(Pipe *pipe, XLogRecPtr lsn)
+{
+	for (int i = 0; i < pipe->ntables; i++)
+	{
+		PipeTable  *table = pipe->tables[i];
+
+		if (table->state != TABLE_SETUP || table->failure.failed || !table->prepared ||
+			(pipe_table_is_history(table) && pipe_table_is_loaded(pipe, table)))
+			continue;
+		if (XLogRecPtrIsInvalid(lsn))
+		{
+			lsn = compat_wal_insert_end();
+			XLogFlush(lsn);
+		}
+		capture(pipe, table, lsn);
+	}
+}
+
+/* Fixes P of one table, durably. */
+static void
+capture(Pipe *pipe, PipeTable *table, XLogRecPtr lsn)
+{
+	TableState	state = pipe_table_is_loaded(pipe, table) ? TABLE_SNAPSHOT : TABLE_RUNNING;
+
+	worker_begin();
+	catalog_set_capture(table->id, lsn);
+	catalog_set_table_state(table->id, state);
+	worker_commit();
+	table->capture_lsn = table->info->capture_lsn = lsn;
+	table->state = state;
+}

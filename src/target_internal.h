@@ -1,0 +1,50 @@
+/*-------------------------------------------------------------------------
+ *
+ * target_internal.h
+ *	  What the files about targets share.
+ *
+ * Copyright (c) 2026, clickpipe contributors
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef CLICKPIPE_TARGET_INTERNAL_H
+#define CLICKPIPE_TARGET_INTERNAL_H
+
+#include "lib/stringinfo.h"
+
+#include "target.h"
+
+/* Begins the comment of every target. */
+#define TARGET_MARK			"mirrored by clickpipe, pipe"
+
+/*
+ * The comment that says whose a target is.  Two pipes that write to one target would
+ * overwrite each other's rows, or not, by chance.
+ */
+extern char *target_mark(int32 pipe_id);
+
+/* The CREATE TABLE of a target. */
+extern char *target_create_sql(const Target *target, const PipeOptions *options,
+							   const ChServer *server, const char *mark);
+
+/* Compares the columns that we will send with those that are there. */
+extern bool target_check_columns(ChClient *ch, const Target *target, ChError *err,
+								 const char **hint);
+
+/*
+ * Compares engine, its arguments, and sorting key with what we would have created: with
+ * other ones rows would replace each other that must not, or the older one would win.
+ */
+extern bool target_check_engine(ChClient *ch, const Target *target, const PipeOptions *options,
+								ChError *err, const char **hint);
+
+/* Appends database.table, quoted. */
+extern void target_append_name(StringInfo buf, const char *database, const char *table);
+
+/* Appends the condition for a target's rows in a system table. */
+extern void target_append_where(StringInfo buf, const char *name_column, const Target *target);
+
+/* Fills an error of our own that will not pass; returns false. */
+extern bool target_refuse(ChError *err, const char *fmt,...) pg_attribute_printf(2, 3);
+
+#endif							/* CLICKPIPE_TARGET_INTERNAL_H */

@@ -1,0 +1,300 @@
+/*-------------------------------------------------------------------------
+ *
+ * target_resync.c
+ *	  The second target that a resync loads, and putting it into the place of
+ *	  the first.
+ *
+ * Copyright (c) 2026, clickpipe contributors
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "clickpipe.h"
+
+#include "compat.h"
+#include "target.h"
+#include "target_internal.h"
+#include "utf8.h"
+
+#define ASK_TIMEOUT_MS		10000
+#define DDL_TIMEOUT_MS		60000
+
+/* SQL for a column "name" as an identifier */
+#define QUOTED_NAME			"'`', replaceAll(replaceAll(name, '\\\\', '\\\\\\\\'), '`', '\\\\`'), '`'"
+
+static bool read_comment(ChClient *ch, const char *database, const char *table, bool *exists,
+						 char **comment, ChError *err);
+static bool create_like(ChClient *ch, const Target *target, const char *old_table,
+						const char *mark, ChError *err);
+static bool add_extras(ChClient *ch, const Target *target, const char *old_table,
+					   List **lost, ChError *err);
+static bool alter_each(ChClient *ch, const Target *target, const char *select,
+					   List **lost, ChError *err);
+
+/* See target.h. */
+bool
+target_prepare_resync(ChClient *ch, const Target *target, const char *old_table,
+					  const PipeOptions *options, int32 pipe_id, bool old_ours,
+					  List **lost, ChError *err, const char **hint)
+{
+	char	   *mark = target_mark(pipe_id);
+	Target		old = *target;
+	char	   *comment;
+	bool		exists;
+
+	*hint = NULL;
+	*lost = NIL;
+	old.table = (char *) old_table;
+	old.ch_table = utf8_cstring(old_table);
+	if (old.ch_table == NULL)
+		old.ch_table = (char *) old_table;
+
+	/* what an earlier attempt left */
+	if (!read_comment(ch, target->ch_database, target->ch_table, &exists, &comment, err))
+		return false;
+	if (exists && strcmp(comment, mark) != 0)
+	{
+		*hint = "Drop or rename it in ClickHouse: the resync needs the name.";
+		return target_refuse(err, "table %s.%s exists and was not made by this pipe",
+							 target->database, target->table);
+	}
+	if (exists && !target_drop(ch, target->ch_database, target->ch_table, DDL_TIMEOUT_MS, err))
+		return false;
+
+	if (!read_comment(ch, target->ch_database, old.ch_table, &exists, &comment, err))
+		return false;
+	if (!exists)
+		return ch_query(ch, target_create_sql(target, options, &ch->server, mark), false,
+						DDL_TIMEOUT_MS, NULL, err);
+	if (strcmp(comment, mark) != 0 &&
+		(!old_ours || strncmp(comment, TARGET_MARK, strlen(TARGET_MARK)) == 0))
+	{
+		*hint = "Choose another name with the table option target_table, or drop the target in ClickHouse if nobody needs it.";
+		return target_refuse(err, "target %s.%s was not made by this pipe", old.database, old.table);
+	}
+	if (target_check_engine(ch, &old, options, err, hint) &&
+		target_check_columns(ch, &old, err, hint))
+	{
+		*hint = NULL;
+		if (create_like(ch, target, old.ch_table, mark, err))
+			return true;
+		/* an engine with explicit paths cannot have a twin */
+	}
+	*hint = NULL;
+	if (err->class != CH_PERMANENT)
+		return false;
+	return ch_query(ch, target_create_sql(target, options, &ch->server, mark), false,
+					DDL_TIMEOUT_MS, NULL, err) &&
+		add_extras(ch, target, old.ch_table, lost, err);
+}
+
+/* Reads a table's comment, if it exists. */
+static bool
+read_comment(ChClient *ch, const char *database, const char *table, bool *exists,
+			 char **comment, ChError *err)
+{
+	StringInfoData sql;
+	StringInfoData answer;
+
+	initStringInfo(&sql);
+	initStringInfo(&answer);
+	appendStringInfoString(&sql, "SELECT comment FROM system.tables WHERE database = ");
+	append_ch_literal(&sql, database);
+	appendStringInfoString(&sql, " AND name = ");
+	append_ch_literal(&sql, table);
+	appendStringInfoString(&sql, " FORMAT TabSeparatedRaw");
+	if (!ch_query(ch, sql.data, false, ASK_TIMEOUT_MS, &answer, err))
+		return false;
+	*exists = answer.len > 0;
+	if (answer.len > 0)
+		answer.data[strcspn(answer.data, "\n")] = '\0';
+	*comment = answer.data;
+	return true;
+}
+
+/* Creates a table like another one, with all that users added to that. */
+static bool
+create_like(ChClient *ch, const Target *target, const char *old_table, const char *mark,
+			ChError *err)
+{
+	StringInfoData sql;
+
+	initStringInfo(&sql);
+	appendStringInfoString(&sql, "CREATE TABLE ");
+	target_append_name(&sql, target->ch_database, target->ch_table);
+	appendStringInfoString(&sql, " AS ");
+	target_append_name(&sql, target->ch_database, old_table);
+	if (!ch_query(ch, sql.data, false, DDL_TIMEOUT_MS, NULL, err))
+		return false;
+	resetStringInfo(&sql);
+	appendStringInfoString(&sql, "ALTER TABLE ");
+	target_append_name(&sql, target->ch_database, target->ch_table);
+	appendStringInfoString(&sql, " MODIFY COMMENT ");
+	append_ch_literal(&sql, mark);
+	return ch_query(ch, sql.data, false, DDL_TIMEOUT_MS, NULL, err);
+}
+
+/*
+ * Gives a target that was made from the source the indexes, projections and
+ * the TTL of the one that it will replace.
+ */
+static bool
+add_extras(ChClient *ch, const Target *target, const char *old_table, List **lost, ChError *err)
+{
+	StringInfoData where;
+	StringInfoData sql;
+
+	initStringInfo(&where);
+	initStringInfo(&sql);
+	appendStringInfoString(&where, "database = ");
+	append_ch_literal(&where, target->ch_database);
+	appendStringInfoString(&where, " AND table = ");
+	append_ch_literal(&where, old_table);
+
+	appendStringInfo(&sql, "SELECT concat('ADD INDEX ', " QUOTED_NAME ", ' ', expr, ' TYPE ', type_full, "
+					 "' GRANULARITY ', toString(granularity)) FROM system.data_skipping_indices WHERE %s",
+					 where.data);
+	if (!alter_each(ch, target, sql.data, lost, err))
+		return false;
+	resetStringInfo(&sql);
+	appendStringInfo(&sql, "SELECT concat('ADD PROJECTION ', " QUOTED_NAME ", ' (', replaceRegexpAll(query, '\\\\s+', ' '), ')') "
+					 "FROM system.projections WHERE %s", where.data);
+	/* servers without that table are too old to tell */
+	if (!alter_each(ch, target, sql.data, lost, err) && err->class != CH_PERMANENT)
+		return false;
+	resetStringInfo(&sql);
+	appendStringInfoString(&sql, "SELECT concat('MODIFY TTL ', extract(engine_full, ' TTL (.*?)(?: SETTINGS |$)')) "
+						   "FROM system.tables WHERE engine_full LIKE '% TTL %' AND database = ");
+	append_ch_literal(&sql, target->ch_database);
+	appendStringInfoString(&sql, " AND name = ");
+	append_ch_literal(&sql, old_table);
+	return alter_each(ch, target, sql.data, lost, err);
+}
+
+/* Applies each ALTER that a query returns; those that do not fit go to *lost. */
+static bool
+alter_each(ChClient *ch, const Target *target, const char *select, List **lost, ChError *err)
+{
+	StringInfoData answer;
+	char	   *line;
+	char	   *next;
+
+	initStringInfo(&answer);
+	if (!ch_query(ch, psprintf("%s FORMAT TabSeparatedRaw", select), false, ASK_TIMEOUT_MS,
+				  &answer, err))
+		return false;
+	for (line = answer.data; *line != '\0'; line = next)
+	{
+		StringInfoData sql;
+
+		next = line + strcspn(line, "\n");
+		if (*next == '\n')
+			*next++ = '\0';
+		initStringInfo(&sql);
+		appendStringInfoString(&sql, "ALTER TABLE ");
+		target_append_name(&sql, target->ch_database, target->ch_table);
+		appendStringInfo(&sql, " %s", line);
+		if (!ch_query(ch, sql.data, false, DDL_TIMEOUT_MS, NULL, err))
+		{
+			if (err->class != CH_PERMANENT && err->class != CH_REFRESH)
+				return false;
+			*lost = lappend(*lost, pstrdup(line));
+		}
+	}
+	return true;
+}
+
+/* See target.h. */
+bool
+target_identify(ChClient *ch, const char *database, const char *table,
+				TargetIdentity *identity, ChError *err)
+{
+	StringInfoData sql;
+	StringInfoData answer;
+
+	memset(identity, 0, sizeof(*identity));
+	initStringInfo(&sql);
+	initStringInfo(&answer);
+	appendStringInfoString(&sql, "SELECT uuid FROM system.tables WHERE database = ");
+	append_ch_literal(&sql, database);
+	appendStringInfoString(&sql, " AND name = ");
+	append_ch_literal(&sql, table);
+	appendStringInfoString(&sql, " FORMAT TabSeparatedRaw");
+	if (!ch_query(ch, sql.data, false, ASK_TIMEOUT_MS, &answer, err))
+		return false;
+	identity->exists = answer.len > 0;
+	answer.data[strcspn(answer.data, "\n")] = '\0';
+	if (strspn(answer.data, "0-") != strlen(answer.data))
+		strlcpy(identity->uuid, answer.data, sizeof(identity->uuid));
+	return true;
+}
+
+/* See target.h. */
+bool
+target_exchange(ChClient *ch, const char *database, const char *a, const char *b, ChError *err)
+{
+	StringInfoData sql;
+
+	initStringInfo(&sql);
+	appendStringInfoString(&sql, "EXCHANGE TABLES ");
+	target_append_name(&sql, database, a);
+	appendStringInfoString(&sql, " AND ");
+	target_append_name(&sql, database, b);
+	return ch_query(ch, sql.data, false, DDL_TIMEOUT_MS, NULL, err);
+}
+
+/* See target.h. */
+bool
+target_rename(ChClient *ch, const char *database, const char *from, const char *to, ChError *err)
+{
+	StringInfoData sql;
+
+	initStringInfo(&sql);
+	appendStringInfoString(&sql, "RENAME TABLE ");
+	target_append_name(&sql, database, from);
+	appendStringInfoString(&sql, " TO ");
+	target_append_name(&sql, database, to);
+	return ch_query(ch, sql.data, false, DDL_TIMEOUT_MS, NULL, err);
+}
+
+/* See target.h. */
+bool
+target_views(ChClient *ch, const char *database, const char *table, List **views, ChError *err)
+{
+	StringInfoData sql;
+	StringInfoData answer;
+	char	   *line;
+	char	   *next;
+
+	*views = NIL;
+	initStringInfo(&sql);
+	initStringInfo(&answer);
+	appendStringInfoString(&sql, "SELECT concat(tupleElement(x, 1), '.', tupleElement(x, 2)) FROM system.tables "
+						   "ARRAY JOIN arrayZip(dependencies_database, dependencies_table) AS x WHERE database = ");
+	append_ch_literal(&sql, database);
+	appendStringInfoString(&sql, " AND name = ");
+	append_ch_literal(&sql, table);
+	appendStringInfoString(&sql, " FORMAT TabSeparatedRaw");
+	if (!ch_query(ch, sql.data, false, ASK_TIMEOUT_MS, &answer, err))
+		return false;
+	for (line = answer.data; *line != '\0'; line = next)
+	{
+		next = line + strcspn(line, "\n");
+		if (*next == '\n')
+			*next++ = '\0';
+		*views = lappend(*views, pstrdup(line));
+	}
+	return true;
+}
+
+/* See target.h. */
+char *
+target_insert_text(const char *database, const char *table)
+{
+	StringInfoData text;
+
+	initStringInfo(&text);
+	appendStringInfoString(&text, "INSERT INTO ");
+	target_append_name(&text, database, table);
+	appendStringInfoChar(&text, ' ');
+	return text.data;
+}
