@@ -38,41 +38,64 @@ typedef struct OptionDef
 	double		min;
 	double		max;
 	const char *const *values;	/* of an enum, NULL at the end */
+	const char *unit;			/* of a number, NULL: none */
+	bool		changeable;		/* while the pipe runs */
+	const char *description;
 } OptionDef;
 
 static const char *const replication_modes[] = {"cdc", NULL};
 static const char *const truncate_policies[] = {"replicate", "ignore", NULL};
 static const char *const table_engines[] = {"ReplacingMergeTree", "MergeTree", NULL};
 
-#define PIPE_OPTION(name, type, min, max, values) \
-	{#name, type, offsetof(PipeOptions, name), min, max, values}
-#define TABLE_OPTION(name, type, values) \
-	{#name, type, offsetof(TableOptions, name), 0, 0, values}
+#define PIPE_OPTION(name, type, min, max, values, unit, changeable, description) \
+	{#name, type, offsetof(PipeOptions, name), min, max, values, unit, changeable, description}
+#define TABLE_OPTION(name, type, values, description) \
+	{#name, type, offsetof(TableOptions, name), 0, 0, values, NULL, false, description}
 
 static const OptionDef pipe_option_defs[] = {
-	PIPE_OPTION(replication_mode, OPTION_ENUM, 0, 0, replication_modes),
-	PIPE_OPTION(sync_interval_seconds, OPTION_REAL, 0.01, 86400, NULL),
-	PIPE_OPTION(pull_batch_size, OPTION_INT, 1, 10000000, NULL),
-	PIPE_OPTION(max_block_bytes, OPTION_SIZE, 65536, 1073741824, NULL),
-	PIPE_OPTION(max_unacked_bytes, OPTION_SIZE, 1048576, 17179869184.0, NULL),
-	PIPE_OPTION(max_inserts_per_second, OPTION_INT, 1, 10000, NULL),
-	PIPE_OPTION(initial_load_parallelism, OPTION_INT, 1, 16, NULL),
-	PIPE_OPTION(snapshot_number_of_parallel_tables, OPTION_INT, 1, 8, NULL),
-	PIPE_OPTION(snapshot_num_rows_per_partition, OPTION_INT, 1000, 100000000, NULL),
-	PIPE_OPTION(allow_nullable_columns, OPTION_BOOL, 0, 0, NULL),
-	PIPE_OPTION(delete_on_merge, OPTION_BOOL, 0, 0, NULL),
-	PIPE_OPTION(truncate, OPTION_ENUM, 0, 0, truncate_policies),
-	PIPE_OPTION(tables, OPTION_OBJECT, 0, 0, NULL),
+	PIPE_OPTION(replication_mode, OPTION_ENUM, 0, 0, replication_modes, NULL, false,
+				"What is mirrored: the rows that are there, and changes."),
+	PIPE_OPTION(sync_interval_seconds, OPTION_REAL, 0.01, 86400, NULL, "s", true,
+				"Least time between two inserts into one target under load."),
+	PIPE_OPTION(pull_batch_size, OPTION_INT, 1, 10000000, NULL, "rows", true,
+				"A block with so many rows is sent."),
+	PIPE_OPTION(max_block_bytes, OPTION_SIZE, 65536, 1073741824, NULL, "bytes", true,
+				"A block of this size is sent."),
+	PIPE_OPTION(max_unacked_bytes, OPTION_SIZE, 1048576, 17179869184.0, NULL, "bytes", true,
+				"Limit of all that ClickHouse has not acknowledged; at the limit decoding waits."),
+	PIPE_OPTION(max_inserts_per_second, OPTION_INT, 1, 10000, NULL, "1/s", true,
+				"Limit of inserts of the whole pipe."),
+	PIPE_OPTION(initial_load_parallelism, OPTION_INT, 1, 16, NULL, "workers", true,
+				"Snapshot workers that load one table."),
+	PIPE_OPTION(snapshot_number_of_parallel_tables, OPTION_INT, 1, 8, NULL, "tables", true,
+				"Tables that are loaded at the same time."),
+	PIPE_OPTION(snapshot_num_rows_per_partition, OPTION_INT, 1000, 100000000, NULL, "rows", true,
+				"A hint for the size of a load's chunks."),
+	PIPE_OPTION(allow_nullable_columns, OPTION_BOOL, 0, 0, NULL, NULL, false,
+				"Columns that may be NULL become Nullable; else NULL becomes the type's default."),
+	PIPE_OPTION(delete_on_merge, OPTION_BOOL, 0, 0, NULL, NULL, false,
+				"FINAL hides deleted rows, and merges may remove them."),
+	PIPE_OPTION(truncate, OPTION_ENUM, 0, 0, truncate_policies, NULL, true,
+				"What TRUNCATE of a table does to its target."),
+	PIPE_OPTION(tables, OPTION_OBJECT, 0, 0, NULL, NULL, false,
+				"Options of tables, by their names."),
 };
 
 static const OptionDef table_option_defs[] = {
-	TABLE_OPTION(target_table, OPTION_STRING, NULL),
-	TABLE_OPTION(target_database, OPTION_STRING, NULL),
-	TABLE_OPTION(table_engine, OPTION_ENUM, table_engines),
-	TABLE_OPTION(initial_load, OPTION_BOOL, NULL),
-	TABLE_OPTION(excluded_columns, OPTION_STRING_LIST, NULL),
-	TABLE_OPTION(sorting_keys, OPTION_STRING_LIST, NULL),
-	TABLE_OPTION(columns, OPTION_COLUMNS, NULL),
+	TABLE_OPTION(target_table, OPTION_STRING, NULL,
+				 "The target's name, if not <schema>_<table>."),
+	TABLE_OPTION(target_database, OPTION_STRING, NULL,
+				 "The target's database, if not the server's dbname."),
+	TABLE_OPTION(table_engine, OPTION_ENUM, table_engines,
+				 "MergeTree keeps an append-only history of changes."),
+	TABLE_OPTION(initial_load, OPTION_BOOL, NULL,
+				 "Load the rows that are there, or changes only."),
+	TABLE_OPTION(excluded_columns, OPTION_STRING_LIST, NULL,
+				 "Columns that are not mirrored."),
+	TABLE_OPTION(sorting_keys, OPTION_STRING_LIST, NULL,
+				 "The columns of the target's ORDER BY, in their order."),
+	TABLE_OPTION(columns, OPTION_COLUMNS, NULL,
+				 "Names of columns in the target."),
 };
 
 static void parse_options(Jsonb *json, const OptionDef *defs, int ndefs,
