@@ -148,6 +148,21 @@ LANGUAGE C VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION clickpipe_wait(text, pg_lsn, interval)
 IS 'wait until everything committed before the call is visible in ClickHouse';
 
+CREATE FUNCTION clickpipe_check(server text, tables regclass[] DEFAULT NULL,
+	options jsonb DEFAULT '{}')
+RETURNS TABLE (severity text, object text, finding text, hint text)
+AS 'MODULE_PATHNAME'
+LANGUAGE C VOLATILE PARALLEL UNSAFE ROWS 100;
+COMMENT ON FUNCTION clickpipe_check(text, regclass[], jsonb)
+IS 'what speaks against a pipe, all at once, and what creating it would do';
+
+CREATE FUNCTION clickpipe_definition(name text)
+RETURNS text
+AS 'MODULE_PATHNAME'
+LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
+COMMENT ON FUNCTION clickpipe_definition(text)
+IS 'SQL that makes the pipe again';
+
 /* What only shared memory knows. */
 CREATE FUNCTION clickpipe.pipe_activity(
 	OUT pipe integer,
@@ -169,9 +184,24 @@ RETURNS SETOF record
 AS 'MODULE_PATHNAME', 'clickpipe_pipe_activity'
 LANGUAGE C VOLATILE PARALLEL RESTRICTED;
 
+/* The options of pipes (no "table") and of their tables, as they are parsed. */
+CREATE FUNCTION clickpipe.pipe_settings(
+	OUT pipe integer,
+	OUT "table" regclass,
+	OUT option text,
+	OUT value text,
+	OUT "default" text,
+	OUT source text,
+	OUT unit text,
+	OUT description text,
+	OUT changeable boolean)
+RETURNS SETOF record
+AS 'MODULE_PATHNAME', 'clickpipe_pipe_settings'
+LANGUAGE C VOLATILE PARALLEL UNSAFE;
+
 /*
  * Views.  pg_monitor sees all pipes; whoever else is granted SELECT (and EXECUTE on
- * clickpipe.pipe_activity) sees those of the roles he is a member of.
+ * clickpipe.pipe_activity and clickpipe.pipe_settings) sees those of the roles he is a member of.
  */
 CREATE VIEW clickpipe.status WITH (security_barrier) AS
 SELECT
@@ -256,14 +286,35 @@ WHERE NOT p.dropped
 	AND (pg_catalog.pg_has_role(p.owner, 'MEMBER')
 		OR pg_catalog.pg_has_role('pg_monitor', 'MEMBER'));
 
+CREATE VIEW clickpipe.settings WITH (security_barrier) AS
+SELECT
+	p.name AS pipe,
+	s."table",
+	s.option,
+	s.value,
+	s."default",
+	s.source,
+	s.unit,
+	s.description,
+	s.changeable
+FROM clickpipe.pipe p
+JOIN clickpipe.pipe_settings() s ON s.pipe = p.id
+WHERE NOT p.dropped
+	AND (pg_catalog.pg_has_role(p.owner, 'MEMBER')
+		OR pg_catalog.pg_has_role('pg_monitor', 'MEMBER'));
+
 /* Rights: nothing is PUBLIC's; a superuser grants the verbs to those who may make pipes. */
 REVOKE ALL ON FUNCTION clickpipe_create(text, text, regclass[], jsonb) FROM PUBLIC;
 REVOKE ALL ON FUNCTION clickpipe_pause(text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION clickpipe_resume(text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION clickpipe_drop(text, boolean) FROM PUBLIC;
 REVOKE ALL ON FUNCTION clickpipe_wait(text, pg_lsn, interval) FROM PUBLIC;
+REVOKE ALL ON FUNCTION clickpipe_check(text, regclass[], jsonb) FROM PUBLIC;
+REVOKE ALL ON FUNCTION clickpipe_definition(text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION clickpipe_fdw_validator(text[], oid) FROM PUBLIC;
 REVOKE ALL ON FUNCTION clickpipe.pipe_activity() FROM PUBLIC;
+REVOKE ALL ON FUNCTION clickpipe.pipe_settings() FROM PUBLIC;
 GRANT USAGE ON SCHEMA clickpipe TO pg_monitor;
 GRANT EXECUTE ON FUNCTION clickpipe.pipe_activity() TO pg_monitor;
-GRANT SELECT ON clickpipe.status, clickpipe.tables TO pg_monitor;
+GRANT EXECUTE ON FUNCTION clickpipe.pipe_settings() TO pg_monitor;
+GRANT SELECT ON clickpipe.status, clickpipe.tables, clickpipe.settings TO pg_monitor;

@@ -32,24 +32,14 @@
 #include "utils/varlena.h"
 
 #include "catalog.h"
+#include "check.h"
 #include "compat.h"
-#include "options.h"
 #include "shmem.h"
-#include "source.h"
-#include "target.h"
 #include "wake.h"
 
 static void require_preloaded(void);
 static void require_decoding(void);
-static void require_free_slot(void);
-static void check_pipe_name(const char *name);
 static PipeInfo *require_pipe(const char *name, Oid caller);
-static Oid *source_array(ArrayType *array, int *n);
-static void check_source(Oid relid, Oid owner, Jsonb *json);
-static Jsonb *find_table_options(Jsonb *tables, Oid relid);
-static void check_table_names(Jsonb *tables, const Oid *relids, int n);
-static void check_target_names(const Oid *relids, int n, Jsonb **options, const char *dbname);
-static char *qualified_name(Oid relid);
 static PipeEntry *entry_of(const PipeInfo *pipe);
 static bool pipe_loads_done(int32 pipe_id);
 static int64 retained_wal(const char *slot_name);
@@ -68,11 +58,7 @@ clickpipe_create(PG_FUNCTION_ARGS)
 	char	   *name;
 	char	   *server_name;
 	Jsonb	   *json = PG_ARGISNULL(3) ? NULL : PG_GETARG_JSONB_P(3);
-	PipeOptions *options;
-	Jsonb	  **table_options;
-	ChServer   *server;
-	Oid		   *relids = NULL;
-	int			ntables = 0;
+	Check	   *check;
 	int32		pipe_id;
 	CatalogAccess access;
 	PipeEntry  *entry;
@@ -84,24 +70,10 @@ clickpipe_create(PG_FUNCTION_ARGS)
 	name = text_to_cstring(PG_GETARG_TEXT_PP(0));
 	server_name = text_to_cstring(PG_GETARG_TEXT_PP(1));
 
-	require_preloaded();
-	require_decoding();
-	require_free_slot();
-	check_pipe_name(name);
-	options = pipe_options_parse(json);
-	server = server_options_load(server_name, owner);
-
-	if (!PG_ARGISNULL(2))
-		relids = source_array(PG_GETARG_ARRAYTYPE_P(2), &ntables);
-	check_table_names(options->tables, relids, ntables);
-	table_options = palloc(sizeof(Jsonb *) * Max(ntables, 1));
-	for (int i = 0; i < ntables; i++)
-	{
-		/* names are the caller's, so they are looked up with his search_path */
-		table_options[i] = find_table_options(options->tables, relids[i]);
-		check_source(relids[i], owner, table_options[i]);
-	}
-	check_target_names(relids, ntables, table_options, server->dbname);
+	/* asks ClickHouse, so it comes before anything is written and locked */
+	check = check_pipe(name, server_name, PG_ARGISNULL(2) ? NULL : PG_GETARG_ARRAYTYPE_P(2),
+					   json, owner);
+	check_refuse(check, name);
 
 	catalog_enter(&access);
 	if (catalog_find_pipe(name, CurrentMemoryContext) != NULL)
@@ -109,10 +81,9 @@ clickpipe_create(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_DUPLICATE_OBJECT),
 				 errmsg("pipe \"%s\" already exists", name)));
 	pipe_id = catalog_insert_pipe(name, owner, server_name, json);
-	for (int i = 0; i < ntables; i++)
-		catalog_insert_table(pipe_id, relids[i], i + 1,
-							 qualified_name(relids[i]),
-							 table_options[i]);
+	for (int i = 0; i < check->ntables; i++)
+		catalog_insert_table(pipe_id, check->tables[i].relid, i + 1, check->tables[i].name,
+							 check->tables[i].json);
 	catalog_leave(&access);
 
 	LWLockAcquire(ClickpipeShmem->lock, LW_EXCLUSIVE);
@@ -350,34 +321,6 @@ require_decoding(void)
 				 errhint("Set wal_level = logical in postgresql.conf and restart the server.")));
 }
 
-/* ERROR if no replication slot is left for a new pipe. */
-static void
-require_free_slot(void)
-{
-	bool		found = false;
-
-	LWLockAcquire(ReplicationSlotControlLock, LW_SHARED);
-	for (int i = 0; i < max_replication_slots && !found; i++)
-		found = !ReplicationSlotCtl->replication_slots[i].in_use;
-	LWLockRelease(ReplicationSlotControlLock);
-	if (!found)
-		ereport(ERROR,
-				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
-				 errmsg("all replication slots are in use"),
-				 errhint("Free one or increase \"max_replication_slots\".")));
-}
-
-/* ERROR unless a pipe may have that name. */
-static void
-check_pipe_name(const char *name)
-{
-	if (name[0] == '\0' || strlen(name) >= NAMEDATALEN)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_NAME),
-				 errmsg("invalid pipe name \"%s\"", name),
-				 errhint("A name has between 1 and %d bytes.", NAMEDATALEN - 1)));
-}
-
 /*
  * Returns a pipe that the caller may command, because he is its owner or a
  * member of it; ERROR otherwise.  Within catalog_enter, where the current user
@@ -398,167 +341,6 @@ require_pipe(const char *name, Oid caller)
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("must be owner of pipe \"%s\"", pipe->name)));
 	return pipe;
-}
-
-/* Returns the tables of an array, without NULLs and duplicates. */
-static Oid *
-source_array(ArrayType *array, int *n)
-{
-	Datum	   *elems;
-	bool	   *nulls;
-	int			nelems;
-	Oid		   *relids;
-
-	deconstruct_array(array, REGCLASSOID, sizeof(Oid), true, TYPALIGN_INT,
-					  &elems, &nulls, &nelems);
-	relids = palloc(sizeof(Oid) * Max(nelems, 1));
-	for (int i = 0; i < nelems; i++)
-	{
-		if (nulls[i])
-			ereport(ERROR,
-					(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-					 errmsg("tables of a pipe must not be NULL")));
-		relids[i] = DatumGetObjectId(elems[i]);
-		for (int j = 0; j < i; j++)
-			if (relids[j] == relids[i])
-				ereport(ERROR,
-						(errcode(ERRCODE_DUPLICATE_OBJECT),
-						 errmsg("table \"%s\" is listed twice", get_rel_name(relids[i]))));
-	}
-	*n = nelems;
-	return relids;
-}
-
-/* ERROR unless the table can be mirrored for that owner and with these options. */
-static void
-check_source(Oid relid, Oid owner, Jsonb *json)
-{
-	Relation	rel = try_relation_open(relid, AccessShareLock);
-	TableOptions *options;
-	char	   *reason;
-	char	   *hint = NULL;
-
-	if (rel == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_TABLE),
-				 errmsg("table with OID %u does not exist", relid)));
-	reason = source_refusal(rel, &hint);
-	if (reason == NULL)
-		reason = source_read_refusal(relid, owner, &hint);
-	if (reason == NULL)
-	{
-		options = table_options_parse(json, RelationGetRelationName(rel));
-		reason = target_refusal(rel, options, &hint);
-	}
-	if (reason != NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("table \"%s\" cannot be mirrored: %s",
-						RelationGetRelationName(rel), reason),
-				 hint != NULL ? errhint("%s", hint) : 0));
-	relation_close(rel, AccessShareLock);
-}
-
-/* Returns the options that the pipe's option "tables" has for a table, or NULL. */
-static Jsonb *
-find_table_options(Jsonb *tables, Oid relid)
-{
-	JsonbIterator *it;
-	JsonbValue	key;
-	JsonbValue	value;
-
-	if (tables == NULL)
-		return NULL;
-	it = JsonbIteratorInit(&tables->root);
-	(void) JsonbIteratorNext(&it, &key, true);
-	while (JsonbIteratorNext(&it, &key, true) == WJB_KEY)
-	{
-		char	   *name = pnstrdup(key.val.string.val, key.val.string.len);
-
-		(void) JsonbIteratorNext(&it, &value, true);
-		if (RangeVarGetRelid(makeRangeVarFromNameList(compat_qualified_name_list(name)),
-							 NoLock, true) == relid)
-			return JsonbValueToJsonb(&value);
-	}
-	return NULL;
-}
-
-/* ERROR if the option "tables" names a table that the pipe does not have. */
-static void
-check_table_names(Jsonb *tables, const Oid *relids, int n)
-{
-	List	   *seen = NIL;
-	JsonbIterator *it;
-	JsonbValue	key;
-	JsonbValue	value;
-
-	if (tables == NULL)
-		return;
-	it = JsonbIteratorInit(&tables->root);
-	(void) JsonbIteratorNext(&it, &key, true);
-	while (JsonbIteratorNext(&it, &key, true) == WJB_KEY)
-	{
-		char	   *name = pnstrdup(key.val.string.val, key.val.string.len);
-		Oid			relid;
-		bool		found = false;
-
-		(void) JsonbIteratorNext(&it, &value, true);
-		if (name[0] == '\0')
-			ereport(ERROR,
-					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-					 errmsg("option \"tables\" of the pipe has an empty table name")));
-		relid = RangeVarGetRelid(makeRangeVarFromNameList(compat_qualified_name_list(name)),
-								 NoLock, true);
-		for (int i = 0; i < n && !found; i++)
-			found = (relids[i] == relid);
-		if (list_member_oid(seen, relid) && found)
-			ereport(ERROR,
-					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-					 errmsg("option \"tables\" of the pipe names table %s twice",
-							qualified_name(relid))));
-		seen = lappend_oid(seen, relid);
-		if (!found)
-			ereport(ERROR,
-					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-					 errmsg("option \"tables\" of the pipe names \"%s\", which is not a table of the pipe", name),
-					 errhint("List it in the argument \"tables\" of clickpipe_create as well.")));
-		if (value.type != jbvBinary || !JsonContainerIsObject(value.val.binary.data))
-			ereport(ERROR,
-					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-					 errmsg("options of table \"%s\" must be a JSON object", name)));
-	}
-}
-
-/* ERROR if two tables would go to the same target. */
-static void
-check_target_names(const Oid *relids, int n, Jsonb **options, const char *dbname)
-{
-	char	  **names = palloc(sizeof(char *) * Max(n, 1));
-
-	for (int i = 0; i < n; i++)
-	{
-		TableOptions *parsed = table_options_parse(options[i], get_rel_name(relids[i]));
-		char	   *database;
-		char	   *table;
-
-		target_name(relids[i], parsed, dbname, &database, &table);
-		names[i] = psprintf("%s.%s", database, table);
-		for (int j = 0; j < i; j++)
-			if (strcmp(names[i], names[j]) == 0)
-				ereport(ERROR,
-						(errcode(ERRCODE_DUPLICATE_TABLE),
-						 errmsg("tables %s and %s would both go to %s",
-								qualified_name(relids[j]), qualified_name(relids[i]), names[i]),
-						 errhint("Use the table option target_table for one of them.")));
-	}
-}
-
-/* Returns a table's name with its schema, quoted. */
-static char *
-qualified_name(Oid relid)
-{
-	return quote_qualified_identifier(get_namespace_name(get_rel_namespace(relid)),
-									  get_rel_name(relid));
 }
 
 /* Returns the pipe's entry in shared memory, making one if the launcher has not yet. */
