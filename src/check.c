@@ -6,7 +6,8 @@
  *
  * Whoever sets up a pipe shall not learn of one obstacle after the other, so
  * every check adds what it finds to a list and the next one goes on.  The
- * parts are in check_postgres.c, check_source.c and check_clickhouse.c.
+ * parts are in check_postgres.c, check_source.c, and check_clickhouse.c with
+ * check_rights.c.
  *
  * Copyright (c) 2026, clickpipe contributors
  *
