@@ -218,6 +218,21 @@ LANGUAGE C VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION clickpipe_wait(text, pg_lsn, interval)
 IS 'wait until everything committed before the call is visible in ClickHouse';
 
+CREATE FUNCTION clickpipe_check(server text, tables regclass[] DEFAULT NULL,
+	options jsonb DEFAULT '{}')
+RETURNS TABLE (severity text, object text, finding text, hint text)
+AS 'MODULE_PATHNAME'
+LANGUAGE C VOLATILE PARALLEL UNSAFE ROWS 100;
+COMMENT ON FUNCTION clickpipe_check(text, regclass[], jsonb)
+IS 'what speaks against a pipe, all at once, and what creating it would do';
+
+CREATE FUNCTION clickpipe_definition(name text)
+RETURNS text
+AS 'MODULE_PATHNAME'
+LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
+COMMENT ON FUNCTION clickpipe_definition(text)
+IS 'SQL that makes the pipe again';
+
 /* What only shared memory knows. */
 CREATE FUNCTION clickpipe.pipe_activity(
 	OUT pipe integer,
@@ -278,6 +293,21 @@ AS 'MODULE_PATHNAME'
 LANGUAGE C IMMUTABLE PARALLEL SAFE;
 COMMENT ON FUNCTION clickpipe_life_cycle()
 IS 'the states of a pipe, what they mean, which verbs are allowed and which states follow';
+
+/* The options of pipes (no "table") and of their tables, as they are parsed. */
+CREATE FUNCTION clickpipe.pipe_settings(
+	OUT pipe integer,
+	OUT "table" regclass,
+	OUT option text,
+	OUT value text,
+	OUT "default" text,
+	OUT source text,
+	OUT unit text,
+	OUT description text,
+	OUT changeable boolean)
+RETURNS SETOF record
+AS 'MODULE_PATHNAME', 'clickpipe_pipe_settings'
+LANGUAGE C VOLATILE PARALLEL UNSAFE;
 
 /*
  * Views.  pg_monitor sees all pipes; whoever else is granted SELECT (and EXECUTE on the
@@ -493,6 +523,20 @@ CROSS JOIN LATERAL (
 	SELECT c.rows + CASE WHEN t.load_ended_at IS NULL THEN coalesce(l.rows_not_recorded, 0) ELSE 0 END AS rows) d
 WHERE t.load_started_at IS NOT NULL;
 
+CREATE VIEW clickpipe.settings WITH (security_barrier) AS
+SELECT
+	p.name AS pipe,
+	s."table",
+	s.option,
+	s.value,
+	s."default",
+	s.source,
+	s.unit,
+	s.description,
+	s.changeable
+FROM clickpipe.visible_pipe p
+JOIN clickpipe.pipe_settings() s ON s.pipe = p.id;
+
 /* Rights: nothing is PUBLIC's; a superuser grants the verbs to those who may make pipes. */
 REVOKE ALL ON FUNCTION clickpipe_create(text, text, regclass[], jsonb) FROM PUBLIC;
 REVOKE ALL ON FUNCTION clickpipe_pause(text) FROM PUBLIC;
@@ -503,12 +547,15 @@ REVOKE ALL ON FUNCTION clickpipe_resync(text, regclass[]) FROM PUBLIC;
 REVOKE ALL ON FUNCTION clickpipe_alter(text, jsonb) FROM PUBLIC;
 REVOKE ALL ON FUNCTION clickpipe_drop(text, boolean) FROM PUBLIC;
 REVOKE ALL ON FUNCTION clickpipe_wait(text, pg_lsn, interval) FROM PUBLIC;
+REVOKE ALL ON FUNCTION clickpipe_check(text, regclass[], jsonb) FROM PUBLIC;
+REVOKE ALL ON FUNCTION clickpipe_definition(text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION clickpipe_fdw_validator(text[], oid) FROM PUBLIC;
 REVOKE ALL ON FUNCTION clickpipe.pipe_activity() FROM PUBLIC;
 REVOKE ALL ON FUNCTION clickpipe.load_activity() FROM PUBLIC;
 REVOKE ALL ON FUNCTION clickpipe.batch_activity() FROM PUBLIC;
+REVOKE ALL ON FUNCTION clickpipe.pipe_settings() FROM PUBLIC;
 GRANT USAGE ON SCHEMA clickpipe TO pg_monitor;
 GRANT EXECUTE ON FUNCTION clickpipe.pipe_activity(), clickpipe.load_activity(),
-	clickpipe.batch_activity() TO pg_monitor;
+	clickpipe.batch_activity(), clickpipe.pipe_settings() TO pg_monitor;
 GRANT SELECT ON clickpipe.status, clickpipe.tables, clickpipe.batches, clickpipe.log,
-	clickpipe.slots, clickpipe.snapshot_progress TO pg_monitor;
+	clickpipe.slots, clickpipe.snapshot_progress, clickpipe.settings TO pg_monitor;

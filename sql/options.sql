@@ -1,6 +1,8 @@
 --
 -- Options of servers, user mappings, pipes and tables.
 --
+-- Nobody listens at the server of these pipes, and creating one warns of it (check.sql).
+SET client_min_messages = error;
 
 -- Does what a statement does show: "ok", or its error.  Nothing of it stays.
 CREATE FUNCTION regress_try(statement text) RETURNS text LANGUAGE plpgsql AS $$

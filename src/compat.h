@@ -24,6 +24,7 @@
 #include "storage/latch.h"
 #include "storage/lock.h"
 #include "utils/acl.h"
+#include "utils/backend_status.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
 #include "utils/regproc.h"
@@ -264,6 +265,17 @@ compat_qualified_name_list(const char *name)
 	return stringToQualifiedNameList(name, NULL);
 #else
 	return stringToQualifiedNameList(name);
+#endif
+}
+
+/* What process number i (from 0) of pg_stat_activity does; its end is at pgstat_fetch_stat_numbackends(). */
+static inline LocalPgBackendStatus *
+compat_backend_status(int i)
+{
+#if PG_VERSION_NUM >= 160000
+	return pgstat_get_local_beentry_by_index(i + 1);
+#else
+	return pgstat_fetch_stat_local_beentry(i + 1);
 #endif
 }
 

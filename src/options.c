@@ -13,8 +13,9 @@
 #include "clickpipe.h"
 
 #include "utils/builtins.h"
+#include "utils/fmgrprotos.h"
+#include "utils/json.h"
 #include "utils/numeric.h"
-#include "replication/slot.h"
 
 #include "compat.h"
 #include "options.h"
@@ -112,7 +113,15 @@ static const OptionDef table_option_defs[] = {
 };
 
 static void parse_options(Jsonb *json, const OptionDef *defs, int ndefs,
-						  void *result, const char *what);
+						  void *result, const char *what, List **problems);
+static void parse_member(const OptionDef *defs, int ndefs, const char *name,
+						 JsonbValue *value, void *result, const char *what);
+static void option_problem(List **problems, const char *message);
+static List *show_options(Jsonb *json, const OptionDef *defs, int ndefs,
+						  const void *values, const void *defaults);
+static char *option_text(const OptionDef *def, const void *field);
+static char *json_list(List *strings);
+static char *json_columns(List *columns);
 static void parse_option(const OptionDef *def, JsonbValue *value, void *field,
 						 const char *what);
 static bool parse_size(JsonbValue *value, int64 *size);
@@ -126,6 +135,13 @@ static char *changeable_options(void);
 PipeOptions *
 pipe_options_parse(Jsonb *json)
 {
+	return pipe_options_parse_all(json, NULL);
+}
+
+/* See options.h. */
+PipeOptions *
+pipe_options_parse_all(Jsonb *json, List **problems)
+{
 	PipeOptions *options = palloc0(sizeof(PipeOptions));
 
 	options->sync_interval_seconds = 1;
@@ -138,24 +154,20 @@ pipe_options_parse(Jsonb *json)
 	options->snapshot_num_rows_per_partition = 100000;
 	options->allow_nullable_columns = true;
 	options->delete_on_merge = true;
-	parse_options(json, pipe_option_defs, lengthof(pipe_option_defs), options, "the pipe");
+	parse_options(json, pipe_option_defs, lengthof(pipe_option_defs), options, "the pipe",
+				  problems);
 
 	if (options->max_unacked_bytes < options->max_block_bytes)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("option \"max_unacked_bytes\" of the pipe must not be less than \"max_block_bytes\"")));
-	if (options->replication_slot_name != NULL)
-	{
-		if (options->replication_mode != MODE_CDC_ONLY)
-			ereport(ERROR,
-					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-					 errmsg("option \"replication_slot_name\" of the pipe needs \"replication_mode\" to be \"cdc_only\"")));
-		(void) ReplicationSlotValidateName(options->replication_slot_name, ERROR);
-	}
+		option_problem(problems, "option \"max_unacked_bytes\" of the pipe must not be less than \"max_block_bytes\"");
+	if (options->replication_slot_name != NULL && options->replication_mode != MODE_CDC_ONLY)
+		option_problem(problems, "option \"replication_slot_name\" of the pipe needs \"replication_mode\" to be \"cdc_only\"");
+	if (options->replication_slot_name != NULL &&
+		(strlen(options->replication_slot_name) >= NAMEDATALEN ||
+		 strspn(options->replication_slot_name, "abcdefghijklmnopqrstuvwxyz0123456789_") !=
+		 strlen(options->replication_slot_name)))
+		option_problem(problems, "option \"replication_slot_name\" of the pipe may only hold lower case letters, numbers and the underscore character");
 	if (options->enable_failover_slots && !COMPAT_HAS_FAILOVER_SLOTS)
-		ereport(ERROR,
-				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("option \"enable_failover_slots\" of the pipe needs PostgreSQL 17 or later")));
+		option_problem(problems, "option \"enable_failover_slots\" of the pipe needs PostgreSQL 17 or later");
 	return options;
 }
 
@@ -217,12 +229,40 @@ changeable_options(void)
 TableOptions *
 table_options_parse(Jsonb *json, const char *table)
 {
+	return table_options_parse_all(json, table, NULL);
+}
+
+/* See options.h. */
+TableOptions *
+table_options_parse_all(Jsonb *json, const char *table, List **problems)
+{
 	TableOptions *options = palloc0(sizeof(TableOptions));
 
 	options->initial_load = true;
 	parse_options(json, table_option_defs, lengthof(table_option_defs), options,
-				  psprintf("table \"%s\"", table));
+				  psprintf("table \"%s\"", table), problems);
 	return options;
+}
+
+/* See options.h. */
+List *
+pipe_options_show(Jsonb *json)
+{
+	List	   *problems = NIL;
+
+	return show_options(json, pipe_option_defs, lengthof(pipe_option_defs),
+						pipe_options_parse_all(json, &problems), pipe_options_parse(NULL));
+}
+
+/* See options.h. */
+List *
+table_options_show(Jsonb *json)
+{
+	List	   *problems = NIL;
+
+	return show_options(json, table_option_defs, lengthof(table_option_defs),
+						table_options_parse_all(json, "", &problems),
+						table_options_parse(NULL, ""));
 }
 
 /* Returns the engine's name (static). */
@@ -232,11 +272,16 @@ target_engine_name(TargetEngine engine)
 	return table_engines[engine];
 }
 
-/* Parses a jsonb object into a struct by its option definitions. */
+/*
+ * Parses a jsonb object into a struct by its option definitions.  What is
+ * wrong is an ERROR, or goes to *problems, and the other options are parsed
+ * all the same.
+ */
 static void
 parse_options(Jsonb *json, const OptionDef *defs, int ndefs, void *result,
-			  const char *what)
+			  const char *what, List **problems)
 {
+	MemoryContext mcxt = CurrentMemoryContext;
 	JsonbIterator *it;
 	JsonbIteratorToken token;
 	JsonbValue	key;
@@ -245,35 +290,80 @@ parse_options(Jsonb *json, const OptionDef *defs, int ndefs, void *result,
 	if (json == NULL)
 		return;
 	if (!JB_ROOT_IS_OBJECT(json) || JB_ROOT_IS_SCALAR(json))
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("options of %s must be a JSON object", what)));
+	{
+		option_problem(problems, psprintf("options of %s must be a JSON object", what));
+		return;
+	}
 
 	it = JsonbIteratorInit(&json->root);
 	token = JsonbIteratorNext(&it, &key, false);
 	while ((token = JsonbIteratorNext(&it, &key, true)) == WJB_KEY)
 	{
 		char	   *name = pnstrdup(key.val.string.val, key.val.string.len);
-		const OptionDef *def = NULL;
 
 		(void) JsonbIteratorNext(&it, &value, true);
-		for (int i = 0; i < ndefs; i++)
-			if (strcmp(defs[i].name, name) == 0)
-				def = &defs[i];
-		if (def == NULL)
+		if (problems == NULL)
 		{
-			StringInfoData known;
-
-			initStringInfo(&known);
-			for (int i = 0; i < ndefs; i++)
-				appendStringInfo(&known, "%s%s", i > 0 ? ", " : "", defs[i].name);
-			ereport(ERROR,
-					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-					 errmsg("unrecognized option \"%s\" of %s", name, what),
-					 errhint("Valid options are: %s.", known.data)));
+			parse_member(defs, ndefs, name, &value, result, what);
+			continue;
 		}
-		parse_option(def, &value, (char *) result + def->offset, what);
+
+		/* parsing takes memory and nothing else, so an ERROR leaves nothing behind */
+		PG_TRY();
+		{
+			parse_member(defs, ndefs, name, &value, result, what);
+		}
+		PG_CATCH();
+		{
+			ErrorData  *problem;
+
+			MemoryContextSwitchTo(mcxt);
+			problem = CopyErrorData();
+			FlushErrorState();
+			*problems = lappend(*problems, problem);
+		}
+		PG_END_TRY();
 	}
+}
+
+/* Parses one member of an object; ERROR if it is none of the options, or has a bad value. */
+static void
+parse_member(const OptionDef *defs, int ndefs, const char *name, JsonbValue *value,
+			 void *result, const char *what)
+{
+	StringInfoData known;
+
+	for (int i = 0; i < ndefs; i++)
+		if (strcmp(defs[i].name, name) == 0)
+		{
+			parse_option(&defs[i], value, (char *) result + defs[i].offset, what);
+			return;
+		}
+
+	initStringInfo(&known);
+	for (int i = 0; i < ndefs; i++)
+		appendStringInfo(&known, "%s%s", i > 0 ? ", " : "", defs[i].name);
+	ereport(ERROR,
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+			 errmsg("unrecognized option \"%s\" of %s", name, what),
+			 errhint("Valid options are: %s.", known.data)));
+}
+
+/* Reports something wrong that no single option is to blame for. */
+static void
+option_problem(List **problems, const char *message)
+{
+	ErrorData  *problem;
+
+	if (problems == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("%s", message)));
+	problem = palloc0(sizeof(ErrorData));
+	problem->elevel = ERROR;
+	problem->sqlerrcode = ERRCODE_INVALID_PARAMETER_VALUE;
+	problem->message = pstrdup(message);
+	*problems = lappend(*problems, problem);
 }
 
 /* Parses one value into its field. */
@@ -308,10 +398,14 @@ parse_option(const OptionDef *def, JsonbValue *value, void *field, const char *w
 			}
 
 		case OPTION_SIZE:
-			if (!parse_size(value, (int64 *) field) ||
-				*(int64 *) field < def->min || *(int64 *) field > def->max)
-				option_value_error(def, what);
-			break;
+			{
+				int64		size;
+
+				if (!parse_size(value, &size) || size < def->min || size > def->max)
+					option_value_error(def, what);
+				*(int64 *) field = size;
+				break;
+			}
 
 		case OPTION_ENUM:
 			{
@@ -514,5 +608,115 @@ list_values(const char *const *values)
 	initStringInfo(&buf);
 	for (int i = 0; values[i] != NULL; i++)
 		appendStringInfo(&buf, "%s%s", i > 0 ? ", " : "", values[i]);
+	return buf.data;
+}
+
+/* Shows the options of two structs: as they are, and as they would be by default. */
+static List *
+show_options(Jsonb *json, const OptionDef *defs, int ndefs, const void *values,
+			 const void *defaults)
+{
+	List	   *list = NIL;
+	bool		is_object = json != NULL && JB_ROOT_IS_OBJECT(json) && !JB_ROOT_IS_SCALAR(json);
+
+	for (int i = 0; i < ndefs; i++)
+	{
+		OptionShown *shown = palloc(sizeof(OptionShown));
+		JsonbValue	key;
+
+		key.type = jbvString;
+		key.val.string.val = (char *) defs[i].name;
+		key.val.string.len = strlen(defs[i].name);
+		shown->name = defs[i].name;
+		shown->value = option_text(&defs[i], (const char *) values + defs[i].offset);
+		shown->default_value = option_text(&defs[i], (const char *) defaults + defs[i].offset);
+		shown->given = is_object &&
+			findJsonbValueFromContainer(&json->root, JB_FOBJECT, &key) != NULL;
+		shown->unit = defs[i].unit;
+		shown->changeable = defs[i].changeable;
+		shown->description = defs[i].description;
+		list = lappend(list, shown);
+	}
+	return list;
+}
+
+/* Returns a parsed value as text, NULL if there is none. */
+static char *
+option_text(const OptionDef *def, const void *field)
+{
+	switch (def->type)
+	{
+		case OPTION_BOOL:
+			return *(const bool *) field ? "true" : "false";
+		case OPTION_INT:
+			return psprintf("%d", *(const int *) field);
+		case OPTION_REAL:
+			return DatumGetCString(DirectFunctionCall1(float8out,
+													   Float8GetDatum(*(const double *) field)));
+		case OPTION_SIZE:
+			return psprintf(INT64_FORMAT, *(const int64 *) field);
+		case OPTION_ENUM:
+			return pstrdup(def->values[*(const int *) field]);
+		case OPTION_STRING:
+			return *(char *const *) field;
+		case OPTION_STRING_LIST:
+			return json_list(*(List *const *) field);
+		case OPTION_OBJECT:
+			{
+				Jsonb	   *object = *(Jsonb *const *) field;
+
+				return object == NULL ? NULL :
+					JsonbToCString(NULL, &object->root, VARSIZE(object));
+			}
+		case OPTION_COLUMNS:
+			return json_columns(*(List *const *) field);
+	}
+	return NULL;				/* keep compiler quiet */
+}
+
+/* Returns strings as a JSON array, NULL if there are none. */
+static char *
+json_list(List *strings)
+{
+	StringInfoData buf;
+	ListCell   *lc;
+
+	if (strings == NIL)
+		return NULL;
+	initStringInfo(&buf);
+	foreach(lc, strings)
+	{
+		appendStringInfoString(&buf, foreach_current_index(lc) > 0 ? ", " : "[");
+		escape_json(&buf, lfirst(lc));
+	}
+	appendStringInfoChar(&buf, ']');
+	return buf.data;
+}
+
+/* Returns what columns wish as a JSON object, NULL if there are none. */
+static char *
+json_columns(List *columns)
+{
+	StringInfoData buf;
+	ListCell   *lc;
+
+	if (columns == NIL)
+		return NULL;
+	initStringInfo(&buf);
+	foreach(lc, columns)
+	{
+		ColumnOption *column = lfirst(lc);
+
+		appendStringInfoString(&buf, foreach_current_index(lc) > 0 ? ", " : "{");
+		escape_json(&buf, column->column);
+		appendStringInfoString(&buf, ": {");
+		if (column->name != NULL)
+		{
+			appendStringInfoString(&buf, "\"name\": ");
+			escape_json(&buf, column->name);
+		}
+		appendStringInfoChar(&buf, '}');
+	}
+	appendStringInfoChar(&buf, '}');
 	return buf.data;
 }

@@ -95,6 +95,32 @@ extern TableOptions *table_options_parse(Jsonb *json, const char *table);
  */
 extern Jsonb *pipe_options_alter(Jsonb *options, Jsonb *changes);
 
+/*
+ * The same without an ERROR: what is wrong is appended to *problems (ErrorData *), and that
+ * option has its default.
+ */
+extern PipeOptions *pipe_options_parse_all(Jsonb *json, List **problems);
+extern TableOptions *table_options_parse_all(Jsonb *json, const char *table, List **problems);
+
+/* What a view shows of an option. */
+typedef struct OptionShown
+{
+	const char *name;
+	char	   *value;
+	char	   *default_value;	/* NULL: none */
+	bool		given;			/* not the default, but what was asked for */
+	const char *unit;			/* NULL: none */
+	bool		changeable;		/* while the pipe runs */
+	const char *description;
+} OptionShown;
+
+/*
+ * All options of a pipe, and all of a table (OptionShown *), with what json says of them.
+ * Results are in CurrentMemoryContext.
+ */
+extern List *pipe_options_show(Jsonb *json);
+extern List *table_options_show(Jsonb *json);
+
 /* Name of an engine as in options and in ClickHouse. */
 extern const char *target_engine_name(TargetEngine engine);
 

@@ -45,61 +45,82 @@ static bool list_has_string(List *list, const char *s);
 static bool line_may_be_new(const char *line);
 
 /* See source.h. */
+List *
+refusal_add(List *refusals, const char *reason, const char *hint)
+{
+	Refusal    *refusal = palloc(sizeof(Refusal));
+
+	refusal->reason = (char *) reason;
+	refusal->hint = (char *) hint;
+	return lappend(refusals, refusal);
+}
+
+/* See source.h. */
 char *
 source_refusal(Relation rel, char **hint)
 {
+	List	   *refusals = source_refusals(rel);
+	Refusal    *first = refusals != NIL ? linitial(refusals) : NULL;
+
+	*hint = first != NULL ? first->hint : NULL;
+	return first != NULL ? first->reason : NULL;
+}
+
+/* See source.h. */
+List *
+source_refusals(Relation rel)
+{
 	Form_pg_class form = rel->rd_rel;
+	List	   *refusals = NIL;
 	SourceKey	key;
 
-	*hint = NULL;
+	/* of what is no ordinary table, nothing else matters */
 	switch (form->relkind)
 	{
 		case RELKIND_RELATION:
 			break;
 		case RELKIND_PARTITIONED_TABLE:
-			return "it is partitioned, which this version does not support yet";
+			return refusal_add(NIL, "it is partitioned, which this version does not support yet", NULL);
 		case RELKIND_VIEW:
-			return "it is a view";
+			return refusal_add(NIL, "it is a view", NULL);
 		case RELKIND_MATVIEW:
-			return "it is a materialized view";
+			return refusal_add(NIL, "it is a materialized view", NULL);
 		case RELKIND_FOREIGN_TABLE:
-			return "it is a foreign table";
+			return refusal_add(NIL, "it is a foreign table", NULL);
 		default:
-			return "it is not a table";
+			return refusal_add(NIL, "it is not a table", NULL);
 	}
 	if (IsCatalogRelation(rel) || IsToastRelation(rel))
-		return "it is a system table";
+		return refusal_add(NIL, "it is a system table", NULL);
 	/* each confirmation would be a change that must be confirmed */
 	if (RelationGetNamespace(rel) == get_namespace_oid(CLICKPIPE_SCHEMA, true))
-		return "it is a table of clickpipe itself";
+		return refusal_add(NIL, "it is a table of clickpipe itself", NULL);
+
 	if (form->relpersistence == RELPERSISTENCE_TEMP)
-		return "it is a temporary table";
+		refusals = refusal_add(refusals, "it is a temporary table", NULL);
 	if (form->relpersistence == RELPERSISTENCE_UNLOGGED)
-	{
-		*hint = "Its changes are not in the WAL. Use ALTER TABLE ... SET LOGGED.";
-		return "it is unlogged";
-	}
+		refusals = refusal_add(refusals, "it is unlogged",
+							   "Its changes are not in the WAL. Use ALTER TABLE ... SET LOGGED.");
 	if (form->relispartition)
-		return "it is a partition, which this version does not support yet";
+		refusals = refusal_add(refusals, "it is a partition, which this version does not support yet", NULL);
 	if (has_children(rel))
-		return "other tables inherit from it, which this version does not support yet";
+		refusals = refusal_add(refusals, "other tables inherit from it, which this version does not support yet", NULL);
 	if (rel->rd_tableam->scan_set_tidrange == NULL)
-		return "its access method cannot scan ranges of rows";
+		refusals = refusal_add(refusals, "its access method cannot scan ranges of rows", NULL);
 	if (form->relreplident == REPLICA_IDENTITY_NOTHING)
-	{
-		*hint = "Updates and deletes would not say which row they are about. Use ALTER TABLE ... REPLICA IDENTITY DEFAULT.";
-		return "its replica identity is NOTHING";
-	}
+		refusals = refusal_add(refusals, "its replica identity is NOTHING",
+							   "Updates and deletes would not say which row they are about. Use ALTER TABLE ... REPLICA IDENTITY DEFAULT.");
 	source_key(rel, &key);
 	if (form->relreplident == REPLICA_IDENTITY_INDEX && key.natts == 0)
-	{
-		*hint = "Use ALTER TABLE ... REPLICA IDENTITY DEFAULT or USING INDEX.";
-		return "its replica identity index is gone";
-	}
+		refusals = refusal_add(refusals, "its replica identity index is gone",
+							   "Use ALTER TABLE ... REPLICA IDENTITY DEFAULT or USING INDEX.");
 	for (int i = 0; i < key.natts; i++)
 		if (compat_attr_is_virtual(TupleDescAttr(RelationGetDescr(rel), key.attnums[i] - 1)))
-			return "its key has a virtual generated column";
-	return NULL;
+		{
+			refusals = refusal_add(refusals, "its key has a virtual generated column", NULL);
+			break;
+		}
+	return refusals;
 }
 
 /* See source.h. */

@@ -24,9 +24,22 @@ typedef struct SourceKey
 	bool		full;			/* REPLICA IDENTITY FULL: whole old rows */
 } SourceKey;
 
+/* A reason against mirroring a table, and what to do about it. */
+typedef struct Refusal
+{
+	char	   *reason;			/* "it is a view" */
+	char	   *hint;			/* NULL: none */
+} Refusal;
+
+/* Appends a reason to a list (Refusal *); hint may be NULL.  Neither is copied. */
+extern List *refusal_add(List *refusals, const char *reason, const char *hint);
+
+/* Why a table cannot be mirrored (Refusal *): all reasons.  Results in CurrentMemoryContext. */
+extern List *source_refusals(Relation rel);
+
 /*
- * Why a table cannot be mirrored: NULL if it can, else the reason, and *hint (may be set to
- * NULL).  Results in CurrentMemoryContext.
+ * The first of these: NULL if there is none, else the reason, and *hint (may be set to
+ * NULL).
  */
 extern char *source_refusal(Relation rel, char **hint);
 

@@ -10,7 +10,9 @@
 #include "clickpipe.h"
 
 #include "access/xlog.h"
+#include "catalog/pg_class.h"
 #include "lib/stringinfo.h"
+#include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
@@ -25,13 +27,20 @@
 
 static const char *const misfit_hint = "Drop the target in ClickHouse so that it is created anew, or choose another name with the table option target_table.";
 
+const char *const target_rows_hint = "Drop or empty it in ClickHouse, or choose another name with the table option target_table.";
+const char *const target_owner_hint = "Choose another name with the table option target_table, or drop the target in ClickHouse if that pipe is gone.";
+
+static bool target_has_rows(ChClient *ch, const Target *target, int timeout_ms, bool *has_rows,
+							ChError *err);
 static bool list_has(List *list, const char *name);
+static List *column_refusals(List *refusals, TupleDesc desc, const TableOptions *options);
+static bool has_deferrable_key(Relation rel);
 static const char *column_target_name(const TableOptions *options, const char *attname);
 static bool has_control_character(const char *name);
 static int	escaped_length(const char *name);
 static char *engine_clause(const Target *target, const PipeOptions *options);
-static bool check_column(const Target *target, const char *columns, const char *name,
-						 const char *type, ChError *err);
+static void check_column(const char *columns, const char *name, const char *type,
+						 StringInfo missing);
 static char *split_field(char *field);
 static char *strip_quotes(const char *expression);
 static char *sorting_clause(const Target *target);
@@ -54,49 +63,65 @@ target_name(Oid relid, const TableOptions *options, const char *default_database
 char *
 target_refusal(Relation rel, const TableOptions *options, char **hint)
 {
+	List	   *refusals = target_refusals(rel, options);
+	Refusal    *first = refusals != NIL ? linitial(refusals) : NULL;
+
+	*hint = first != NULL ? first->hint : NULL;
+	return first != NULL ? first->reason : NULL;
+}
+
+/* See target.h. */
+List *
+target_refusals(Relation rel, const TableOptions *options)
+{
+	Oid			relid = RelationGetRelid(rel);
 	TupleDesc	desc = RelationGetDescr(rel);
+	List	   *refusals = NIL;
 	SourceKey	key;
-	List	   *names = NIL;
 	ListCell   *lc;
 	char	   *database;
 	char	   *table;
-	int			ncolumns = 0;
 
-	*hint = NULL;
 	source_key(rel, &key);
-	if (key.natts == 0 && options->table_engine == ENGINE_REPLACING_MERGE_TREE)
-	{
-		*hint = "Add a primary key, set REPLICA IDENTITY USING INDEX, or choose an append-only target with the table option {\"table_engine\": \"MergeTree\"}.";
-		return "it has no key that identifies its rows";
-	}
-	target_name(RelationGetRelid(rel), options, "", &database, &table);
-	if (escaped_length(table) + (int) strlen("_resync") > MAX_ESCAPED_NAME)
-	{
-		*hint = "Choose a shorter name with the table option target_table.";
-		return psprintf("its target's name \"%s\" is too long for ClickHouse", table);
-	}
+	/* of an identity that is no key, source_refusals speaks */
+	if (key.natts == 0 && options->table_engine == ENGINE_REPLACING_MERGE_TREE &&
+		rel->rd_rel->relreplident != REPLICA_IDENTITY_NOTHING &&
+		rel->rd_rel->relreplident != REPLICA_IDENTITY_INDEX)
+		refusals = refusal_add(refusals, "it has no key that identifies its rows",
+							   has_deferrable_key(rel) ?
+							   "A deferrable primary key identifies no row. Make it NOT DEFERRABLE, set REPLICA IDENTITY USING INDEX, or choose an append-only target with the table option {\"table_engine\": \"MergeTree\"}." :
+							   "Add a primary key, set REPLICA IDENTITY USING INDEX, or choose an append-only target with the table option {\"table_engine\": \"MergeTree\"}.");
 
+	target_name(relid, options, "", &database, &table);
+	if (escaped_length(table) + (int) strlen("_resync") > MAX_ESCAPED_NAME)
+		refusals = refusal_add(refusals,
+							   psprintf("its target's name \"%s\" is too long for ClickHouse", table),
+							   "Choose a shorter name with the table option target_table.");
 	if (has_control_character(table) ||
 		(options->target_database != NULL && has_control_character(options->target_database)))
-	{
-		*hint = "Choose another name with the table option target_table.";
-		return "its target's name holds a control character";
-	}
+		refusals = refusal_add(refusals, "its target's name holds a control character",
+							   "Choose another name with the table option target_table.");
 
 	foreach(lc, options->excluded_columns)
 	{
-		AttrNumber	attnum = get_attnum(RelationGetRelid(rel), lfirst(lc));
+		AttrNumber	attnum = get_attnum(relid, lfirst(lc));
 
 		if (attnum <= 0)
-			return psprintf("excluded column \"%s\" does not exist", (char *) lfirst(lc));
-		for (int i = 0; i < key.natts; i++)
+			refusals = refusal_add(refusals,
+								   psprintf("excluded column \"%s\" does not exist", (char *) lfirst(lc)),
+								   NULL);
+		for (int i = 0; attnum > 0 && i < key.natts; i++)
 			if (key.attnums[i] == attnum)
-				return psprintf("excluded column \"%s\" is part of its key", (char *) lfirst(lc));
+				refusals = refusal_add(refusals,
+									   psprintf("excluded column \"%s\" is part of its key", (char *) lfirst(lc)),
+									   NULL);
 	}
 	foreach(lc, options->columns)
-		if (get_attnum(RelationGetRelid(rel), ((ColumnOption *) lfirst(lc))->column) <= 0)
-			return psprintf("column \"%s\" of the table option \"columns\" does not exist",
-							((ColumnOption *) lfirst(lc))->column);
+		if (get_attnum(relid, ((ColumnOption *) lfirst(lc))->column) <= 0)
+			refusals = refusal_add(refusals,
+								   psprintf("column \"%s\" of the table option \"columns\" does not exist",
+											((ColumnOption *) lfirst(lc))->column),
+								   NULL);
 
 	if (options->sorting_keys != NIL)
 	{
@@ -106,11 +131,18 @@ target_refusal(Relation rel, const TableOptions *options, char **hint)
 			same = same && list_has(options->sorting_keys,
 									NameStr(TupleDescAttr(desc, key.attnums[i] - 1)->attname));
 		if (!same)
-		{
-			*hint = "This version supports the columns of the key only, in any order.";
-			return "its sorting_keys are not the columns of its key";
-		}
+			refusals = refusal_add(refusals, "its sorting_keys are not the columns of its key",
+								   "This version supports the columns of the key only, in any order.");
 	}
+	return column_refusals(refusals, desc, options);
+}
+
+/* Adds what speaks against the columns' names. */
+static List *
+column_refusals(List *refusals, TupleDesc desc, const TableOptions *options)
+{
+	static const char *const hint = "Choose another name with the table option \"columns\", or exclude the column with \"excluded_columns\".";
+	List	   *names = NIL;
 
 	for (int i = 0; i < desc->natts; i++)
 	{
@@ -121,20 +153,46 @@ target_refusal(Relation rel, const TableOptions *options, char **hint)
 			list_has(options->excluded_columns, NameStr(att->attname)))
 			continue;
 		name = column_target_name(options, NameStr(att->attname));
-		ncolumns++;
-		*hint = "Choose another name with the table option \"columns\", or exclude the column with \"excluded_columns\".";
 		if (strncmp(name, CLICKPIPE_COL_PREFIX, strlen(CLICKPIPE_COL_PREFIX)) == 0)
-			return psprintf("column name \"%s\" begins with \"%s\"", name, CLICKPIPE_COL_PREFIX);
+			refusals = refusal_add(refusals,
+								   psprintf("column name \"%s\" begins with \"%s\"", name, CLICKPIPE_COL_PREFIX),
+								   hint);
 		if (strchr(name, '.') != NULL)
-			return psprintf("column name \"%s\" holds a dot, which ClickHouse takes for a nested column", name);
+			refusals = refusal_add(refusals,
+								   psprintf("column name \"%s\" holds a dot, which ClickHouse takes for a nested column", name),
+								   hint);
 		if (list_has(names, name))
-			return psprintf("two columns would be named \"%s\"", name);
+			refusals = refusal_add(refusals,
+								   psprintf("two columns would be named \"%s\"", name),
+								   hint);
 		names = lappend(names, (void *) name);
 	}
-	*hint = NULL;
-	if (ncolumns == 0)
-		return "it has no columns";
-	return NULL;
+	/* where a key is wanted, that is missed already */
+	if (names == NIL && refusals == NIL)
+		refusals = refusal_add(refusals, "it has no columns", NULL);
+	return refusals;
+}
+
+/* Has the table a primary key that may be checked late? */
+static bool
+has_deferrable_key(Relation rel)
+{
+	List	   *indexes = RelationGetIndexList(rel);
+	bool		found = false;
+	ListCell   *lc;
+
+	foreach(lc, indexes)
+	{
+		Relation	index = RelationIdGetRelation(lfirst_oid(lc));
+
+		if (index == NULL)
+			continue;
+		if (index->rd_index->indisprimary && !index->rd_index->indimmediate)
+			found = true;
+		RelationClose(index);
+	}
+	list_free(indexes);
+	return found;
 }
 
 /* See target.h. */
@@ -254,22 +312,19 @@ target_prepare(ChClient *ch, const Target *target, const PipeOptions *options, i
 	if (strncmp(answer.data, TARGET_MARK, strlen(TARGET_MARK)) == 0 &&
 		strcmp(answer.data, mark) != 0)
 	{
-		*hint = "Choose another name with the table option target_table, or drop the target in ClickHouse if that pipe is gone.";
+		*hint = target_owner_hint;
 		return target_refuse(err, "target %s.%s belongs to another pipe",
 					  target->database, target->table);
 	}
 	if (!ours && !may_have_rows)
 	{
-		resetStringInfo(&sql);
-		resetStringInfo(&answer);
-		appendStringInfoString(&sql, "SELECT count() FROM (SELECT 1 FROM ");
-		target_append_name(&sql, target->ch_database, target->ch_table);
-		appendStringInfoString(&sql, " LIMIT 1)");
-		if (!ch_query(ch, sql.data, false, 30000, &answer, err))
+		bool		has_rows;
+
+		if (!target_has_rows(ch, target, 30000, &has_rows, err))
 			return false;
-		if (atoi(answer.data) != 0)
+		if (has_rows)
 		{
-			*hint = "Drop or empty it in ClickHouse, or choose another name with the table option target_table.";
+			*hint = target_rows_hint;
 			return target_refuse(err, "target %s.%s exists and has rows already",
 						  target->database, target->table);
 		}
@@ -286,6 +341,62 @@ target_prepare(ChClient *ch, const Target *target, const PipeOptions *options, i
 		return ch_query(ch, sql.data, false, 60000, NULL, err);
 	}
 	return target_check_engine(ch, target, options, err, hint) && target_check_columns(ch, target, err, hint);
+}
+
+/* See target.h. */
+bool
+target_look(ChClient *ch, const Target *target, int timeout_ms, TargetFound *found,
+			ChError *err)
+{
+	StringInfoData sql;
+	StringInfoData answer;
+	char	   *views;
+	uint64		system_identifier;
+	unsigned int database;
+	int			pipe_id;
+
+	memset(found, 0, sizeof(*found));
+	initStringInfo(&sql);
+	initStringInfo(&answer);
+	appendStringInfo(&sql, "SELECT if(startsWith(comment, '%s'), comment, ''), "
+					 "arrayStringConcat(arrayMap((d, t) -> concat(d, '.', t), dependencies_database, dependencies_table), ', ') "
+					 "FROM system.tables WHERE ", TARGET_MARK);
+	target_append_where(&sql, "name", target);
+	appendStringInfoString(&sql, " FORMAT TabSeparatedRaw");
+	if (!ch_query(ch, sql.data, false, timeout_ms, &answer, err))
+		return false;
+	if (answer.len == 0)
+		return true;
+	found->exists = true;
+	answer.data[strcspn(answer.data, "\n")] = '\0';
+	views = split_field(answer.data);
+	found->views = pstrdup(views);
+	found->marked = (answer.data[0] != '\0');
+	if (sscanf(answer.data, TARGET_MARK " " UINT64_FORMAT "-%u-%d",
+			   &system_identifier, &database, &pipe_id) == 3 &&
+		system_identifier == GetSystemIdentifier() && database == MyDatabaseId)
+		found->pipe_id = pipe_id;
+
+	return target_has_rows(ch, target, timeout_ms, &found->has_rows, err);
+}
+
+/* Has the target rows? */
+static bool
+target_has_rows(ChClient *ch, const Target *target, int timeout_ms, bool *has_rows,
+				ChError *err)
+{
+	StringInfoData sql;
+	StringInfoData answer;
+
+	initStringInfo(&sql);
+	initStringInfo(&answer);
+	appendStringInfoString(&sql, "SELECT count() FROM (SELECT 1 FROM ");
+	target_append_name(&sql, target->ch_database, target->ch_table);
+	appendStringInfoString(&sql, " LIMIT 1)");
+	if (!ch_query(ch, sql.data, false, timeout_ms, &answer, err))
+		return false;
+	*has_rows = (atoi(answer.data) != 0);
+	return true;
 }
 
 /* See target.h. */
@@ -360,53 +471,61 @@ target_cursor(ChClient *ch, const Target *target, uint64 *hi, uint64 *lo, ChErro
 	return true;
 }
 
-/* See target_internal.h. */
+/* See target.h. */
 bool
 target_check_columns(ChClient *ch, const Target *target, ChError *err, const char **hint)
 {
 	StringInfoData sql;
 	StringInfoData answer;
-	bool		ok = true;
+	StringInfoData missing;
 
+	*hint = NULL;
 	initStringInfo(&sql);
 	initStringInfo(&answer);
+	initStringInfo(&missing);
 	appendStringInfoString(&sql, "SELECT name, type FROM system.columns WHERE ");
 	target_append_where(&sql, "table", target);
 	appendStringInfoString(&sql, " FORMAT TabSeparatedRaw");
 	if (!ch_query(ch, sql.data, false, 30000, &answer, err))
 		return false;
-	for (int i = 0; ok && i < target->rows.ncolumns; i++)
-		ok = check_column(target, answer.data, target->rows.columns[i].name,
-						  target->rows.columns[i].type, err);
-	ok = ok && check_column(target, answer.data, CLICKPIPE_COL_VERSION, "UInt128", err) &&
-		check_column(target, answer.data, CLICKPIPE_COL_DELETED, "UInt8", err);
+	for (int i = 0; i < target->rows.ncolumns; i++)
+		check_column(answer.data, target->rows.columns[i].name, target->rows.columns[i].type,
+					 &missing);
+	check_column(answer.data, CLICKPIPE_COL_VERSION, "UInt128", &missing);
+	check_column(answer.data, CLICKPIPE_COL_DELETED, "UInt8", &missing);
 	if (target->rows.history)
-		ok = ok && check_column(target, answer.data, CLICKPIPE_COL_OPERATION, "LowCardinality(String)", err) &&
-			check_column(target, answer.data, CLICKPIPE_COL_LSN, "UInt64", err) &&
-			check_column(target, answer.data, CLICKPIPE_COL_TS, "DateTime64(6, 'UTC')", err);
-	if (!ok)
-		*hint = misfit_hint;
-	return ok;
+	{
+		check_column(answer.data, CLICKPIPE_COL_OPERATION, "LowCardinality(String)", &missing);
+		check_column(answer.data, CLICKPIPE_COL_LSN, "UInt64", &missing);
+		check_column(answer.data, CLICKPIPE_COL_TS, "DateTime64(6, 'UTC')", &missing);
+	}
+	if (missing.len == 0)
+		return true;
+	*hint = misfit_hint;
+	return target_refuse(err, "target %s.%s has no column %s", target->database, target->table,
+				  missing.data);
 }
 
-/* Looks for a column in lines of names and types. */
-static bool
-check_column(const Target *target, const char *columns, const char *name, const char *type,
-			 ChError *err)
+/* Looks for a column in lines of names and types; adds it to what is missing. */
+static void
+check_column(const char *columns, const char *name, const char *type, StringInfo missing)
 {
 	char	   *wanted = psprintf("%s\t%s\n", name, type);
 
 	for (const char *at = columns; (at = strstr(at, wanted)) != NULL; at++)
 		if (at == columns || at[-1] == '\n')
-			return true;
-	return target_refuse(err, "target %s.%s has no column \"%s\" of type %s",
-				  target->database, target->table, name, type);
+			return;
+	appendStringInfo(missing, "%s\"%s\" of type %s", missing->len > 0 ? ", " : "", name, type);
 }
 
-/* See target_internal.h. */
+/*
+ * Compares engine, its arguments, and sorting key with what we would have
+ * created: with other ones rows would replace each other that must not, or
+ * the older one would win.
+ */
 bool
 target_check_engine(ChClient *ch, const Target *target, const PipeOptions *options,
-			 ChError *err, const char **hint)
+					ChError *err, const char **hint)
 {
 	StringInfoData sql;
 	StringInfoData answer;
@@ -522,10 +641,10 @@ target_mark(int32 pipe_id)
 					MyDatabaseId, pipe_id);
 }
 
-/* See target_internal.h. */
+/* See target.h. */
 char *
 target_create_sql(const Target *target, const PipeOptions *options, const ChServer *server,
-		   const char *mark)
+				  const char *mark)
 {
 	StringInfoData sql;
 	ListCell   *lc;
@@ -554,8 +673,11 @@ target_create_sql(const Target *target, const PipeOptions *options, const ChServ
 	foreach(lc, settings)
 		appendStringInfo(&sql, "%s %s", foreach_current_index(lc) == 0 ? " SETTINGS" : ",",
 						 (char *) lfirst(lc));
-	appendStringInfoString(&sql, " COMMENT ");
-	append_ch_literal(&sql, mark);
+	if (mark != NULL)
+	{
+		appendStringInfoString(&sql, " COMMENT ");
+		append_ch_literal(&sql, mark);
+	}
 	return sql.data;
 }
 
@@ -600,6 +722,7 @@ target_refuse(ChError *err, const char *fmt,...)
 	va_start(args, fmt);
 	vsnprintf(err->message, sizeof(err->message), fmt, args);
 	va_end(args);
+	err->message[pg_mbcliplen(err->message, strlen(err->message), sizeof(err->message) - 1)] = '\0';
 	return false;
 }
 

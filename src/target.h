@@ -44,6 +44,9 @@ extern void target_name(Oid relid, const TableOptions *options, const char *defa
  */
 extern char *target_refusal(Relation rel, const TableOptions *options, char **hint);
 
+/* All such reasons (Refusal *). */
+extern List *target_refusals(Relation rel, const TableOptions *options);
+
 /*
  * Describes the target of a table, in "mcxt".  In a transaction.
  *
@@ -98,6 +101,37 @@ extern bool target_views(ChClient *ch, const char *database, const char *table, 
 
 /* The text that INSERTs into a table begin with. */
 extern char *target_insert_text(const char *database, const char *table);
+
+/* The CREATE TABLE of a target.  mark: its comment, NULL: none. */
+extern char *target_create_sql(const Target *target, const PipeOptions *options,
+							   const ChServer *server, const char *mark);
+
+/* What is in ClickHouse under a target's name. */
+typedef struct TargetFound
+{
+	bool		exists;
+	bool		has_rows;
+	bool		marked;			/* a pipe made it or took it over */
+	int32		pipe_id;		/* that pipe, if it is of this database, else 0 */
+	char	   *views;			/* materialized views that read it, "" if none */
+} TargetFound;
+
+/* Looks what is there.  False: not known, see *err. */
+extern bool target_look(ChClient *ch, const Target *target, int timeout_ms, TargetFound *found,
+						ChError *err);
+
+/*
+ * Do engine and sorting key, and the columns, of a table that exists fit?  As target_prepare;
+ * the second names all columns that do not.
+ */
+extern bool target_check_engine(ChClient *ch, const Target *target, const PipeOptions *options,
+								ChError *err, const char **hint);
+extern bool target_check_columns(ChClient *ch, const Target *target, ChError *err,
+								 const char **hint);
+
+/* What to do about a target with rows, and about one of another pipe. */
+extern const char *const target_rows_hint;
+extern const char *const target_owner_hint;
 
 /* Does the target (names in UTF8) bear the pipe's mark?  False: not known, see *err. */
 extern bool target_is_marked(ChClient *ch, int32 pipe_id, const char *database,

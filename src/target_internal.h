@@ -23,21 +23,6 @@
  */
 extern char *target_mark(int32 pipe_id);
 
-/* The CREATE TABLE of a target. */
-extern char *target_create_sql(const Target *target, const PipeOptions *options,
-							   const ChServer *server, const char *mark);
-
-/* Compares the columns that we will send with those that are there. */
-extern bool target_check_columns(ChClient *ch, const Target *target, ChError *err,
-								 const char **hint);
-
-/*
- * Compares engine, its arguments, and sorting key with what we would have created: with
- * other ones rows would replace each other that must not, or the older one would win.
- */
-extern bool target_check_engine(ChClient *ch, const Target *target, const PipeOptions *options,
-								ChError *err, const char **hint);
-
 /* Appends database.table, quoted. */
 extern void target_append_name(StringInfo buf, const char *database, const char *table);
 

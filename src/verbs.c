@@ -32,6 +32,7 @@
 #include "utils/varlena.h"
 
 #include "catalog.h"
+#include "check.h"
 #include "compat.h"
 #include "decode.h"
 #include "hints.h"
@@ -42,10 +43,6 @@
 #include "verbs.h"
 #include "wake.h"
 
-static void require_free_slot(void);
-static void check_pipe_name(const char *name);
-static Jsonb *find_table_options(Jsonb *tables, Oid relid);
-static void check_table_names(Jsonb *tables, const Oid *relids, int n);
 static PipeEntry *entry_of(const PipeInfo *pipe);
 static bool pipe_loads_done(int32 pipe_id);
 
@@ -63,11 +60,7 @@ clickpipe_create(PG_FUNCTION_ARGS)
 	char	   *name;
 	char	   *server_name;
 	Jsonb	   *json = PG_ARGISNULL(3) ? NULL : PG_GETARG_JSONB_P(3);
-	PipeOptions *options;
-	Jsonb	  **table_options;
-	ChServer   *server;
-	Oid		   *relids = NULL;
-	int			ntables = 0;
+	Check	   *check;
 	int32		pipe_id;
 	CatalogAccess access;
 	PipeEntry  *entry;
@@ -79,24 +72,10 @@ clickpipe_create(PG_FUNCTION_ARGS)
 	name = text_to_cstring(PG_GETARG_TEXT_PP(0));
 	server_name = text_to_cstring(PG_GETARG_TEXT_PP(1));
 
-	require_preloaded();
-	require_decoding();
-	require_free_slot();
-	check_pipe_name(name);
-	options = pipe_options_parse(json);
-	server = server_options_load(server_name, owner);
-
-	if (!PG_ARGISNULL(2))
-		relids = source_array(PG_GETARG_ARRAYTYPE_P(2), &ntables);
-	check_table_names(options->tables, relids, ntables);
-	table_options = palloc(sizeof(Jsonb *) * Max(ntables, 1));
-	for (int i = 0; i < ntables; i++)
-	{
-		/* names are the caller's, so they are looked up with his search_path */
-		table_options[i] = find_table_options(options->tables, relids[i]);
-		check_source(relids[i], owner, table_options[i]);
-	}
-	check_target_names(relids, ntables, table_options, server->dbname);
+	/* asks ClickHouse, so it comes before anything is written and locked */
+	check = check_pipe(name, server_name, PG_ARGISNULL(2) ? NULL : PG_GETARG_ARRAYTYPE_P(2),
+					   json, owner);
+	check_refuse(check, name);
 
 	catalog_enter(&access);
 	if (catalog_find_pipe(name, CurrentMemoryContext) != NULL)
@@ -104,9 +83,9 @@ clickpipe_create(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_DUPLICATE_OBJECT),
 				 errmsg("pipe \"%s\" already exists", name)));
 	pipe_id = catalog_insert_pipe(name, owner, server_name, json);
-	for (int i = 0; i < ntables; i++)
-		catalog_insert_table(pipe_id, relids[i], qualified_name(relids[i]),
-							 table_options[i], false);
+	for (int i = 0; i < check->ntables; i++)
+		catalog_insert_table(pipe_id, check->tables[i].relid, check->tables[i].name,
+							 check->tables[i].json, false);
 	catalog_add_event(pipe_id, 0, "info", NULL, 0,
 					  psprintf("created by %s", GetUserNameFromId(owner, false)), NULL);
 	catalog_leave(&access);
@@ -341,34 +320,6 @@ require_decoding(void)
 				 errhint("Set wal_level = logical in postgresql.conf and restart the server.")));
 }
 
-/* ERROR if no replication slot is left for a new pipe. */
-static void
-require_free_slot(void)
-{
-	bool		found = false;
-
-	LWLockAcquire(ReplicationSlotControlLock, LW_SHARED);
-	for (int i = 0; i < max_replication_slots && !found; i++)
-		found = !ReplicationSlotCtl->replication_slots[i].in_use;
-	LWLockRelease(ReplicationSlotControlLock);
-	if (!found)
-		ereport(ERROR,
-				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
-				 errmsg("all replication slots are in use"),
-				 errhint("Free one or increase \"max_replication_slots\".")));
-}
-
-/* ERROR unless a pipe may have that name. */
-static void
-check_pipe_name(const char *name)
-{
-	if (name[0] == '\0' || strlen(name) >= NAMEDATALEN)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_NAME),
-				 errmsg("invalid pipe name \"%s\"", name),
-				 errhint("A name has between 1 and %d bytes.", NAMEDATALEN - 1)));
-}
-
 /*
  * Returns a pipe that the caller may command, because he is its owner or a
  * member of it; ERROR otherwise.  Within catalog_enter, where the current user
@@ -483,100 +434,6 @@ check_source(Oid relid, Oid owner, Jsonb *json)
 						RelationGetRelationName(rel), reason),
 				 hint != NULL ? errhint("%s", hint) : 0));
 	relation_close(rel, AccessShareLock);
-}
-
-/* Returns the options that the pipe's option "tables" has for a table, or NULL. */
-static Jsonb *
-find_table_options(Jsonb *tables, Oid relid)
-{
-	JsonbIterator *it;
-	JsonbValue	key;
-	JsonbValue	value;
-
-	if (tables == NULL)
-		return NULL;
-	it = JsonbIteratorInit(&tables->root);
-	(void) JsonbIteratorNext(&it, &key, true);
-	while (JsonbIteratorNext(&it, &key, true) == WJB_KEY)
-	{
-		char	   *name = pnstrdup(key.val.string.val, key.val.string.len);
-
-		(void) JsonbIteratorNext(&it, &value, true);
-		if (RangeVarGetRelid(makeRangeVarFromNameList(compat_qualified_name_list(name)),
-							 NoLock, true) == relid)
-			return JsonbValueToJsonb(&value);
-	}
-	return NULL;
-}
-
-/* ERROR if the option "tables" names a table that the pipe does not have. */
-static void
-check_table_names(Jsonb *tables, const Oid *relids, int n)
-{
-	List	   *seen = NIL;
-	JsonbIterator *it;
-	JsonbValue	key;
-	JsonbValue	value;
-
-	if (tables == NULL)
-		return;
-	it = JsonbIteratorInit(&tables->root);
-	(void) JsonbIteratorNext(&it, &key, true);
-	while (JsonbIteratorNext(&it, &key, true) == WJB_KEY)
-	{
-		char	   *name = pnstrdup(key.val.string.val, key.val.string.len);
-		Oid			relid;
-		bool		found = false;
-
-		(void) JsonbIteratorNext(&it, &value, true);
-		if (name[0] == '\0')
-			ereport(ERROR,
-					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-					 errmsg("option \"tables\" of the pipe has an empty table name")));
-		relid = RangeVarGetRelid(makeRangeVarFromNameList(compat_qualified_name_list(name)),
-								 NoLock, true);
-		for (int i = 0; i < n && !found; i++)
-			found = (relids[i] == relid);
-		if (list_member_oid(seen, relid) && found)
-			ereport(ERROR,
-					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-					 errmsg("option \"tables\" of the pipe names table %s twice",
-							qualified_name(relid))));
-		seen = lappend_oid(seen, relid);
-		if (!found)
-			ereport(ERROR,
-					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-					 errmsg("option \"tables\" of the pipe names \"%s\", which is not a table of the pipe", name),
-					 errhint("List it in the argument \"tables\" of clickpipe_create as well.")));
-		if (value.type != jbvBinary || !JsonContainerIsObject(value.val.binary.data))
-			ereport(ERROR,
-					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-					 errmsg("options of table \"%s\" must be a JSON object", name)));
-	}
-}
-
-/* ERROR if two tables would go to the same target. */
-void
-check_target_names(const Oid *relids, int n, Jsonb **options, const char *dbname)
-{
-	char	  **names = palloc(sizeof(char *) * Max(n, 1));
-
-	for (int i = 0; i < n; i++)
-	{
-		TableOptions *parsed = table_options_parse(options[i], get_rel_name(relids[i]));
-		char	   *database;
-		char	   *table;
-
-		target_name(relids[i], parsed, dbname, &database, &table);
-		names[i] = psprintf("%s.%s", database, table);
-		for (int j = 0; j < i; j++)
-			if (strcmp(names[i], names[j]) == 0)
-				ereport(ERROR,
-						(errcode(ERRCODE_DUPLICATE_TABLE),
-						 errmsg("tables %s and %s would both go to %s",
-								qualified_name(relids[j]), qualified_name(relids[i]), names[i]),
-						 errhint("Use the table option target_table for one of them.")));
-	}
 }
 
 /* Returns a table's name with its schema, quoted. */

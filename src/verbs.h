@@ -46,9 +46,6 @@ extern Oid *source_array(ArrayType *array, int *n);
 /* Can the table be mirrored for that owner and with these options? */
 extern void check_source(Oid relid, Oid owner, Jsonb *json);
 
-/* Do all tables have targets of their own? */
-extern void check_target_names(const Oid *relids, int n, Jsonb **options, const char *dbname);
-
 /* A table's name with its schema, quoted. */
 extern char *qualified_name(Oid relid);
 
