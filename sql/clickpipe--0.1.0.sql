@@ -148,6 +148,26 @@ LANGUAGE C VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION clickpipe_wait(text, pg_lsn, interval)
 IS 'wait until everything committed before the call is visible in ClickHouse';
 
+/*
+ * result: equal, different, partly compared or not compared.  Rows and hashes are of what was
+ * compared; note says what was not, and why, and where the sides differ.
+ */
+CREATE FUNCTION clickpipe_verify(name text, tables regclass[] DEFAULT NULL,
+	OUT source regclass,
+	OUT target text,
+	OUT result text,
+	OUT source_rows bigint,
+	OUT target_rows bigint,
+	OUT source_hash text,
+	OUT target_hash text,
+	OUT rows_not_compared bigint,
+	OUT note text)
+RETURNS SETOF record
+AS 'MODULE_PATHNAME'
+LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION clickpipe_verify(text, regclass[])
+IS 'compare count and content of tables with those of their targets in ClickHouse';
+
 /* What only shared memory knows. */
 CREATE FUNCTION clickpipe.pipe_activity(
 	OUT pipe integer,
@@ -262,6 +282,7 @@ REVOKE ALL ON FUNCTION clickpipe_pause(text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION clickpipe_resume(text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION clickpipe_drop(text, boolean) FROM PUBLIC;
 REVOKE ALL ON FUNCTION clickpipe_wait(text, pg_lsn, interval) FROM PUBLIC;
+REVOKE ALL ON FUNCTION clickpipe_verify(text, regclass[]) FROM PUBLIC;
 REVOKE ALL ON FUNCTION clickpipe_fdw_validator(text[], oid) FROM PUBLIC;
 REVOKE ALL ON FUNCTION clickpipe.pipe_activity() FROM PUBLIC;
 GRANT USAGE ON SCHEMA clickpipe TO pg_monitor;

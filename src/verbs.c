@@ -37,20 +37,16 @@
 #include "shmem.h"
 #include "source.h"
 #include "target.h"
+#include "verbs.h"
 #include "wake.h"
 
-static void require_preloaded(void);
-static void require_decoding(void);
 static void require_free_slot(void);
 static void check_pipe_name(const char *name);
-static PipeInfo *require_pipe(const char *name, Oid caller);
-static Oid *source_array(ArrayType *array, int *n);
 static void check_source(Oid relid, Oid owner, Jsonb *json);
 static Jsonb *find_table_options(Jsonb *tables, Oid relid);
 static void check_table_names(Jsonb *tables, const Oid *relids, int n);
 static void check_target_names(const Oid *relids, int n, Jsonb **options, const char *dbname);
 static char *qualified_name(Oid relid);
-static PipeEntry *entry_of(const PipeInfo *pipe);
 static bool pipe_loads_done(int32 pipe_id);
 static int64 retained_wal(const char *slot_name);
 
@@ -324,7 +320,7 @@ clickpipe_wait(PG_FUNCTION_ARGS)
 }
 
 /* ERROR unless the library is preloaded: without the launcher nothing would happen. */
-static void
+void
 require_preloaded(void)
 {
 	if (!clickpipe_is_preloaded())
@@ -335,7 +331,7 @@ require_preloaded(void)
 }
 
 /* ERROR if the server cannot decode its WAL. */
-static void
+void
 require_decoding(void)
 {
 	if (RecoveryInProgress())
@@ -383,7 +379,7 @@ check_pipe_name(const char *name)
  * member of it; ERROR otherwise.  Within catalog_enter, where the current user
  * is not the caller.
  */
-static PipeInfo *
+PipeInfo *
 require_pipe(const char *name, Oid caller)
 {
 	PipeInfo   *pipe = catalog_find_pipe(name, CurTransactionContext);
@@ -401,7 +397,7 @@ require_pipe(const char *name, Oid caller)
 }
 
 /* Returns the tables of an array, without NULLs and duplicates. */
-static Oid *
+Oid *
 source_array(ArrayType *array, int *n)
 {
 	Datum	   *elems;
@@ -562,7 +558,7 @@ qualified_name(Oid relid)
 }
 
 /* Returns the pipe's entry in shared memory, making one if the launcher has not yet. */
-static PipeEntry *
+PipeEntry *
 entry_of(const PipeInfo *pipe)
 {
 	PipeEntry  *entry;
