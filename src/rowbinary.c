@@ -19,15 +19,19 @@
  */
 #include "postgres.h"
 
+#include <math.h>
+
 #include "utils/memutils.h"
 
 #include "dictionary.h"
+#include "encoders.h"
 #include "rowbinary.h"
 
 /* Bytes that a scratch buffer may keep for the next row. */
 #define KEEP_PER_BUFFER		((Size) 1024 * 1024)
 
 static void append_column(ByteBuffer *out, const ColumnMap *map, const ColumnData *col);
+static void append_key(ByteBuffer *out, const ColumnMap *map, const char *data, Size size);
 static const char *append_value(ByteBuffer *out, const ColumnMap *map, const ColumnData *col,
 								uint64 index, const char *data);
 static Size string_size(const char *data);
@@ -82,7 +86,7 @@ row_encode(RowEncoder *encoder, const Datum *values, const bool *isnull, RowErro
 			return false;
 		}
 		if (map->is_key[i])
-			buffer_append(&encoder->key, encoder->row.data + start, encoder->row.len - start);
+			append_key(&encoder->key, column, encoder->row.data + start, encoder->row.len - start);
 	}
 	return true;
 }
@@ -104,6 +108,35 @@ append_column(ByteBuffer *out, const ColumnMap *map, const ColumnData *col)
 	data = col->element->data.data;
 	for (uint64 i = 0; i < nitems; i++)
 		data = append_value(out, map->element, col->element, i, data);
+}
+
+/*
+ * Appends a column of the key.  Rows that ClickHouse holds for one must have
+ * the same bytes: zero and negative zero are zero, and so is NaN, whichever.
+ */
+static void
+append_key(ByteBuffer *out, const ColumnMap *map, const char *data, Size size)
+{
+	bool		zero = false;
+
+	if (map->encode == encode_float32)
+	{
+		float		v;
+
+		memcpy(&v, data, sizeof(v));
+		zero = (v == 0 || isnan(v));
+	}
+	else if (map->encode == encode_float64)
+	{
+		double		v;
+
+		memcpy(&v, data, sizeof(v));
+		zero = (v == 0 || isnan(v));
+	}
+	if (zero)
+		buffer_append_zeros(out, size);
+	else
+		buffer_append(out, data, size);
 }
 
 /* Appends the value with that index, whose data begins at "data"; returns where the next one's does. */

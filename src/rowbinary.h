@@ -19,7 +19,8 @@ typedef struct RowEncoder
 	MemoryContext mcxt;			/* everything the encoder owns */
 	ColumnData *columns;		/* scratch: one value each */
 	ByteBuffer	row;			/* the last row: all columns, in the map's order */
-	ByteBuffer	key;			/* and its key columns, in the same order */
+	ByteBuffer	key;			/* and its key columns, in the same order; a float that
+								 * is NaN or negative zero counts as zero */
 } RowEncoder;
 
 /* Makes an encoder for rows of "map", which must outlive it, in a new child of "parent". */

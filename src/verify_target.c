@@ -30,6 +30,7 @@
 #define MAX_KEY_TEXT		60
 
 static void append_row_hash(StringInfo sql, const RowMap *map, bool key_only);
+static void append_float_key(StringInfo sql, const ColumnMap *column);
 static void append_bucket(StringInfo sql, const VerifyTable *table);
 static void append_from(StringInfo sql, const VerifyTable *table, bool final);
 static void ask(VerifyTable *table, const char *sql, StringInfo answer);
@@ -209,9 +210,25 @@ append_row_hash(StringInfo sql, const RowMap *map, bool key_only)
 		if (key_only && !map->is_key[i])
 			continue;
 		appendStringInfoString(sql, ", ");
-		append_ch_identifier(sql, map->columns[i].name);
+		if (key_only && strncmp(map->columns[i].type, "Float", 5) == 0)
+			append_float_key(sql, &map->columns[i]);
+		else
+			append_ch_identifier(sql, map->columns[i].name);
 	}
 	appendStringInfoString(sql, "))");
+}
+
+/* Appends a float of the key, as row_encode counts it. */
+static void
+append_float_key(StringInfo sql, const ColumnMap *column)
+{
+	appendStringInfoString(sql, "if(isNaN(");
+	append_ch_identifier(sql, column->name);
+	appendStringInfoString(sql, ") OR ");
+	append_ch_identifier(sql, column->name);
+	appendStringInfo(sql, " = 0, CAST(0, '%s'), ", column->type);
+	append_ch_identifier(sql, column->name);
+	appendStringInfoChar(sql, ')');
 }
 
 /* Appends the number of a row's bucket. */

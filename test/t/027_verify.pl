@@ -104,9 +104,11 @@ $node->safe_psql(
 	INSERT INTO log_keyed SELECT g, 'line ' || g FROM generate_series(1, 1000) g;
 	CREATE TABLE not_loaded (id int PRIMARY KEY, v text);
 	INSERT INTO not_loaded VALUES (1, 'before');
+	CREATE TABLE floats (f float8, r float4, v text, PRIMARY KEY (f, r));
+	INSERT INTO floats VALUES ('-0', '-0', 'zero'), ('NaN', 'NaN', 'nan'), ('-Infinity', 1.5, 'inf'), (0.1, 0.1, 'x');
 	CREATE TABLE stranger (id int PRIMARY KEY);
 	SELECT clickpipe_create('p', 'warehouse',
-		ARRAY['kinds', 'empty', 'pairs', 'wide', 'log', 'log_full', 'log_keyed', 'not_loaded']::regclass[],
+		ARRAY['kinds', 'empty', 'floats', 'pairs', 'wide', 'log', 'log_full', 'log_keyed', 'not_loaded']::regclass[],
 		'{"tables": {"kinds": {"excluded_columns": ["secret"], "columns": {"i8": {"name": "h"}, "t": {"name": "a `name` \\\\ it''s"}}},
 			"pairs": {"sorting_keys": ["n", "d", "t"]},
 			"log": {"table_engine": "MergeTree"}, "log_full": {"table_engine": "MergeTree"},
@@ -114,9 +116,10 @@ $node->safe_psql(
 wait_for_state($node, 'p', 'Running');
 wait_caught_up($node, 'p');
 my $rows = verify('p');
-is(join(' ', sort keys %$rows), 'empty kinds log log_full log_keyed not_loaded pairs wide', 'a row for each table');
+is(join(' ', sort keys %$rows), 'empty floats kinds log log_full log_keyed not_loaded pairs wide', 'a row for each table');
 equal_ok($rows, 'kinds',     3000, 'many types, an excluded column, other names: equal as loaded');
 equal_ok($rows, 'empty',     0,    'an empty table is equal');
+equal_ok($rows, 'floats',    4,    'floats as key are equal');
 equal_ok($rows, 'pairs',     2000, 'a composite key with text is equal');
 equal_ok($rows, 'wide',      2500, 'several chunks');
 equal_ok($rows, 'log',       1000, 'a history without a key is equal');
@@ -137,6 +140,7 @@ $node->safe_psql(
 	UPDATE kinds SET id = id + 10000 WHERE id % 7 = 0;
 	DELETE FROM kinds WHERE id % 11 = 0;
 	INSERT INTO empty VALUES (1, 'x'); DELETE FROM empty;
+	UPDATE floats SET f = '0' WHERE v = 'zero'; UPDATE floats SET r = '-0' WHERE v = 'x'; DELETE FROM floats WHERE v = 'nan';
 	UPDATE pairs SET t = 'moved ' || t WHERE n > 100; DELETE FROM pairs WHERE n < 20;
 	INSERT INTO log VALUES (7, 'line 7'), (7, 'line 7'), (NULL, NULL);
 	UPDATE log_full SET what = 'line 1' WHERE at < 20; DELETE FROM log_full WHERE at = 50;
@@ -147,7 +151,7 @@ my $count = sub { $node->safe_psql('postgres', "SELECT count(*) FROM $_[0]") };
 # in a session with settings that change the text of values
 $rows = verify('p', undef, before => q{SET DateStyle = 'German'; SET TimeZone = 'Asia/Tokyo'; SET IntervalStyle = 'sql_standard';
 	SET extra_float_digits = 0; SET bytea_output = 'escape'; SET search_path = public; });
-equal_ok($rows, $_, $count->($_), "$_: equal after changes") for qw(kinds empty pairs wide log log_full log_keyed);
+equal_ok($rows, $_, $count->($_), "$_: equal after changes") for qw(kinds empty floats pairs wide log log_full log_keyed);
 is( $node->safe_psql('postgres', q{SET DateStyle = 'German'; SELECT FROM clickpipe_verify('p', ARRAY['empty']::regclass[]); SHOW DateStyle},
 		extra_params => [ '-q' ]) =~ /German/ ? 1 : 0,
 	1, 'settings of the session are as before');
@@ -242,8 +246,11 @@ equal_ok(verify('a'), 'hers', 1, 'a superuser may');
 ($rc, $out, $err) = $node->psql('postgres', q{SELECT * FROM clickpipe_verify('a')}, extra_params => [ '-U', 'bob' ]);
 like($err, qr/must be owner of pipe "a"/, 'others may not');
 
-# code in a type of the table runs as the pipe's owner, not as the caller
-$node->safe_psql('postgres', q{SELECT clickpipe_drop('a', true); ALTER TABLE hers ADD c int});
+$node->safe_psql('postgres', 'REVOKE SELECT ON hers FROM alice');
+$rows = verify('a');
+is($rows->{hers}{result}, 'not compared', 'what the owner may not read any more is not compared, whoever asks') or diag(show($rows->{hers}));
+like($rows->{hers}{note}, qr/set aside|role "alice" may not read it/, 'and says so');
+$node->safe_psql('postgres', q{SELECT clickpipe_drop('a', true)});
 ok(wait_until(sub { $node->safe_psql('postgres', q{SELECT count(*) FROM clickpipe.pipe WHERE name = 'a'}) eq '0' }), 'dropped');
 
 #
@@ -295,6 +302,41 @@ $locker->query_safe('COMMIT');
 $locker->quit;
 like($verifier->query(''), qr/equal/, 'and goes on when the lock is gone');
 $verifier->quit;
+
+# A commit that waits for a standby is decoded before anybody can see it: no
+# difference, but something to wait for.
+$node->safe_psql('postgres', q{ALTER SYSTEM SET synchronous_standby_names = 'nobody'; SELECT pg_reload_conf()});
+my $writer = $node->background_psql('postgres');
+$writer->query_until(qr/started/, "\\echo started\nINSERT INTO acc VALUES (1000002, 1, 'waits', 0);\n");
+ok(wait_until(sub { $ch->query('SELECT count() FROM analytics.public_acc WHERE id = 1000002') eq '1' }), 'ClickHouse has a row');
+is($node->safe_psql('postgres', 'SELECT count(*) FROM acc WHERE id = 1000002'), '0', 'that nobody sees yet');
+# the time is enough for the two rounds that a difference takes
+($rc, $out, $err) = $node->psql('postgres', q{SET statement_timeout = '6s'; SELECT result, note FROM clickpipe_verify('t', ARRAY['acc']::regclass[])});
+like($err, qr/canceling statement due to statement timeout/, 'the comparison waits for it') or diag($out);
+$node->safe_psql('postgres', q{ALTER SYSTEM RESET synchronous_standby_names; SELECT pg_reload_conf()});
+$writer->quit;
+equal_ok(verify('t', q{'acc'}), 'acc', $count->('acc'), 'equal when it is visible');
+
+# ClickHouse hangs: the comparison can be cancelled, and keeps nobody from the table
+SKIP:
+{
+	skip 'ClickHouse is not ours', 3 if $ch->external;
+	$ch->stop_signal;
+	my $hanging = $node->background_psql('postgres', on_error_stop => 0);
+	$hanging->query_until(qr/started/, "\\echo started\nSELECT result FROM clickpipe_verify('t');\n");
+	my $pid;
+	ok( wait_until(
+			sub {
+				$pid = $node->safe_psql('postgres', q{SELECT pid FROM pg_stat_activity WHERE query LIKE '%clickpipe_verify%' AND wait_event_type = 'Extension' AND pid <> pg_backend_pid()});
+			}),
+		'a comparison waits for ClickHouse');
+	is($node->safe_psql('postgres', "SELECT count(*) FROM pg_locks WHERE pid = $pid AND relation IN ('acc'::regclass, 'hist'::regclass)"),
+		'0', 'it has no lock on the tables');
+	$node->safe_psql('postgres', "SELECT pg_cancel_backend($pid)");
+	ok(wait_until(sub { $node->safe_psql('postgres', "SELECT state FROM pg_stat_activity WHERE pid = $pid") eq 'idle' }), 'it can be cancelled');
+	$ch->cont_signal;
+	$hanging->quit;
+}
 
 # Set aside
 $node->safe_psql('postgres', 'ALTER TABLE acc ADD late int');
