@@ -92,9 +92,10 @@ $node->safe_psql(
 	CREATE TABLE pairs (t text, v text, d date, n numeric(20,2), PRIMARY KEY (t, d, n));
 	INSERT INTO pairs SELECT CASE WHEN g % 10 = 0 THEN '' ELSE 'key é' || g % 50 END, md5(g::text), date '2020-01-01' + g, g / 4.0
 		FROM generate_series(1, 2000) g;
-	-- of so many blocks that it is read in several chunks
+	-- of so many blocks that it is read in several chunks, which take some time
 	CREATE TABLE wide (id bigint PRIMARY KEY, v text) WITH (fillfactor = 10);
-	INSERT INTO wide SELECT g, repeat('w', 700) FROM generate_series(1, 2500) g;
+	INSERT INTO wide SELECT g, (SELECT string_agg(md5(g || ' ' || i), '') FROM generate_series(1, 20) i) || repeat('w', 15000)
+		FROM generate_series(1, 2500) g;
 	CREATE TABLE log (at int, what text);
 	INSERT INTO log SELECT g % 100, 'line ' || g % 70 FROM generate_series(1, 1000) g;
 	CREATE TABLE log_full (at int, what text);
@@ -155,6 +156,21 @@ equal_ok($rows, $_, $count->($_), "$_: equal after changes") for qw(kinds empty 
 is( $node->safe_psql('postgres', q{SET DateStyle = 'German'; SELECT FROM clickpipe_verify('p', ARRAY['empty']::regclass[]); SHOW DateStyle},
 		extra_params => [ '-q' ]) =~ /German/ ? 1 : 0,
 	1, 'settings of the session are as before');
+
+# Rewritten while it is read: its rows are elsewhere then, and it begins anew
+my $script = PostgreSQL::Test::Utils::tempdir() . '/rewrite.sql';
+PostgreSQL::Test::Utils::append_to_file($script, "CLUSTER wide USING wide_pkey;\n\\sleep 80 ms\nCLUSTER wide USING wide_shuffled;\n\\sleep 80 ms\n");
+$node->safe_psql('postgres', 'CREATE INDEX wide_shuffled ON wide (md5(id::text))');
+my $rewriter = start_pgbench($node, '-c', 1, '-T', 600, '-f', $script);
+for my $i (1 .. 4)
+{
+	my $r = verify('p', q{'wide'})->{wide};
+	ok($r->{result} eq 'equal' ? $r->{source_rows} == 2500 : $r->{result} eq 'not compared' && $r->{note} eq 'it is rewritten all the time',
+		"CLUSTER all the time, $i") or diag(show($r));
+}
+finish_pgbench($rewriter, kill => 1);
+wait_for_sql($node, q{SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pgbench'}, '0');
+equal_ok(verify('p', q{'wide'}), 'wide', 2500, 'and not any more');
 
 $node->safe_psql('postgres', 'ALTER TABLE log_keyed SET (autovacuum_enabled = off); UPDATE log_keyed SET what = $$changed$$ WHERE id = 3');
 wait_caught_up($node, 'p');
@@ -236,12 +252,15 @@ $node->safe_psql('postgres', q{CREATE ROLE alice LOGIN; CREATE ROLE bob LOGIN;
 	CREATE TABLE hers (id int PRIMARY KEY, v text); INSERT INTO hers VALUES (1, 'x');
 	GRANT SELECT ON hers TO alice; GRANT USAGE ON FOREIGN SERVER warehouse TO alice;});
 $node->safe_psql('postgres', "CREATE USER MAPPING FOR alice SERVER warehouse OPTIONS (user '" . $ch->user . "', password '" . $ch->password . "')");
-$node->safe_psql('postgres', q{SELECT clickpipe_create('a', 'warehouse', ARRAY['hers']::regclass[])}, extra_params => [ '-U', 'alice' ]);
+$node->safe_psql('postgres', q{SELECT clickpipe_create('a', 'warehouse', ARRAY['hers']::regclass[], '{"delete_on_merge": false}')}, extra_params => [ '-U', 'alice' ]);
 wait_for_state($node, 'a', 'Running');
 ($rc, $out, $err) = $node->psql('postgres', q{SELECT * FROM clickpipe_verify('a')}, extra_params => [ '-U', 'alice' ]);
 like($err, qr/permission denied for function clickpipe_verify/, 'nothing is PUBLIC');
 $node->safe_psql('postgres', 'GRANT EXECUTE ON FUNCTION clickpipe_verify(text, regclass[]) TO alice, bob');
 equal_ok(verify('a', undef, user => 'alice'), 'hers', 1, 'the owner may');
+$node->safe_psql('postgres', q{INSERT INTO hers VALUES (2, 'y'); DELETE FROM hers WHERE id = 1});
+wait_caught_up($node, 'a');
+is($ch->query('SELECT count() FROM analytics.public_hers FINAL'), '2', 'without delete_on_merge FINAL shows deleted rows');
 equal_ok(verify('a'), 'hers', 1, 'a superuser may');
 ($rc, $out, $err) = $node->psql('postgres', q{SELECT * FROM clickpipe_verify('a')}, extra_params => [ '-U', 'bob' ]);
 like($err, qr/must be owner of pipe "a"/, 'others may not');
