@@ -4,7 +4,7 @@
  *	  Comparing a table with its target: what the two sides and the rounds
  *	  share.
  *
- * Private to verify.c, verify_source.c and verify_target.c.
+ * Private to verify.c, verify_compare.c, verify_source.c and verify_target.c.
  *
  * Copyright (c) 2026, clickpipe contributors
  *
@@ -31,6 +31,9 @@
  * same on both sides.  A power of two.
  */
 #define VERIFY_BUCKETS		65536
+
+/* Rounds, and one more if it would confirm a difference. */
+#define VERIFY_ROUNDS		3
 
 /* How long to wait for locks, transactions and the pipe while nothing moves. */
 #define VERIFY_PATIENCE_MS	60000
@@ -63,7 +66,6 @@ typedef struct VerifyRows
 {
 	VerifyRow  *rows;
 	int			n;
-	int			max;
 } VerifyRows;
 
 #define MAX_WATCHED			3	/* buckets */
@@ -136,10 +138,17 @@ extern void verify_read_watched(VerifyTable *table);
 
 /* The first 64 bits of the MD5 of some bytes, as ClickHouse's halfMD5. */
 extern uint64 verify_hash(Verify *verify, const void *data, Size len);
-extern void verify_add_row(VerifyTable *table, VerifyRows *rows, uint64 key_hash,
-						   uint64 row_hash, const char *key);
-extern bool verify_is_watched(const VerifyTable *table, uint16 bucket);
 /* Waits a little, answering interrupts. */
 extern void verify_nap(void);
+
+/* Has the rows of some buckets that differed remembered, to say which they are. */
+extern void verify_watch_suspects(VerifyTable *table);
+extern bool verify_is_watched(const VerifyTable *table, uint16 bucket);
+extern void verify_add_row(VerifyTable *table, VerifyRows *rows, uint64 key_hash,
+						   uint64 row_hash, const char *key);
+/* Compares the buckets that did not change during the round. */
+extern void verify_settle(VerifyTable *table);
+/* After so many rounds, is there something left that another one may find out? */
+extern bool verify_another_round(const VerifyTable *table, int rounds);
 
 #endif							/* CLICKPIPE_VERIFY_H */

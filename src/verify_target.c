@@ -103,7 +103,8 @@ verify_read_target(VerifyTable *table)
 	pfree(answer.data);
 	pfree(sql.data);
 	if (map->history && !table->target->key.full && replaced > 0)
-		return "it is a history with updates or deletes, and without REPLICA IDENTITY FULL these do not say which rows went away";
+		return "it is a history with updates or deletes, which without REPLICA IDENTITY FULL "
+			"do not say what went away";
 	return NULL;
 }
 
