@@ -233,6 +233,26 @@ LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
 COMMENT ON FUNCTION clickpipe_definition(text)
 IS 'SQL that makes the pipe again';
 
+/*
+ * result: equal, different, partly compared or not compared.  Rows and hashes are of what was
+ * compared; note says what was not, and why, and where the sides differ.
+ */
+CREATE FUNCTION clickpipe_verify(name text, tables regclass[] DEFAULT NULL,
+	OUT source regclass,
+	OUT target text,
+	OUT result text,
+	OUT source_rows bigint,
+	OUT target_rows bigint,
+	OUT source_hash text,
+	OUT target_hash text,
+	OUT rows_not_compared bigint,
+	OUT note text)
+RETURNS SETOF record
+AS 'MODULE_PATHNAME'
+LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION clickpipe_verify(text, regclass[])
+IS 'compare count and content of tables with those of their targets in ClickHouse';
+
 /* What only shared memory knows. */
 CREATE FUNCTION clickpipe.pipe_activity(
 	OUT pipe integer,
@@ -549,6 +569,7 @@ REVOKE ALL ON FUNCTION clickpipe_drop(text, boolean) FROM PUBLIC;
 REVOKE ALL ON FUNCTION clickpipe_wait(text, pg_lsn, interval) FROM PUBLIC;
 REVOKE ALL ON FUNCTION clickpipe_check(text, regclass[], jsonb) FROM PUBLIC;
 REVOKE ALL ON FUNCTION clickpipe_definition(text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION clickpipe_verify(text, regclass[]) FROM PUBLIC;
 REVOKE ALL ON FUNCTION clickpipe_fdw_validator(text[], oid) FROM PUBLIC;
 REVOKE ALL ON FUNCTION clickpipe.pipe_activity() FROM PUBLIC;
 REVOKE ALL ON FUNCTION clickpipe.load_activity() FROM PUBLIC;

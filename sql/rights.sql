@@ -24,6 +24,7 @@ SELECT clickpipe_pause('p');
 SELECT clickpipe_resume('p');
 SELECT clickpipe_drop('p');
 SELECT clickpipe_wait('p');
+SELECT * FROM clickpipe_verify('p');
 SELECT * FROM clickpipe.pipe_activity();
 SELECT * FROM clickpipe.pipe;
 SELECT * FROM clickpipe.status;
@@ -32,7 +33,7 @@ RESET ROLE;
 
 -- What a superuser grants.
 GRANT EXECUTE ON FUNCTION clickpipe_create, clickpipe_pause, clickpipe_resume, clickpipe_drop,
-	clickpipe_wait, clickpipe.pipe_activity TO regress_maker, regress_other;
+	clickpipe_wait, clickpipe_verify, clickpipe.pipe_activity TO regress_maker, regress_other;
 GRANT USAGE ON SCHEMA clickpipe TO regress_maker, regress_other;
 GRANT SELECT ON clickpipe.status, clickpipe.tables TO regress_maker, regress_other;
 
@@ -96,6 +97,7 @@ SELECT count(*) FROM clickpipe.tables;
 SELECT clickpipe_pause('p');
 SELECT clickpipe_resume('p');
 SELECT clickpipe_wait('p');
+SELECT * FROM clickpipe_verify('p');
 SELECT clickpipe_drop('p');
 CREATE USER MAPPING FOR regress_other SERVER regress_nobody OPTIONS (user 'other', password 'anders');
 SELECT clickpipe_create('p', 'regress_nobody', ARRAY['mine']::regclass[]);
@@ -228,7 +230,7 @@ END $$;
 
 REVOKE EXECUTE ON FUNCTION clickpipe_create FROM PUBLIC;
 REVOKE ALL ON FUNCTION clickpipe_create, clickpipe_pause, clickpipe_resume, clickpipe_drop,
-	clickpipe_wait, clickpipe.pipe_activity FROM regress_maker, regress_other;
+	clickpipe_wait, clickpipe_verify, clickpipe.pipe_activity FROM regress_maker, regress_other;
 REVOKE ALL ON SCHEMA clickpipe FROM regress_maker, regress_other;
 REVOKE ALL ON clickpipe.status, clickpipe.tables FROM regress_maker, regress_other;
 SET client_min_messages = warning;

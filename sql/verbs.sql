@@ -50,6 +50,8 @@ SELECT clickpipe_resume('none');
 SELECT clickpipe_drop('none');
 SELECT clickpipe_wait('none');
 SELECT clickpipe_wait(NULL);
+SELECT * FROM clickpipe_verify('none');
+SELECT * FROM clickpipe_verify(NULL);
 SELECT clickpipe_pause(NULL) IS NULL, clickpipe_resume(NULL) IS NULL, clickpipe_drop(NULL) IS NULL;
 
 -- Servers of other wrappers, and without a user mapping.

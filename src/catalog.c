@@ -231,6 +231,19 @@ catalog_load_tables(int32 pipe, MemoryContext mcxt)
 	return tables;
 }
 
+/* Returns the tables that the pipe has, without those that others are resynced to. */
+List *
+catalog_listed_tables(int32 pipe, MemoryContext mcxt)
+{
+	List	   *tables = catalog_load_tables(pipe, mcxt);
+	ListCell   *lc;
+
+	foreach(lc, tables)
+		if (!((TableInfo *) lfirst(lc))->is_listed || ((TableInfo *) lfirst(lc))->is_resync)
+			tables = foreach_delete_current(tables, lc);
+	return tables;
+}
+
 /* Returns a table of a pipe (not what it is resynced to), or NULL. */
 TableInfo *
 catalog_find_table(int32 pipe, Oid relid, MemoryContext mcxt)

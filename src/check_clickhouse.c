@@ -220,7 +220,9 @@ check_existing(Check *check, Survey *s, const TargetFound *found)
 		return;
 	}
 	find_database(s, target->database)->takes_over = true;
-	if (found->has_rows)
+	/* who loads nothing has brought the rows there in another way */
+	if (found->has_rows && s->table->options->initial_load &&
+		check->options->replication_mode != MODE_CDC_ONLY)
 		check_add(check, FINDING_ERROR, ERRCODE_DUPLICATE_TABLE, object, target_rows_hint,
 				  "target %s.%s exists and has rows already", target->database, target->table);
 	if (!target_check_engine(s->ch, target, check->options, &err, &hint))

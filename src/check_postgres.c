@@ -71,7 +71,7 @@ check_settings(Check *check)
 				  "setting wal_level",
 				  "Set wal_level = logical in postgresql.conf and restart the server.",
 				  "clickpipe requires \"wal_level\" to be \"logical\"");
-	if (max_slot_wal_keep_size_mb < 0)
+	if (max_slot_wal_keep_size_mb < 0 && check->options->max_retained_wal == 0)
 		check_add(check, FINDING_WARNING, 0, "setting max_slot_wal_keep_size",
 				  "Set \"max_slot_wal_keep_size\", or the pipe's option max_retained_wal, to what the disk can spare.",
 				  "a paused pipe, or a ClickHouse that is away, retains WAL without bound until the disk is full");

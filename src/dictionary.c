@@ -204,6 +204,25 @@ dictionary_slot(ColumnData *col, bool nullable, const char *value, Size len)
 }
 
 /*
+ * The value in a slot.
+ */
+const char *
+dictionary_value(const ColumnData *col, bool nullable, uint32 slot, Size *len)
+{
+	const DictEntry *entry;
+
+	if (slot == DICT_DEFAULT_SLOT(nullable))
+	{
+		*len = 0;
+		return "";
+	}
+	Assert(slot >= DICT_SPECIAL_SLOTS(nullable) && slot < col->dict_size);
+	entry = &col->dict_index->entries[slot - DICT_SPECIAL_SLOTS(nullable)];
+	*len = entry->len;
+	return col->dict.data + entry->offset;
+}
+
+/*
  * Finds the bucket of an oid: the one that has it, or the free one for it.
  */
 static inline OidBucket *

@@ -25,6 +25,10 @@ extern Size dictionary_size(const ColumnData *col);
 extern uint32 dictionary_slot(ColumnData *col, bool nullable,
 							  const char *value, Size len);
 
+/* The value in a slot that is not the one of NULL; valid until the next change. */
+extern const char *dictionary_value(const ColumnData *col, bool nullable, uint32 slot,
+									Size *len);
+
 /*
  * The slot that dictionary_remember_oid put there for an oid, since
  * "generation" is what it is now.  False: none.

@@ -43,7 +43,6 @@
 #include "verbs.h"
 #include "wake.h"
 
-static PipeEntry *entry_of(const PipeInfo *pipe);
 static bool pipe_loads_done(int32 pipe_id);
 
 PG_FUNCTION_INFO_V1(clickpipe_create);
@@ -445,7 +444,7 @@ qualified_name(Oid relid)
 }
 
 /* Returns the pipe's entry in shared memory, making one if the launcher has not yet. */
-static PipeEntry *
+PipeEntry *
 entry_of(const PipeInfo *pipe)
 {
 	PipeEntry  *entry;

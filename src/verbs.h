@@ -19,6 +19,7 @@
 #include "utils/jsonb.h"
 
 #include "catalog.h"
+#include "shmem.h"
 
 /* Is the library preloaded? */
 extern void require_preloaded(void);
@@ -48,5 +49,8 @@ extern void check_source(Oid relid, Oid owner, Jsonb *json);
 
 /* A table's name with its schema, quoted. */
 extern char *qualified_name(Oid relid);
+
+/* The pipe's entry in shared memory; one is made if the launcher has not yet. */
+extern PipeEntry *entry_of(const PipeInfo *pipe);
 
 #endif							/* CLICKPIPE_VERBS_H */

@@ -40,6 +40,20 @@
 bool		caches_switching = false;
 static bool caches_historic = false;
 
+/* See worker.h. */
+const OutputSetting worker_output_settings[] = {
+	{"TimeZone", "UTC"},
+	{"DateStyle", "ISO, YMD"},
+	{"IntervalStyle", "postgres"},
+	{"extra_float_digits", "1"},
+	{"bytea_output", "hex"},
+	{"lc_monetary", "C"},
+	{"xmlbinary", "base64"},
+	{"quote_all_identifiers", "off"},
+	{"search_path", "pg_catalog, pg_temp"},
+	{NULL, NULL}
+};
+
 static void empty_caches(void);
 static void pin_setting(const char *name, const char *value);
 
@@ -99,18 +113,10 @@ worker_init(Oid dboid)
 	pin_setting("default_transaction_deferrable", "off");
 	pin_setting("synchronous_commit", "local");
 	pin_setting("row_security", "off");
-	pin_setting("search_path", "pg_catalog, pg_temp");
 	pin_setting("session_replication_role", "origin");
 	pin_setting("jit", "off");
-	/* what output functions depend on */
-	pin_setting("TimeZone", "UTC");
-	pin_setting("DateStyle", "ISO, YMD");
-	pin_setting("IntervalStyle", "postgres");
-	pin_setting("extra_float_digits", "1");
-	pin_setting("bytea_output", "hex");
-	pin_setting("lc_monetary", "C");
-	pin_setting("xmlbinary", "base64");
-	pin_setting("quote_all_identifiers", "off");
+	for (const OutputSetting *setting = worker_output_settings; setting->name != NULL; setting++)
+		pin_setting(setting->name, setting->value);
 	pin_setting("logical_decoding_work_mem", psprintf("%dkB", clickpipe_decoding_work_mem));
 }
 

@@ -50,6 +50,18 @@ extern bool worker_start(const char *function, const char *type, const char *nam
  */
 extern void worker_init(Oid dboid);
 
+/*
+ * What output functions depend on, and the values under which their text is
+ * sent.  Ends with a NULL name.
+ */
+typedef struct OutputSetting
+{
+	const char *name;
+	const char *value;
+} OutputSetting;
+
+extern const OutputSetting worker_output_settings[];
+
 /* Installs the signal handlers and unblocks signals. */
 extern void worker_signals(void);
 

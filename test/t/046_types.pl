@@ -199,6 +199,10 @@ wait_caught_up($node, 'p');
 parity_ok($node, $ch, 'types',      name => 'all types, loaded');
 parity_ok($node, $ch, 'types_full', name => 'all types, loaded, REPLICA IDENTITY FULL');
 
+# clickpipe_verify makes the same bytes of each value as ClickHouse does.
+my $verify = q{SELECT string_agg(concat_ws(' ', source, result, source_rows, target_rows, note), ', ' ORDER BY source::text) FROM clickpipe_verify('p')};
+is($node->safe_psql('postgres', $verify), 'types equal 24 24, types_full equal 24 24', 'all types, verified');
+
 # As changes.  Every value that is so large that it is out of line (which
 # toast_tuple_target keeps few) is written anew: without REPLICA IDENTITY FULL an
 # unchanged one would set the table aside.
@@ -216,6 +220,9 @@ $node->safe_psql('postgres', "UPDATE types_full SET $update WHERE id % 2 = 0");
 wait_caught_up($node, 'p');
 parity_ok($node, $ch, 'types',      name => 'all types, changed');
 parity_ok($node, $ch, 'types_full', name => 'all types, changed, REPLICA IDENTITY FULL');
+my $types_count = $node->safe_psql('postgres', 'SELECT count(*) FROM types');
+is($node->safe_psql('postgres', "SET DateStyle = 'German'; SET TimeZone = 'Asia/Tokyo'; SET extra_float_digits = -5; SET lc_monetary = 'C.utf8'; SET bytea_output = 'escape'; $verify"),
+	"types equal $types_count $types_count, types_full equal $types_count $types_count", 'all types, verified after changes');
 is($node->safe_psql('postgres', q{SELECT count(*) FROM clickpipe.tables WHERE state <> 'Running'}),
 	'0', 'nothing was set aside');
 
@@ -301,6 +308,7 @@ for my $id (1, 3, 5)
 is($ch->query('SELECT c21, c22 FROM analytics.public_zeros FINAL WHERE id = 4'), "[1,0,3]\t['a','']", 'NULL elements too');
 parity_ok($node, $ch, 'zeros', where => 'id IN (2, 4)', ch_where => 'id IN (2, 4)',
 	exclude => [ 'c21', 'c22' ], name => 'other values are as they were');
+is($node->safe_psql('postgres', q{SELECT concat_ws(' ', result, source_rows, note) FROM clickpipe_verify('z')}), 'equal 5', 'defaults are verified as such');
 
 #
 # A LATIN1 database
@@ -327,6 +335,7 @@ utf8::encode(my $q = "SELECT id, lower(hex(`sp\x{e4}lte`)), lower(hex(j)), lower
 my $got = $ch->query($q);
 $got =~ s/\\N//g;
 is($got, $pg, 'text of a LATIN1 database is UTF-8 in ClickHouse');
+is($node->safe_psql('latin', q{SELECT concat_ws(' ', result, source_rows, note) FROM clickpipe_verify('l')}), 'equal 3', 'and is verified');
 
 # In SQL_ASCII bytes are anything: those that are UTF-8 pass, others are never
 # changed silently.
