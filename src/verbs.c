@@ -281,6 +281,17 @@ clickpipe_wait(PG_FUNCTION_ARGS)
 					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 					 errmsg("pipe \"%s\" has failed", name),
 					 errhint("See last_error in clickpipe.status.")));
+		if (pipe->state == PIPE_COMPLETED && pipe->resync_done == pipe->resync_wanted)
+		{
+			if (pipe->confirmed_lsn < lsn)
+				ereport(ERROR,
+						(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+						 errmsg("pipe \"%s\" is completed as of %X/%X and gets no later changes", name,
+								LSN_FORMAT_ARGS(pipe->confirmed_lsn)),
+						 errhint("%s", hint_resync_pipe(name, NULL))));
+			reached = true;
+			break;
+		}
 
 		remaining = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), deadline);
 		if (remaining <= 0)
