@@ -176,7 +176,7 @@ LANGUAGE C VOLATILE PARALLEL RESTRICTED;
 CREATE VIEW clickpipe.status WITH (security_barrier) AS
 SELECT
 	p.name AS pipe,
-	CASE WHEN s.pipe IS NULL THEN 'Failed'
+	CASE WHEN s.pipe IS NULL OR h.copied THEN 'Failed'
 		WHEN p.paused AND s.state NOT IN ('Paused', 'Failed', 'Completed') THEN 'Pausing'
 		ELSE s.state END AS state,
 	s.state_since,
@@ -184,7 +184,7 @@ SELECT
 	coalesce(p.options ->> 'replication_mode', 'cdc') AS replication_mode,
 	(SELECT count(*) FROM clickpipe.pipe_table pt WHERE pt.pipe = p.id) AS tables,
 	a.worker_pid,
-	s.slot_name,
+	CASE WHEN NOT h.copied THEN s.slot_name END AS slot_name,
 	r.wal_status,
 	(w.lsn - s.confirmed_lsn)::bigint AS lag_bytes,
 	(w.lsn - r.restart_lsn)::bigint AS retained_wal_bytes,
@@ -195,12 +195,14 @@ SELECT
 	coalesce(a.rows_updated, s.rows_updated) AS rows_updated,
 	coalesce(a.rows_deleted, s.rows_deleted) AS rows_deleted,
 	coalesce(a.last_flush_at, s.last_flush_at) AS last_flush_at,
-	coalesce(a.last_error, s.last_error, f.last_error,
-		CASE WHEN s.pipe IS NULL
-			THEN 'the pipe was restored from a dump, which has no positions: drop it with clickpipe_drop and create it again'
-			WHEN a.pipe IS NULL AND s.state NOT IN ('Paused', 'Failed', 'Completed')
+	CASE WHEN s.pipe IS NULL
+		THEN pg_catalog.format('the pipe was restored from a dump, which has no positions: run clickpipe_resync(%L) to load it anew, or drop it with clickpipe_drop(%L)', p.name, p.name)
+		WHEN h.copied
+		THEN pg_catalog.format('the pipe was made in another database or server, of which this is a copy, and its slot and targets belong to the original: drop it here with clickpipe_drop(%L)', p.name)
+		ELSE coalesce(a.last_error, s.last_error, f.last_error,
+			CASE WHEN a.pipe IS NULL AND s.state NOT IN ('Paused', 'Failed', 'Completed')
 			THEN 'the launcher does not run this pipe: see the server log, and whether "max_worker_processes" is large enough'
-		END) AS last_error,
+			END) END AS last_error,
 	CASE WHEN a.last_error IS NOT NULL THEN a.last_error_code
 		WHEN s.last_error IS NOT NULL THEN s.last_error_code
 		ELSE f.last_error_code END AS last_error_code,
@@ -213,10 +215,15 @@ FROM clickpipe.pipe p
 CROSS JOIN (SELECT CASE WHEN pg_catalog.pg_is_in_recovery()
 	THEN pg_catalog.pg_last_wal_replay_lsn()
 	ELSE pg_catalog.pg_current_wal_lsn() END AS lsn) w
+CROSS JOIN (SELECT c.system_identifier, d.oid AS database
+	FROM pg_catalog.pg_control_system() c, pg_catalog.pg_database d
+	WHERE d.datname = pg_catalog.current_database()) i
 LEFT JOIN clickpipe.pipe_state s ON s.pipe = p.id
+CROSS JOIN LATERAL (SELECT coalesce(s.database_oid <> i.database
+	OR s.system_identifier <> i.system_identifier, false) AS copied) h
 LEFT JOIN clickpipe.pipe_activity() a ON a.pipe = p.id
 LEFT JOIN pg_catalog.pg_replication_slots r
-	ON r.slot_name = s.slot_name AND r.datoid = s.database_oid
+	ON r.slot_name = s.slot_name AND r.datoid = s.database_oid AND NOT h.copied
 LEFT JOIN LATERAL (
 	SELECT t.source_name || ': ' || t.last_error AS last_error, t.last_error_code, t.last_error_at
 	FROM clickpipe.table_state t

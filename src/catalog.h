@@ -29,6 +29,8 @@ typedef struct PipeInfo
 	bool		paused;
 	bool		dropped;
 	bool		drop_targets;
+	bool		foreign;		/* restored from a dump or copied with its database: slot
+								 * and targets are not ours, so it is Failed */
 	/* done */
 	PipeState	state;
 	Oid			database_oid;
@@ -113,6 +115,13 @@ extern void catalog_insert_table(int32 pipe, Oid relid, int ordinal, const char 
 								 Jsonb *options);
 extern void catalog_set_paused(int32 pipe, bool paused);
 extern void catalog_set_dropped(int32 pipe, bool drop_targets);
+
+/* by hooks; these return ids (List of int) or names (List of char *) of pipes that are not dropped */
+extern List *catalog_pipes_on_server(const char *server);
+extern List *catalog_pipes_with_mapping(const char *server, Oid user);
+extern List *catalog_pipes_of_owner(Oid owner);
+extern void catalog_rename_server(const char *old_name, const char *new_name);
+extern List *catalog_change_owner(Oid old_owner, Oid new_owner);
 
 /* by workers */
 extern void catalog_set_pipe_state(int32 pipe, PipeState state);

@@ -30,6 +30,7 @@
 #include "compat.h"
 #include "decode.h"
 #include "pipe.h"
+#include "suspend.h"
 #include "utf8.h"
 #include "worker.h"
 
@@ -100,6 +101,11 @@ attach(void)
 	LWLockAcquire(ClickpipeShmem->lock, LW_EXCLUSIVE);
 	mine = entry->in_use && entry->dboid == my_args.dboid &&
 		entry->pipe_id == my_args.pipe_id && entry->worker_pid == 0;
+	if (mine && database_suspended(entry->dboid))
+	{
+		entry->started_at = 0;
+		mine = false;
+	}
 	if (mine)
 	{
 		entry->worker_pid = MyProcPid;
@@ -132,7 +138,9 @@ detach(int code, Datum arg)
 	entry->worker_pid = 0;
 	entry->worker_latch = NULL;
 	entry->sleeping = false;
-	if (!worker_done)
+	if (database_suspended(entry->dboid))
+		entry->restart_at = 0;	/* ended by a command, which is no failure */
+	else if (!worker_done)
 	{
 		long		ms;
 
@@ -166,6 +174,9 @@ pipe_check_orders(Pipe *pipe)
 	pipe->generation = pipe->entry->generation;
 	pg_read_barrier();
 	load_orders(pipe);
+	LWLockAcquire(ClickpipeShmem->lock, LW_EXCLUSIVE);
+	pipe->entry->owner = pipe->info ? pipe->info->owner : InvalidOid;
+	LWLockRelease(ClickpipeShmem->lock);
 
 	if (pipe->info == NULL)
 	{
@@ -480,13 +491,21 @@ drop_pipe(Pipe *pipe)
 	loads_stop(pipe->entry);
 	if (MyReplicationSlot != NULL)
 		ReplicationSlotRelease();
-	slot_drop(pipe->info->slot_name ? pipe->info->slot_name : default_slot_name());
+	/* the slot and the targets of a copied pipe are those of the original */
+	if (pipe->info->slot_name == NULL || pipe->info->foreign)
+		slot_drop(default_slot_name());
+	else
+		slot_drop(pipe->info->slot_name);
 
 	worker_begin();
 	tables = catalog_load_tables(pipe->id, pipe->mcxt);
 	names_to_utf8(pipe, tables);
 	worker_commit();
-	if (pipe->info->drop_targets)
+	if (pipe->info->drop_targets && pipe->info->foreign)
+		ereport(LOG,
+				(errmsg("targets of pipe \"%s\" are left in ClickHouse: the pipe was made in another database",
+						name)));
+	else if (pipe->info->drop_targets)
 		drop_targets(pipe, tables);
 
 	worker_begin();

@@ -50,7 +50,6 @@ static Jsonb *find_table_options(Jsonb *tables, Oid relid);
 static void check_table_names(Jsonb *tables, const Oid *relids, int n);
 static void check_target_names(const Oid *relids, int n, Jsonb **options, const char *dbname);
 static char *qualified_name(Oid relid);
-static PipeEntry *entry_of(const PipeInfo *pipe);
 static bool pipe_loads_done(int32 pipe_id);
 static int64 retained_wal(const char *slot_name);
 
@@ -117,6 +116,8 @@ clickpipe_create(PG_FUNCTION_ARGS)
 
 	LWLockAcquire(ClickpipeShmem->lock, LW_EXCLUSIVE);
 	entry = shmem_add_pipe(MyDatabaseId, pipe_id, true);
+	if (entry != NULL)
+		entry->owner = owner;
 	LWLockRelease(ClickpipeShmem->lock);
 	if (entry == NULL)
 		ereport(ERROR,
@@ -233,7 +234,7 @@ clickpipe_wait(PG_FUNCTION_ARGS)
 	TimestampTz deadline;
 	CatalogAccess access;
 	PipeInfo   *pipe;
-	PipeEntry  *entry;
+	PipeEntry  *entry = NULL;
 	bool		reached = false;
 
 	if (PG_ARGISNULL(0))
@@ -267,33 +268,41 @@ clickpipe_wait(PG_FUNCTION_ARGS)
 	if (PG_ARGISNULL(1))
 		XLogFlush(lsn);			/* only flushed WAL is decoded */
 
-	entry = entry_of(pipe);
-	ConditionVariablePrepareToSleep(&entry->progress);
 	for (;;)
 	{
-		XLogRecPtr	visible;
-		bool		loads_done;
-		int			failed;
-		bool		gone;
+		PipeEntry  *now;
+		XLogRecPtr	visible = InvalidXLogRecPtr;
+		bool		loads_done = false;
+		int			failed = 0;
 		long		remaining;
 
 		CHECK_FOR_INTERRUPTS();
-		SpinLockAcquire(&entry->mutex);
-		visible = entry->visible_lsn;
-		loads_done = entry->loads_done;
-		failed = entry->tables_failed;
-		SpinLockRelease(&entry->mutex);
 		LWLockAcquire(ClickpipeShmem->lock, LW_SHARED);
-		gone = !entry->in_use || entry->pipe_id != pipe->id || entry->dboid != MyDatabaseId;
+		now = shmem_find_pipe(MyDatabaseId, pipe->id);
+		LWLockRelease(ClickpipeShmem->lock);
+		if (now != entry && now != NULL)
+			ConditionVariablePrepareToSleep(&now->progress);
+		entry = now;
+
+		/* once more, so that the numbers are not those of a pipe that has taken its place */
+		LWLockAcquire(ClickpipeShmem->lock, LW_SHARED);
+		if (entry != NULL && entry == shmem_find_pipe(MyDatabaseId, pipe->id))
+		{
+			SpinLockAcquire(&entry->mutex);
+			visible = entry->visible_lsn;
+			loads_done = entry->loads_done;
+			failed = entry->tables_failed;
+			SpinLockRelease(&entry->mutex);
+		}
 		LWLockRelease(ClickpipeShmem->lock);
 
-		if (!gone && failed > 0)
+		if (failed > 0)
 			ereport(ERROR,
 					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 					 errmsg_plural("%d table of pipe \"%s\" is set aside",
 								   "%d tables of pipe \"%s\" are set aside", failed, failed, name),
 					 errhint("See last_error in clickpipe.tables.")));
-		if (!gone && loads_done && visible >= lsn)
+		if (loads_done && visible >= lsn)
 		{
 			reached = true;
 			break;
@@ -316,8 +325,16 @@ clickpipe_wait(PG_FUNCTION_ARGS)
 		remaining = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), deadline);
 		if (remaining <= 0)
 			break;
-		(void) ConditionVariableTimedSleep(&entry->progress, Min(remaining, 1000),
-										   PG_WAIT_EXTENSION);
+		if (entry != NULL)
+			(void) ConditionVariableTimedSleep(&entry->progress, Min(remaining, 1000),
+											   PG_WAIT_EXTENSION);
+		else
+		{
+			/* its database has not been looked into yet */
+			(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+							 Min(remaining, 100), PG_WAIT_EXTENSION);
+			ResetLatch(MyLatch);
+		}
 	}
 	ConditionVariableCancelSleep();
 	PG_RETURN_BOOL(reached);
@@ -559,23 +576,6 @@ qualified_name(Oid relid)
 {
 	return quote_qualified_identifier(get_namespace_name(get_rel_namespace(relid)),
 									  get_rel_name(relid));
-}
-
-/* Returns the pipe's entry in shared memory, making one if the launcher has not yet. */
-static PipeEntry *
-entry_of(const PipeInfo *pipe)
-{
-	PipeEntry  *entry;
-
-	LWLockAcquire(ClickpipeShmem->lock, LW_EXCLUSIVE);
-	entry = shmem_add_pipe(MyDatabaseId, pipe->id, false);
-	LWLockRelease(ClickpipeShmem->lock);
-	if (entry == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
-				 errmsg("too many pipes"),
-				 errhint("Increase \"clickpipe.max_pipes\" and restart the server.")));
-	return entry;
 }
 
 /* Are all tables of the pipe past their load?  Within catalog_enter. */
