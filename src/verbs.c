@@ -271,6 +271,7 @@ clickpipe_wait(PG_FUNCTION_ARGS)
 	for (;;)
 	{
 		PipeEntry  *now;
+		bool		all_known;
 		XLogRecPtr	visible = InvalidXLogRecPtr;
 		bool		loads_done = false;
 		int			failed = 0;
@@ -278,6 +279,7 @@ clickpipe_wait(PG_FUNCTION_ARGS)
 
 		CHECK_FOR_INTERRUPTS();
 		LWLockAcquire(ClickpipeShmem->lock, LW_SHARED);
+		all_known = ClickpipeShmem->launcher_ready;
 		now = shmem_find_pipe(MyDatabaseId, pipe->id);
 		LWLockRelease(ClickpipeShmem->lock);
 		if (now != entry && now != NULL)
@@ -321,6 +323,12 @@ clickpipe_wait(PG_FUNCTION_ARGS)
 					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 					 errmsg("pipe \"%s\" has failed", name),
 					 errhint("See last_error in clickpipe.status.")));
+
+		if (now == NULL && all_known)
+			ereport(ERROR,
+					(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+					 errmsg("pipe \"%s\" cannot run: too many pipes", name),
+					 errhint("Increase \"clickpipe.max_pipes\" and restart the server.")));
 
 		remaining = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), deadline);
 		if (remaining <= 0)

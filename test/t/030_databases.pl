@@ -16,7 +16,7 @@ use Test::More;
 my $ch = start_clickhouse();
 
 # Few entries: one that leaks makes the later tests fail.
-my $node = new_node('pg', 'clickpipe.max_pipes' => 5, max_wal_senders => 0);
+my $node = new_node('pg', 'clickpipe.max_pipes' => 6, max_wal_senders => 0);
 setup_server($node, $ch, 'stays');
 make_pipe($node, pipe => 'stays', table => 'stays');
 
@@ -67,6 +67,19 @@ goes_on($node, $ch, 'p', 't', 'rename rolled back', %shop);
 works($node, 'postgres', 'BEGIN; ALTER DATABASE shop2 RENAME TO shop3; ALTER DATABASE shop3 RENAME TO shop; COMMIT');
 $shop{db} = 'shop';
 goes_on($node, $ch, 'p', 't', 'renamed twice in one transaction', %shop);
+{
+	# Left open: nobody can connect, the workers wait like everybody else.
+	my $psql = $node->background_psql('postgres');
+	$psql->query_safe('BEGIN; ALTER DATABASE shop RENAME TO shop2');
+	ok( wait_until(sub {
+			$node->safe_psql('postgres', q{SELECT count(*) FROM pg_locks
+				WHERE classid = 'pg_database'::regclass AND NOT granted}) eq '1' }),
+		'rename left open: the worker waits for it');
+	goes_on($node, $ch, 'stays', 'stays', 'rename left open', ch_db => 'stays');
+	$psql->query_safe('ALTER DATABASE shop2 RENAME TO shop; COMMIT');
+	$psql->quit;
+}
+goes_on($node, $ch, 'p', 't', 'renamed again while the worker waited', %shop);
 
 #
 # SET TABLESPACE: PostgreSQL cannot decode across it.
@@ -154,7 +167,7 @@ goes_on($node, $ch, 'stays', 'stays', 'another database was dropped', ch_db => '
 #
 SKIP:
 {
-	skip 'ClickHouse is not ours to stop', 8 if $ch->external;
+	skip 'ClickHouse is not ours to stop', 12 if $ch->external;
 
 	for my $force ('', ' WITH (FORCE)')
 	{
@@ -166,7 +179,18 @@ SKIP:
 			options => '{"max_unacked_bytes": "1MB", "max_block_bytes": "1MB"}');
 		make_pipe($node, db => 'hard', pipe => 'idle', table => 'c');
 
+		# a load that cannot begin before this transaction ends
+		$node->safe_psql('hard', 'CREATE TABLE e (id int PRIMARY KEY, v text); INSERT INTO e SELECT generate_series(1, 10000)');
+		my $writer = $node->background_psql('hard');
+		$writer->query_safe('BEGIN; INSERT INTO e VALUES (0)');
+		$node->safe_psql('hard', q{SELECT clickpipe_create('loading', 'warehouse', '{e}')});
+		ok( wait_until(sub {
+				$node->safe_psql('hard', q{SELECT activity ~ 'waits for the transaction|creating slot' FROM clickpipe.status WHERE pipe = 'loading'}) eq 't' }),
+			'a pipe is about to load');
 		$ch->stop_signal;
+		$writer->query_safe('COMMIT');
+		$writer->quit;
+		ok(wait_until(sub { pg_worker_pids($node, 'clickpipe snapshot') > 0 }), 'its snapshot workers run');
 		# fills what may be unacknowledged: the worker waits in the callback
 		$node->safe_psql('hard', q{INSERT INTO b SELECT g, repeat(md5(g::text), 20) FROM generate_series(2000, 30000) g});
 		ok( wait_until(sub {
@@ -178,7 +202,7 @@ SKIP:
 
 		works($node, 'postgres', "DROP DATABASE hard$force", name => "DROP DATABASE$force while ClickHouse hangs");
 		$ch->cont_signal;
-		slots_ok($node, "DROP DATABASE$force of four pipes", qw(postgres));
+		slots_ok($node, "DROP DATABASE$force of five pipes", qw(postgres));
 		$ch->query('DROP DATABASE hard');
 	}
 }
