@@ -239,7 +239,11 @@ SELECT
 	t.source::regclass AS source,
 	CASE WHEN t.target_table IS NOT NULL
 		THEN t.target_database || '.' || t.target_table END AS target,
-	t.state,
+	CASE WHEN EXISTS (SELECT FROM clickpipe.pipe_state s
+		JOIN pg_catalog.pg_database d ON d.oid = s.database_oid
+		JOIN pg_catalog.pg_control_system() c ON c.system_identifier = s.system_identifier
+		WHERE s.pipe = p.id AND d.datname = pg_catalog.current_database())
+		THEN t.state ELSE 'Failed' END AS state,	-- in a copy of the database nothing runs
 	t.state_since,
 	t.engine,
 	t.key,

@@ -102,6 +102,7 @@ sub copy_is_failed
 	my ($name) = @_;
 	is( $node->safe_psql('copy', 'SELECT pipe, state, worker_pid IS NULL, slot_name IS NULL FROM clickpipe.status'),
 		'p|Failed|t|t', "$name: the copy's pipe is Failed and has no worker");
+	is($node->safe_psql('copy', 'SELECT source, state FROM clickpipe.tables'), 't|Failed', "$name: its table as well");
 	like($node->safe_psql('copy', 'SELECT last_error FROM clickpipe.status'),
 		qr/made in another database.*clickpipe_drop\('p'\)/, "$name: and says why");
 	is($node->safe_psql('postgres', "SELECT count(*) FROM pg_stat_activity WHERE datname = 'copy' AND backend_type LIKE 'clickpipe%'"),
