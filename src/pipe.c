@@ -568,6 +568,8 @@ pipe_finish(Pipe *pipe, bool remove)
 	PipeEntry  *entry = pipe->entry;
 	TimestampTz visible_at;
 
+	if (!remove && pipe->info != NULL)
+		pipe_flush_events(pipe);
 	/* while nobody is at work, clickpipe.status says how old ClickHouse's data is */
 	if (!remove && pipe->info != NULL && pipe->info->has_state)
 	{
