@@ -115,6 +115,10 @@ typedef struct PipeTable
 	((table)->state == TABLE_SNAPSHOT || (table)->state == TABLE_RUNNING || \
 	 (table)->state == TABLE_RESYNC)
 
+/* Is the table's target about to be replaced, so that it need not be complete? */
+#define TABLE_IS_REPLACED(table) \
+	((table)->resync != NULL && !(table)->resync->failure.failed)
+
 /* A block that is sealed and not acknowledged yet. */
 typedef struct SealedBlock
 {
