@@ -291,6 +291,15 @@ catalog_defined_tables(int32 pipe, MemoryContext mcxt)
 	return tables;
 }
 
+/* Returns the table with that table_state, or NULL. */
+TableInfo *
+catalog_load_table(int32 table, MemoryContext mcxt)
+{
+	if (catalog_run("SELECT " TABLE_COLUMNS "WHERE t.id = %d", table) == 0)
+		return NULL;
+	return table_from_row(0, mcxt);
+}
+
 /* Returns a table of a pipe (not what it is resynced to), or NULL. */
 TableInfo *
 catalog_find_table(int32 pipe, Oid relid, MemoryContext mcxt)

@@ -596,7 +596,9 @@ inserts_backpressure(Pipe *pipe)
 		}
 		if (pipe->server_unchecked && !pipe->in_callback)
 			pipe_check_server(pipe);
-		if (pipe_must_leave(pipe) || (pipe->server_unchecked && pipe->in_callback))
+		/* other credentials can only help if these are refused */
+		if (pipe_must_leave(pipe) ||
+			(pipe->server_altered && pipe->has_error && pipe->in_callback))
 			ereport(ERROR,
 					(errcode(ERRCODE_QUERY_CANCELED),
 					 errmsg("pipe \"%s\" has new orders", pipe->info->name)));
