@@ -28,7 +28,7 @@ sub settled
 	my ($pipe, $name) = @_;
 	wait_for_state($node, $pipe, 'Running');
 	wait_caught_up($node, $pipe);
-	for my $table (split / /, $node->safe_psql('postgres', "$sources'$pipe'"))
+	for my $table (split / /, $node->safe_psql('postgres', "${sources}'$pipe'"))
 	{
 		my $target = $node->safe_psql('postgres', "SELECT split_part(target, '.', 2) FROM clickpipe.tables WHERE pipe = '$pipe' AND source = '$table'::regclass");
 		parity_ok($node, $ch, $table, target => $target, name => "$name: same rows of $table");
@@ -104,7 +104,7 @@ is($node->safe_psql('postgres', q{SELECT count(*) FROM clickpipe.pipe_activity()
 $node->safe_psql('postgres', q{BEGIN; SELECT clickpipe_add_table('p', 'x', '{"target_table": "p_x3"}'); SAVEPOINT one;
 	SET LOCAL client_min_messages = error; SELECT clickpipe_pause('p'); SELECT clickpipe_remove_table('p', 'a'); ROLLBACK TO one; COMMIT});
 settled('p', 'rolled back in part');
-is($node->safe_psql('postgres', "$sources'p'"), 'a b c x', 'rolled back in part: the table is added, the other not removed');
+is($node->safe_psql('postgres', "${sources}'p'"), 'a b c x', 'rolled back in part: the table is added, the other not removed');
 
 #
 # Several in one transaction.
@@ -112,7 +112,7 @@ is($node->safe_psql('postgres', "$sources'p'"), 'a b c x', 'rolled back in part:
 $node->safe_psql('postgres', q{BEGIN; SELECT clickpipe_add_table('p', 'y', '{"target_table": "p_y"}');
 	SELECT clickpipe_remove_table('p', 'y'); SELECT clickpipe_add_table('p', 'y', '{"target_table": "p_y"}'); COMMIT});
 settled('p', 'added, removed and added');
-is($node->safe_psql('postgres', "$sources'p'"), 'a b c x y', 'added, removed and added: it is there');
+is($node->safe_psql('postgres', "${sources}'p'"), 'a b c x y', 'added, removed and added: it is there');
 
 $node->safe_psql('postgres', q{BEGIN; SELECT clickpipe_add_table('p', 'y', '{"target_table": "p_y9"}') FROM clickpipe_remove_table('p', 'y'); COMMIT});
 settled('p', 'removed, and added with another target');
@@ -171,7 +171,7 @@ SKIP:
 	$node->safe_psql('postgres', q{SELECT clickpipe_resume('p')});
 	$ch->start;
 	settled('p', 'after ClickHouse was down');
-	is($node->safe_psql('postgres', "$sources'p'"), 'a b c x y', 'after ClickHouse was down: it has the tables that were ordered');
+	is($node->safe_psql('postgres', "${sources}'p'"), 'a b c x y', 'after ClickHouse was down: it has the tables that were ordered');
 }
 
 $node->safe_psql('postgres', q{SELECT clickpipe_drop('p', true)});
