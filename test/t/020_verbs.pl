@@ -119,6 +119,20 @@ settled('p', 'removed, and added with another target');
 is($node->safe_psql('postgres', q{SELECT target FROM clickpipe.tables WHERE source = 'y'::regclass}), 'analytics.p_y9',
 	'removed, and added with another target: goes there');
 
+# Its old target stays, with rows that nobody keeps up: a table that comes back
+# is set aside rather than mixed with them, until somebody makes room.
+$node->safe_psql('postgres', q{BEGIN; SELECT clickpipe_remove_table('p', 'y'); SELECT clickpipe_add_table('p', 'y', '{"target_table": "p_y9"}'); COMMIT});
+wait_for_sql($node, q{SELECT state IN ('Failed', 'Running') FROM clickpipe.tables WHERE source = 'y'::regclass}, 't');
+wait_for_state($node, 'p', 'Running');
+if (table_status($node, 'p', 'y', 'state') eq 'Failed')
+{
+	like(scalar table_status($node, 'p', 'y', 'last_error'), qr/p_y9/, 'removed, and added with its old target: the error names the target');
+	like(scalar table_status($node, 'p', 'y', 'last_error_hint'), qr/\w/, 'removed, and added with its old target: there is a hint');
+	$ch->query('DROP TABLE analytics.p_y9');
+	$node->safe_psql('postgres', q{SELECT clickpipe_resync('p', '{y}')});
+}
+settled('p', 'removed, and added with its old target');
+
 $node->safe_psql('postgres', q{BEGIN; SET LOCAL client_min_messages = error; SELECT clickpipe_pause('p'); SELECT clickpipe_resume('p'); COMMIT});
 settled('p', 'paused and resumed');
 $node->safe_psql('postgres', q{BEGIN; SET LOCAL client_min_messages = error; SELECT clickpipe_resume('p'); SELECT clickpipe_pause('p'); COMMIT});
