@@ -39,7 +39,7 @@ drive_state($node, $ch, 'Setup',
 	});
 
 # Whoever may still write to the table from before is waited for.
-my $lock = $node->background_psql('postgres');
+my $lock = $node->background_psql('postgres', timeout => 600);
 drive_state($node, $ch, 'Snapshot',
 	hold => sub {
 		$lock->query_safe('BEGIN; LOCK TABLE a IN SHARE ROW EXCLUSIVE MODE');

@@ -19,8 +19,9 @@ setup_server($node, $ch, 'analytics');
 create_attempt($node);
 $node->safe_psql('postgres', join ';', map { "CREATE TABLE $_ (id integer PRIMARY KEY, v text)" } qw(a b c x));
 
-# Make pipes and have b resynced, which waits for whoever has b locked.
-my $lock = $node->background_psql('postgres');
+# Make pipes and have b resynced, which waits for whoever has b locked; then
+# ClickHouse hangs.
+my $lock = $node->background_psql('postgres', timeout => 600);
 sub hold_resync
 {
 	my (@pipes) = @_;
@@ -145,10 +146,32 @@ parity_ok($node, $ch, $_, target => "to_paused_$_", name => "paused in an exchan
 is($ch->query("SELECT count() FROM system.tables WHERE database = 'analytics' AND name LIKE 'to_paused%_resync%'"),
 	'0', 'paused in an exchange: no other target is left');
 
-# A resync repairs all of them.
+# While ClickHouse is down the stream follows orders in the middle of an exchange.
+$node->safe_psql('postgres', 'DELETE FROM b; VACUUM b');
+hold_resync('to_modifying');
+$ch->kill9;
+$lock->query_safe('COMMIT');
+wait_for_state($node, 'to_modifying', 'Resync');
+wait_for_status($node, 'to_modifying', 'retry_at IS NOT NULL');
+$node->safe_psql('postgres', q{SELECT clickpipe_remove_table('to_modifying', 'c')});
+wait_for_sql($node, q{SELECT string_agg(message, ', ' ORDER BY id) FROM clickpipe.log WHERE pipe = 'to_modifying' AND message ~ '(to|from) Modifying'},
+	'goes from Resync to Modifying, goes from Modifying to Resync');
+is(pipe_status($node, 'to_modifying', 'state'), 'Resync', 'a table is removed in the middle of an exchange: it is in Resync again');
+$ch->start;
+$node->safe_psql('postgres', q{INSERT INTO b VALUES (1000, 'after the exchange')});
+wait_for_state($node, 'to_modifying', 'Running');
+wait_caught_up($node, 'to_modifying');
+parity_ok($node, $ch, $_, target => "to_modifying_$_", name => "a table is removed in the middle of an exchange: $_") for qw(a b);
+
+# What only streams goes from Setup to Running.
+$node->safe_psql('postgres', 'SELECT ' . create_sql('to_running', options => '"replication_mode": "cdc_only"'));
+wait_for_state($node, 'to_running', 'Running');
+
+# A resync repairs all that failed.
 $node->safe_psql('postgres', q{SELECT pg_drop_replication_slot('others')});
 my @failed = map { "f_$_" } qw(running pausing paused snapshot setup modifying resync);
 $node->safe_psql('postgres', join ';', map { ("SELECT clickpipe_alter('$_', '{\"max_retained_wal\": null}')", "SELECT clickpipe_resync('$_')") } @failed);
+$node->safe_psql('postgres', "UPDATE a SET v = 'while they are resynced' WHERE id % 7 = 0");
 for my $pipe (@failed)
 {
 	wait_for_state($node, $pipe, 'Running');
@@ -163,7 +186,7 @@ transitions_ok($node, qw(
 	  Snapshot>Completed Snapshot>Failed
 	  Running>Failed
 	  Paused>Failed Paused>Snapshot
-	  Modifying>Running Modifying>Snapshot Modifying>Paused
+	  Modifying>Running Modifying>Snapshot Modifying>Resync Modifying>Paused
 	  Resync>Running Resync>Snapshot Resync>Modifying Resync>Paused
 	  Completed>Setup Failed>Setup));
 

@@ -19,8 +19,8 @@ create_attempt($node);
 $node->safe_psql('postgres', join ';', map { "CREATE TABLE $_ (id integer PRIMARY KEY, v text);"
 	  . "INSERT INTO $_ SELECT i, '$_' || i FROM generate_series(1, 200) i" } qw(a b c x y));
 
-my $one = $node->background_psql('postgres', on_error_stop => 0);
-my $two = $node->background_psql('postgres', on_error_stop => 0);
+my $one = $node->background_psql('postgres', on_error_stop => 0, timeout => 600);
+my $two = $node->background_psql('postgres', on_error_stop => 0, timeout => 600);
 $_->query_safe('SET client_min_messages = error') for $one, $two;
 my $pid = $two->query_safe('SELECT pg_backend_pid()');
 my $n   = 0;
