@@ -1,7 +1,7 @@
 #
 # 020_life_cycle
 #		Every state of a pipe up to Paused, and every verb in each of them.  The
-#		rest is in 020_life_cycle_2.
+#		rest is in 020_life_cycle_2 and 020_ways_to_failed.
 #
 
 use strict;
@@ -46,7 +46,10 @@ drive_state($node, $ch, 'Snapshot',
 		$node->safe_psql('postgres', join ';', map { 'SELECT ' . create_sql($_) } @_);
 		wait_for_all($node, 'Snapshot', q{state = 'Snapshot' AND activity LIKE 'load of %a waits for the transaction of process%'});
 	},
-	release => sub { $lock->query_safe('COMMIT') });
+	release => sub {
+		wait_for_sql($node, q{SELECT count(*) FROM clickpipe.log WHERE pipe = 'snapshot_remove_table' AND message = 'goes from Modifying to Snapshot'}, '1');
+		$lock->query_safe('COMMIT');
+	});
 $lock->quit;
 
 drive_state($node, $ch, 'Running');
@@ -74,7 +77,7 @@ transitions_ok($node, qw(
 	  Setup>Snapshot Setup>Paused
 	  Snapshot>Running Snapshot>Resync Snapshot>Modifying Snapshot>Paused
 	  Running>Snapshot Running>Modifying Running>Paused
-	  Modifying>Running
+	  Modifying>Running Modifying>Snapshot
 	  Resync>Running
 	  Paused>Setup Paused>Snapshot Paused>Running));
 
