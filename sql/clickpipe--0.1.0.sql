@@ -351,7 +351,7 @@ SELECT
 	coalesce(p.options ->> 'replication_mode', 'cdc') AS replication_mode,
 	(SELECT count(*) FROM clickpipe.pipe_table pt WHERE pt.pipe = p.id) AS tables,
 	a.worker_pid,
-	CASE WHEN NOT h.copied THEN s.slot_name END AS slot_name,
+	CASE WHEN h.here THEN s.slot_name END AS slot_name,
 	r.wal_status,
 	(w.lsn - s.confirmed_lsn)::bigint AS lag_bytes,
 	(w.lsn - r.restart_lsn)::bigint AS retained_wal_bytes,

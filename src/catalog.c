@@ -250,6 +250,32 @@ catalog_listed_tables(int32 pipe, MemoryContext mcxt)
 	return tables;
 }
 
+/*
+ * Returns the tables of a pipe as they were asked for, whether they have a state
+ * or not: of each TableInfo only relid, options and automatic are set.
+ */
+List *
+catalog_defined_tables(int32 pipe, MemoryContext mcxt)
+{
+	List	   *tables = NIL;
+	int			n = catalog_run("SELECT source::oid, options, automatic FROM clickpipe.pipe_table "
+								"WHERE pipe = %d ORDER BY ordinal", pipe);
+
+	for (int i = 0; i < n; i++)
+	{
+		TableInfo  *table = MemoryContextAllocZero(mcxt, sizeof(TableInfo));
+		MemoryContext old;
+
+		table->relid = (Oid) catalog_field_int(i, 1);
+		table->options = field_jsonb(i, 2, mcxt);
+		table->automatic = field_bool(i, 3);
+		old = MemoryContextSwitchTo(mcxt);
+		tables = lappend(tables, table);
+		MemoryContextSwitchTo(old);
+	}
+	return tables;
+}
+
 /* Returns a table of a pipe (not what it is resynced to), or NULL. */
 TableInfo *
 catalog_find_table(int32 pipe, Oid relid, MemoryContext mcxt)

@@ -66,13 +66,16 @@ conf(wal_level => 'logical');
 #
 # The output plugin is for us alone
 #
-for my $attempt ('', "SET output_plugin_libraries = 'clickpipe'; ")
-{
-	next if $attempt && sql(q{SELECT count(*) FROM pg_settings WHERE name = 'output_plugin_libraries'}) eq '0';
-	refused("${attempt}slot with our plugin", "${attempt}SELECT pg_create_logical_replication_slot('x', 'clickpipe')",
-		$attempt ? qr/can only be used by clickpipe/ : qr/can only be used by clickpipe|output_plugin_libraries|plugin/);
-	is(slots(), '', 'no such slot');
-}
+my $restricted = sql(q{SELECT count(*) FROM pg_settings WHERE name = 'output_plugin_libraries'}) ne '0';
+my $permit = $restricted ? "SET output_plugin_libraries = 'clickpipe'; " : '';
+refused('slot with our plugin, not listed', q{SELECT pg_create_logical_replication_slot('x', 'clickpipe')},
+	qr/output_plugin_libraries|plugin/) if $restricted;
+is(slots(), '', 'no such slot');
+# made by a user, for the option replication_slot_name; but he cannot read it
+sql("${permit}SELECT pg_create_logical_replication_slot('x', 'clickpipe')");
+refused("reading a slot with our plugin", "${permit}SELECT * FROM pg_logical_slot_get_binary_changes('x', NULL, NULL)",
+	qr/can only be used by clickpipe/, 'clickpipe_create');
+sql(q{SELECT pg_drop_replication_slot('x')});
 
 #
 # No replication slot is free
