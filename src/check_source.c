@@ -224,8 +224,16 @@ check_target_names(Check *check)
 			CheckedTable *b = &check->tables[i];
 
 			if (a->options == NULL || b->options == NULL ||
-				strcmp(a->table, b->table) != 0 || strcmp(a->database, b->database) != 0)
+				!target_names_clash(a->database, a->table, b->database, b->table))
 				continue;
+			if (strcmp(a->table, b->table) != 0)
+			{
+				check_add(check, FINDING_ERROR, ERRCODE_DUPLICATE_TABLE, b->name,
+						  "Use the table option target_table for one of them.",
+						  "the targets of tables %s and %s (%s.%s and %s.%s) would get in each other's way during a resync",
+						  a->name, b->name, a->database, a->table, b->database, b->table);
+				continue;
+			}
 			check_add(check, FINDING_ERROR, ERRCODE_DUPLICATE_TABLE, b->name,
 					  "Use the table option target_table for one of them.",
 					  "tables %s and %s would both go to %s.%s", a->name, b->name,

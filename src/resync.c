@@ -33,9 +33,6 @@
 #define DROP_TIMEOUT_MS	60000
 #define MAX_STEPS		6
 
-#define RESYNC_SUFFIX	"_resync"
-#define OLD_SUFFIX		"_resync_old"
-
 /* The names of an exchange, as ClickHouse knows them. */
 typedef struct ExchangeNames
 {
@@ -110,7 +107,7 @@ get_names(PipeTable *table, ExchangeNames *names)
 	names->database = to_utf8(table->info->target_database);
 	names->resync = to_utf8(resync);
 	names->target = to_utf8(target);
-	names->old = psprintf("%s%s", names->target, OLD_SUFFIX);
+	names->old = psprintf("%s%s", names->target, RESYNC_OLD_SUFFIX);
 }
 
 /* Returns a name as ClickHouse gets it. */

@@ -472,12 +472,17 @@ check_source(Oid relid, Oid owner, Jsonb *json)
 	relation_close(rel, AccessShareLock);
 }
 
-/* Returns a table's name with its schema, quoted. */
+/* Returns a table's name with its schema, quoted; its number if it is gone. */
 char *
 qualified_name(Oid relid)
 {
-	return quote_qualified_identifier(get_namespace_name(get_rel_namespace(relid)),
-									  get_rel_name(relid));
+	char	   *name = get_rel_name(relid);
+	char	   *schema = name ? get_namespace_name(get_rel_namespace(relid)) : NULL;
+
+	/* either may be dropped at any moment */
+	if (name == NULL || schema == NULL)
+		return psprintf("%u", relid);
+	return quote_qualified_identifier(schema, name);
 }
 
 /* Returns the pipe's entry in shared memory, making one if the launcher has not yet. */

@@ -93,11 +93,15 @@ require_free_target(const PipeInfo *pipe, List *tables, Oid relid, Jsonb *json)
 			target_name(other->relid, table_options_parse(other->options, other->source_name),
 						server->dbname, &other_database, &other_table);
 		}
-		if (strcmp(database, other_database) == 0 && strcmp(table, other_table) == 0)
+		if (target_names_clash(database, table, other_database, other_table))
 			ereport(ERROR,
 					(errcode(ERRCODE_DUPLICATE_TABLE),
+					 strcmp(table, other_table) == 0 ?
 					 errmsg("tables %s and %s would both go to %s.%s", other->source_name,
-							qualified_name(relid), database, table),
+							qualified_name(relid), database, table) :
+					 errmsg("the targets of tables %s and %s (%s.%s and %s.%s) would get in each other's way during a resync",
+							other->source_name, qualified_name(relid), other_database, other_table,
+							database, table),
 					 errhint("Use the table option target_table for one of them.")));
 	}
 }
@@ -122,7 +126,7 @@ clickpipe_remove_table(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("pipe \"%s\" has no table %s", name,
-						get_rel_name(relid) ? qualified_name(relid) : psprintf("%u", relid)),
+						qualified_name(relid)),
 				 errhint("clickpipe.tables lists the tables of the pipe.")));
 	/* the option "schemas" must not bring it back */
 	if (get_rel_name(relid) != NULL)
@@ -186,7 +190,7 @@ clickpipe_resync(PG_FUNCTION_ARGS)
 			ereport(ERROR,
 					(errcode(ERRCODE_UNDEFINED_OBJECT),
 					 errmsg("pipe \"%s\" has no table %s", name,
-							get_rel_name(relids[i]) ? qualified_name(relids[i]) : psprintf("%u", relids[i])),
+							qualified_name(relids[i])),
 					 errhint("clickpipe.tables lists the tables of the pipe.")));
 	if (all)
 		catalog_request_resync(pipe->id);

@@ -103,7 +103,7 @@ sub copy_is_failed
 	is( $node->safe_psql('copy', 'SELECT pipe, state, worker_pid IS NULL, slot_name IS NULL FROM clickpipe.status'),
 		'p|Failed|t|t', "$name: the copy's pipe is Failed and has no worker");
 	is($node->safe_psql('copy', 'SELECT source, state FROM clickpipe.tables'), 't|Failed', "$name: its table as well");
-	like($node->safe_psql('copy', 'SELECT last_error FROM clickpipe.status'),
+	like($node->safe_psql('copy', 'SELECT last_error || last_error_hint FROM clickpipe.status'),
 		qr/made in another database.*clickpipe_drop\('p'\)/, "$name: and says why");
 	is($node->safe_psql('postgres', "SELECT count(*) FROM pg_stat_activity WHERE datname = 'copy' AND backend_type LIKE 'clickpipe%'"),
 		'0', "$name: nobody works in the copy");
@@ -112,8 +112,8 @@ sub copy_is_failed
 }
 copy_is_failed('copied');
 refuses($node, 'copy', "SELECT clickpipe_wait('p')", 55000, qr/has failed/);
-refuses($node, 'copy', "SELECT clickpipe_pause('p')", 55000, qr/HINT:.*clickpipe_drop/);
-refuses($node, 'copy', "SELECT clickpipe_resume('p')", 55000, qr/HINT:.*clickpipe_drop/);
+refuses($node, 'copy', "SELECT clickpipe_pause('p')", 55000, qr/is Failed.*HINT:.*clickpipe_resync/s);
+refuses($node, 'copy', "SELECT clickpipe_resume('p')", 55000, qr/is Failed.*HINT:.*clickpipe_resync/s);
 $node->safe_psql('copy', 'UPDATE t SET v = NULL; DELETE FROM t WHERE id % 2 = 0');
 
 # the launcher finds the copy's pipe, and leaves it alone

@@ -75,7 +75,7 @@ sub restored_ok
 		"$name: the tables came over");
 	is($other->safe_psql($db, q{SELECT pipe, state, worker_pid IS NULL, slot_name IS NULL FROM clickpipe.status ORDER BY pipe}),
 		"going|Failed|t|t\nhers|Failed|t|t\nshop|Failed|t|t", "$name: the pipes are Failed");
-	like($other->safe_psql($db, q{SELECT last_error FROM clickpipe.status WHERE pipe = 'shop'}),
+	like($other->safe_psql($db, q{SELECT last_error || last_error_hint FROM clickpipe.status WHERE pipe = 'shop'}),
 		qr/restored from a dump.*clickpipe_resync\('shop'\).*clickpipe_drop\('shop'\)/, "$name: with what to do");
 	is($other->safe_psql($db, 'SELECT (SELECT count(*) FROM pg_replication_slots), (SELECT count(*) FROM clickpipe.pipe_state),'
 			. q{(SELECT count(*) FROM pg_stat_activity WHERE backend_type IN ('clickpipe pipe', 'clickpipe snapshot'))}),

@@ -155,11 +155,11 @@ sub failed_ok
 	my ($name, $error) = @_;
 	wait_for_state($node, 'p', 'Failed', 30);
 	like(status('last_error'), $error, "$name: last_error");
-	like(sql(q{SELECT last_error_hint FROM clickpipe.pipe_state}), qr/clickpipe_drop.*create it again|resync/, "$name: hint");
+	like(sql(q{SELECT last_error_hint FROM clickpipe.pipe_state}), qr/clickpipe_resync/, "$name: hint");
 	is(status('worker_pid IS NULL'), 't', "$name: no worker");
 	for my $verb (qw(pause resume))
 	{
-		refused("$name: $verb", "SELECT clickpipe_$verb('p')", qr/cannot be ${verb}d in state Failed/, 'clickpipe_drop');
+		refused("$name: $verb", "SELECT clickpipe_$verb('p')", qr/clickpipe_$verb is not allowed while pipe "p" is Failed/, 'clickpipe_resync');
 	}
 	refused("$name: wait", q{SELECT clickpipe_wait('p')}, qr/has failed/, 'last_error');
 	$node->restart;
@@ -270,7 +270,7 @@ is(status('last_error IS NULL'), 't', 'the error is gone');
 conf(max_worker_processes => 2);
 ok(wait_until(sub { PostgreSQL::Test::Utils::slurp_file($node->logfile) =~ /clickpipe.*out of background worker slots/ }),
 	'the log says that there is no worker slot');
-ok(wait_until(sub { status('last_error') =~ /max_worker_processes/ }, 30), 'and so does last_error')
+ok(wait_until(sub { status('last_error_hint') =~ /max_worker_processes/ }, 30), 'and so does last_error')
   or diag(status('*'));
 conf(max_worker_processes => 8);
 wait_for_state($node, 'p', 'Running');
