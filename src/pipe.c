@@ -170,7 +170,8 @@ run(void)
 	pgstat_report_appname(psprintf("clickpipe %s", pipe->info->name));
 	SpinLockAcquire(&pipe->entry->mutex);
 	if (pipe->entry->lag_since == 0)
-		pipe->entry->lag_since = GetCurrentTimestamp();
+		pipe->entry->lag_since = pipe->info->visible_at != 0 ? pipe->info->visible_at :
+			GetCurrentTimestamp();
 	SpinLockRelease(&pipe->entry->mutex);
 	loads_stop(pipe->entry);
 

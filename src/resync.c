@@ -93,6 +93,8 @@ resync_begin(Pipe *pipe, PipeTable *table)
 	if (new_table == NULL)
 		elog(ERROR, "table %s has vanished from the catalog", info->source_name);
 	new_table->stray_inserts = again;
+	/* its load may have begun before we heard of it */
+	new_table->renew = new_table->main == NULL && pipe_table_is_history(new_table);
 	pipe->loads_done = false;
 	pipe_log(pipe, LOG, new_table, 0, NULL, "is being resynced%s", again ? ", from the start" : "");
 }

@@ -58,6 +58,13 @@ schemas_add_tables(Pipe *pipe)
 	pipe->schemas_unchecked = false;
 
 	worker_begin();
+	/* somebody's clickpipe_add_table may be about the same table */
+	if (!catalog_try_lock_pipe(pipe->id))
+	{
+		worker_commit();
+		pipe->schemas_unchecked = true;
+		return;
+	}
 	relids = find_tables(pipe, &busy);
 	foreach(lc, relids)
 	{

@@ -49,7 +49,7 @@ clickpipe_add_table(PG_FUNCTION_ARGS)
 	require_preloaded();
 	require_decoding();
 	catalog_enter(&access);
-	pipe = require_pipe(name, access.save_userid);
+	pipe = require_pipe_locked(name, access.save_userid);
 	require_verb(pipe, VERB_ADD_TABLE);
 	if (catalog_find_table(pipe->id, relid, CurrentMemoryContext) != NULL)
 		ereport(ERROR,
@@ -119,7 +119,7 @@ clickpipe_remove_table(PG_FUNCTION_ARGS)
 
 	require_preloaded();
 	catalog_enter(&access);
-	pipe = require_pipe(name, access.save_userid);
+	pipe = require_pipe_locked(name, access.save_userid);
 	require_verb(pipe, VERB_REMOVE_TABLE);
 	table = catalog_find_table(pipe->id, relid, CurrentMemoryContext);
 	if (!catalog_remove_table(pipe->id, relid) && !is_in_schemas(pipe, relid))
@@ -180,7 +180,7 @@ clickpipe_resync(PG_FUNCTION_ARGS)
 		relids = source_array(PG_GETARG_ARRAYTYPE_P(1), &n);
 
 	catalog_enter(&access);
-	pipe = require_pipe(name, access.save_userid);
+	pipe = require_pipe_locked(name, access.save_userid);
 	require_verb(pipe, all ? VERB_RESYNC : VERB_RESYNC_TABLES);
 	if (!pipe->has_state)
 		catalog_restore_pipe(pipe->id);
@@ -242,7 +242,7 @@ clickpipe_alter(PG_FUNCTION_ARGS)
 
 	require_preloaded();
 	catalog_enter(&access);
-	pipe = require_pipe(name, access.save_userid);
+	pipe = require_pipe_locked(name, access.save_userid);
 	require_verb(pipe, VERB_ALTER);
 	catalog_set_options(pipe->id, pipe_options_alter(pipe->options, changes));
 	catalog_add_event(pipe->id, 0, "info", NULL, 0,
