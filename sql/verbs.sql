@@ -248,9 +248,11 @@ SELECT count(*) FROM pg_prepared_xacts;
 SELECT * FROM regress_traces;
 
 -- Nor created in a read-only transaction.
+\set VERBOSITY terse
 BEGIN READ ONLY;
 SELECT clickpipe_create('p', 'regress_nobody', ARRAY['orders']::regclass[]);
 ROLLBACK;
+\set VERBOSITY default
 
 -- There is room for as many pipes as clickpipe.max_pipes says; what was rolled back takes none.
 BEGIN;

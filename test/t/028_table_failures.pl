@@ -29,7 +29,8 @@ my @cases = (
 	{ name => 'detached', break => 'DETACH TABLE %t SYNC', repair => 'ATTACH TABLE %t', code => 60, error => qr/t_detached/ },
 	{ name => 'column', break => 'ALTER TABLE %t DROP COLUMN n', code => 16, error => qr/\bn\b/ },
 	{ name => 'column_renamed', break => 'ALTER TABLE %t RENAME COLUMN n TO m', code => 16, error => qr/\bn\b/ },
-	{ name => 'type', break => 'ALTER TABLE %t MODIFY COLUMN v Nullable(Enum8(\'v1\' = 1, \'v2\' = 2, \'v3\' = 3))', code => 691, error => qr/Enum/i },
+	{ name => 'type', break => 'ALTER TABLE %t MODIFY COLUMN v Nullable(Enum8(\'v1\' = 1, \'v2\' = 2, \'v3\' = 3))', code => 53, error => qr/Enum8/ },
+	{ name => 'narrowed', break => 'ALTER TABLE %t MODIFY COLUMN n Nullable(Int8)', code => 53, error => qr/Int8/ },
 	{ name => 'engine', break => 'DROP TABLE %t SYNC;CREATE VIEW %t AS SELECT * FROM analytics.public_good', code => 48, error => qr/View/,
 		repair => 'DROP TABLE %t SYNC' },
 	{ name => 'other_columns', break => "DROP TABLE %t SYNC;CREATE TABLE %t (id Int32, v String) ENGINE = MergeTree ORDER BY id",
@@ -95,11 +96,18 @@ good_goes_on('before');
 #
 # Each of them fails by itself.
 #
-for my $c (@cases)
+sub break_it
 {
+	my ($c) = @_;
 	$ch->query($_) for split /;/, $c->{break} // '';
 	$node->safe_psql('postgres', $c->{row});
 	good_goes_on("$c->{name} fails");
+	return;
+}
+
+sub failed_ok
+{
+	my ($c) = @_;
 	ok(wait_until(sub { row_of($c->{table}, 'state') eq 'Failed' }, 20), "$c->{name}: the table is Failed")
 	  or diag(row_of($c->{table}, '*'));
 	is(row_of($c->{table}, 'last_error_code'), $c->{code} // '', "$c->{name}: code");
@@ -108,12 +116,27 @@ for my $c (@cases)
 		$c->{hint} // qr/clickpipe_resync\('p', ARRAY\['public\.$c->{table}'\]::regclass\[\]\)/,
 		"$c->{name}: last_error_hint");
 	is(row_of($c->{table}, "last_error_at BETWEEN now() - interval '60 s' AND now()"), 't', "$c->{name}: last_error_at");
-	is(pipe_status($node, 'p', 'state, retry_at IS NULL'), 'Running|t', "$c->{name}: the pipe is Running, nothing is tried again");
-	like(pipe_status($node, 'p', 'last_error'), qr/^public\.$c->{table}: /, "$c->{name}: status names the table");
 	is($node->safe_psql('postgres', "SELECT level, nullif(code, 0) FROM clickpipe.log WHERE source = 'public.$c->{table}' AND message LIKE 'is set aside: %'"),
 		'error|' . ($c->{code} // ''), "$c->{name}: the log has it, once");
+	return;
+}
+
+# What ClickHouse may be about to repair by itself is tried again for some seconds: most of
+# these fail together.
+my ($first, @slow) = grep { ($_->{code} // 0) =~ /^(?:16|53|60)$/ } @cases;
+for my $c ($first, grep { ($_->{code} // 0) !~ /^(?:16|53|60)$/ } @cases)
+{
+	break_it($c);
+	failed_ok($c);
+	is(pipe_status($node, 'p', 'state, retry_at IS NULL'), 'Running|t', "$c->{name}: the pipe is Running, nothing is tried again");
+	like(pipe_status($node, 'p', 'last_error'), qr/^public\.$c->{table}: /, "$c->{name}: status names the table");
+	is(pipe_status($node, 'p', 'last_error_hint'), row_of($c->{table}, 'last_error_hint'), "$c->{name}: status has the hint");
 	good_goes_on("$c->{name} is Failed");
 }
+break_it($_) for @slow;
+failed_ok($_) for @slow;
+is(pipe_status($node, 'p', 'state, retry_at IS NULL'), 'Running|t', 'the pipe is Running, nothing is tried again');
+good_goes_on('they are Failed');
 is($node->safe_psql('postgres', q{SELECT count(*) FROM clickpipe.tables WHERE state = 'Failed'}), scalar @cases, 'only these tables are Failed');
 is(pipe_status($node, 'p', 'lag_seconds < 2'), 't', 'tables that are set aside are no lag');
 my ($rc, $out, $err) = $node->psql('postgres', q{SELECT clickpipe_wait('p')});

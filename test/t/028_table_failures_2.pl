@@ -1,7 +1,7 @@
 #
 # 028_table_failures_2
 #		As 028_table_failures, but what goes wrong does so while the table is
-#		loaded; and a target that takes rows, but is not what it was.
+#		loaded.
 #
 
 use strict;
@@ -47,7 +47,7 @@ my @loads = (
 	{ name => 'column', break => 'ALTER TABLE %t DROP COLUMN v', code => 16 },
 	{ name => 'check', break => 'ALTER TABLE %t ADD CONSTRAINT none CHECK 0', repair => 'ALTER TABLE %t DROP CONSTRAINT none', code => 469 },
 	{ name => 'history', break => 'ALTER TABLE %t ADD CONSTRAINT none CHECK 0', repair => 'ALTER TABLE %t DROP CONSTRAINT none', code => 469, final => 0 },
-	{ name => 'nan', mend => q{UPDATE l_nan SET d = 1 WHERE d = 'NaN'}, error => qr/column "d".*id = 19999/, hint => qr/excluded_columns/ },
+	{ name => 'nan', mend => q{UPDATE l_nan SET d = 1 WHERE d = 'NaN'}, error => qr/column "d".*NaN.*ctid/, hint => qr/excluded_columns/ },
 );
 $node->safe_psql('postgres', q{CREATE TABLE good (id int PRIMARY KEY, v text); CREATE TABLE l_readonly (id int PRIMARY KEY, v text, d numeric(10,2));
 	INSERT INTO l_readonly SELECT g, md5(g::text), g FROM generate_series(1, 20000) g});
@@ -125,26 +125,6 @@ for my $c (@loads)
 wait_caught_up($node, 'p');
 parity_ok($node, $ch, "l_$_->{name}", final => $_->{final} // 1, name => "$_->{name}: parity") for @loads;
 is(pipe_status($node, 'p', 'num_nulls(last_error, last_error_code, last_error_hint, retry_at, tries)'), '5', 'status is clear');
-
-#
-# A target that takes the rows, but is not what it was: never silently another row.
-#
-$node->safe_psql('postgres', q{
-	CREATE TABLE narrowed (id int PRIMARY KEY, n int);
-	CREATE TABLE replaced (id int PRIMARY KEY, n int);
-	INSERT INTO narrowed SELECT g, g FROM generate_series(1, 3) g;
-	INSERT INTO replaced SELECT g, g FROM generate_series(1, 3) g;
-	SELECT clickpipe_add_table('p', 'narrowed'), clickpipe_add_table('p', 'replaced')});
-wait_caught_up($node, 'p');
-$ch->query('ALTER TABLE analytics.public_narrowed MODIFY COLUMN n Nullable(Int8)');
-$ch->query('CREATE TABLE analytics.copy AS analytics.public_replaced ENGINE = Memory');
-$ch->query('EXCHANGE TABLES analytics.copy AND analytics.public_replaced');
-$node->safe_psql('postgres', 'INSERT INTO narrowed VALUES (10, 1000); INSERT INTO replaced VALUES (10, 1000)');
-for my $t (qw(narrowed replaced))
-{
-	ok(wait_until(sub { row_of('p', $t, 'state') eq 'Failed' }, 5), "$t: set aside")
-	  or diag("$t: " . $ch->query("SELECT * EXCEPT _clickpipe_synced_at FROM analytics.public_$t WHERE id = 10"));
-}
 
 $node->stop;
 done_testing();
