@@ -139,7 +139,7 @@ histories_advance(Pipe *pipe)
 			continue;
 		table->load_slot = -1;
 		table->load_complete = true;
-		table->load_lsn = table->capture_lsn;
+		table->load_lsn = Max(table->load_lsn, table->capture_lsn);
 		catalog_end_load(table->id);
 	}
 	worker_commit();
