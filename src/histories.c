@@ -38,7 +38,7 @@ static void check_failed(Pipe *pipe);
 static bool
 needs_snapshot(Pipe *pipe, const PipeTable *table)
 {
-	return !table->failure.failed && pipe_table_is_history(table) && table->resync == NULL &&
+	return !table->failure.failed && pipe_table_is_history(table) && !TABLE_IS_REPLACED(table) &&
 		pipe_table_is_loaded(pipe, table) && !table->load_complete &&
 		(table->state == TABLE_SETUP || table->state == TABLE_SNAPSHOT);
 }

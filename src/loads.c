@@ -129,7 +129,7 @@ loads_coordinate(Pipe *pipe)
 
 		/* what is resynced meanwhile is loaded there */
 		if (table->failure.failed || table->state != TABLE_SNAPSHOT ||
-			pipe_table_is_history(table) || table->load_complete || table->resync != NULL)
+			pipe_table_is_history(table) || table->load_complete || TABLE_IS_REPLACED(table))
 			continue;
 		if (table->load_slot < 0 && active < pipe->options->snapshot_number_of_parallel_tables)
 		{
@@ -485,7 +485,7 @@ complete_tables(Pipe *pipe)
 
 		/* a target that is about to be replaced need not be complete */
 		if (table->failure.failed || table->state == TABLE_RUNNING ||
-			table->state == TABLE_COMPLETED || table->resync != NULL)
+			table->state == TABLE_COMPLETED || TABLE_IS_REPLACED(table))
 			continue;
 		if (table->state != TABLE_SNAPSHOT || !table->load_complete || table->rewound ||
 			pipe->acked_lsn < table->load_lsn)

@@ -141,12 +141,14 @@ begin_resync(Pipe *pipe)
 
 /*
  * Takes over what else was ordered: tables added, removed and to be resynced.
- * From the loop, not in a callback.
+ * What waits for another try is tried at once.  From the loop, not in a
+ * callback.
  */
 void
 pipe_follow_orders(Pipe *pipe)
 {
 	tables_reload(pipe);
+	inserts_try_now(pipe);
 	if (pipe->info->resync_wanted > pipe->info->resync_done)
 	{
 		worker_begin();
@@ -255,9 +257,9 @@ pipe_check_retained_wal(Pipe *pipe)
 }
 
 /*
- * Waits until a time or until there are orders to be looked at; follows those
- * that end the run.  Credentials that have been altered meanwhile are taken
- * over, and end the wait.  Before the loop only.
+ * Waits until a time or until there are orders; follows those that end the
+ * run.  Credentials that have been altered meanwhile are taken over, and end
+ * the wait as well.  Before the loop only.
  */
 void
 pipe_wait_until(Pipe *pipe, TimestampTz until, uint32 wait_event)
@@ -274,8 +276,10 @@ pipe_wait_until(Pipe *pipe, TimestampTz until, uint32 wait_event)
 		pipe_check_retained_wal(pipe);
 		if (pipe_orders_changed(pipe))
 		{
+			/* whatever it was, the user has done something: try at once */
 			pipe_check_orders(pipe);
 			pipe->orders_pending = true;
+			return;
 		}
 		AcceptInvalidationMessages();
 		if (pipe->server_unchecked)

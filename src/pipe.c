@@ -477,7 +477,7 @@ pipe_current_state(Pipe *pipe)
 		if (table->main != NULL && table->state == TABLE_RESYNC)
 			return PIPE_RESYNC;
 		if ((table->state == TABLE_SETUP || table->state == TABLE_SNAPSHOT) &&
-			!table->failure.failed && table->resync == NULL)
+			!table->failure.failed && !TABLE_IS_REPLACED(table))
 			state = PIPE_SNAPSHOT;
 		/* the resync is ordered, and begins with the next round */
 		if (table->main == NULL && table->info->resync_wanted > table->info->resync_done)

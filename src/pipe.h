@@ -115,6 +115,10 @@ typedef struct PipeTable
 	((table)->state == TABLE_SNAPSHOT || (table)->state == TABLE_RUNNING || \
 	 (table)->state == TABLE_RESYNC)
 
+/* Is the table's target about to be replaced, so that it need not be complete? */
+#define TABLE_IS_REPLACED(table) \
+	((table)->resync != NULL && !(table)->resync->failure.failed)
+
 /* A block that is sealed and not acknowledged yet. */
 typedef struct SealedBlock
 {
@@ -295,6 +299,7 @@ extern void inserts_discard(Pipe *pipe, PipeTable *table);
 extern bool inserts_settle_cursors(Pipe *pipe);
 extern bool inserts_pending(Pipe *pipe, PipeTable *table);
 extern void inserts_reconnect(Pipe *pipe);
+extern void inserts_try_now(Pipe *pipe);
 extern bool block_is_full(Pipe *pipe, PipeTable *table);
 
 /* confirm.c */

@@ -403,10 +403,9 @@ make_exchange(Pipe *pipe, PipeTable *table, ExchangeNames *names, ChError *err)
 			return false;
 
 		/* not available in this database: for a moment there is no target */
-		if (!by_rename)
-			pipe_log(pipe, WARNING, table, err->code, NULL,
-					 "EXCHANGE is not available, the tables are renamed one after the other: %s",
-					 err->message);
+		pipe_log(pipe, WARNING, table, by_rename ? 0 : err->code, NULL,
+				 "EXCHANGE is not available, the tables are renamed one after the other: %s",
+				 by_rename ? "the database gives tables no UUID" : err->message);
 		if (!target_rename(pipe->ch, names->database, names->target, names->old, err))
 			return false;
 	}

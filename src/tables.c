@@ -302,6 +302,9 @@ pipe_table_fail(Pipe *pipe, PipeTable *table, int code, const char *hint,
 	table->state = TABLE_FAILED;
 	pipe->failure_pending = true;
 	inserts_discard(pipe, table);
+	/* what it was to replace must be complete itself */
+	if (table->main != NULL)
+		pipe->loads_done = false;
 	table->blocked = false;
 	if (table->main != NULL && table->main->blocked)
 	{

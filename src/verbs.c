@@ -158,7 +158,11 @@ clickpipe_resume(PG_FUNCTION_ARGS)
 	pipe = require_pipe_locked(name, access.save_userid);
 	require_verb(pipe, VERB_RESUME);
 	if (!pipe->paused)
+	{
+		/* what waits for another try is tried at once */
 		next = pipe->state;
+		wake_at_commit(pipe->id, false, false);
+	}
 	else
 	{
 		catalog_set_paused(pipe->id, false);
