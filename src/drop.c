@@ -166,7 +166,9 @@ drop_targets(Pipe *pipe, List *tables, bool all)
 	{
 		TableInfo  *table = lfirst(lc);
 
-		if (table->target_table == NULL || (!all && !table->is_resync))
+		/* the target of a table that was removed stays */
+		if (table->target_table == NULL ||
+			(!table->is_resync && (!all || !table->is_listed)))
 			continue;
 
 		/*

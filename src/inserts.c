@@ -30,6 +30,7 @@
 #define MAX_REFRESHES			2
 #define SETTLE_TIMEOUT_MS		60000
 #define MAX_NET_DELAY_MS		3000
+#define MIN_WAIT_MS				5	/* answers end a wait anyway */
 
 /*
  * A table whose inserts are refused while others' are taken is set aside after
@@ -286,7 +287,7 @@ retry_insert(Pipe *pipe, SealedBlock *sealed, const ChError *err)
 		pipe_table_fail(pipe, table, err->code,
 						hint_resync(pipe->info->name, table->info->source_name,
 									"Repair the target in ClickHouse"),
-						"ClickHouse keeps refusing rows for %s.%s, while it takes those of other tables: %s",
+						"ClickHouse keeps refusing rows for %s.%s, which would hold back the other tables: %s",
 						table->target->database, table->target->table, err->message);
 		return;
 	}
@@ -606,7 +607,8 @@ inserts_backpressure(Pipe *pipe)
 		if (!pipe->in_callback)
 			(void) inserts_settle_cursors(pipe);
 		confirm_advance(pipe);	/* the views must not stand still */
-		http_wait(pipe->ch->http, inserts_next_deadline(pipe), wait_event);
+		inserts_flush_due(pipe);
+		http_wait(pipe->ch->http, Max(inserts_next_deadline(pipe), MIN_WAIT_MS), wait_event);
 		CHECK_FOR_INTERRUPTS();
 		if (TimestampDifferenceExceeds(pipe->retained_checked, GetCurrentTimestamp(), 1000))
 		{

@@ -274,6 +274,7 @@ extern void pipe_table_fail(Pipe *pipe, PipeTable *table, int code, const char *
 							const char *fmt,...) pg_attribute_printf(5, 6);
 extern void pipe_flush_failures(Pipe *pipe);
 extern void pipe_recheck_tables(Pipe *pipe);
+extern bool tables_let_go(Pipe *pipe, PipeTable *table);
 
 /* setup.c */
 extern void setup_tables(Pipe *pipe);

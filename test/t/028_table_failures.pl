@@ -143,22 +143,37 @@ my ($rc, $out, $err) = $node->psql('postgres', q{SELECT clickpipe_wait('p')});
 like($err, qr/tables of pipe "p" are set aside/, 'clickpipe_wait says so');
 
 #
-# Read-only: who made it so can end it; the pipe goes on trying.
+# Too many parts: that may pass, and the pipe goes on trying.
 #
-$ch->query('ALTER TABLE analytics.public_readonly MODIFY SETTING table_readonly = 1');
+$ch->query('SYSTEM STOP MERGES analytics.public_readonly');
+$ch->query('ALTER TABLE analytics.public_readonly MODIFY SETTING parts_to_throw_insert = 1, parts_to_delay_insert = 1');
 $node->safe_psql('postgres', q{INSERT INTO readonly (id, v) VALUES (20, 'held')});
 wait_for_status($node, 'p', 'retry_at IS NOT NULL AND tries >= 2');
-good_goes_on('read-only');
-is(row_of('readonly', 'state'), 'Running', 'read-only: the table is still Running');
-is(pipe_status($node, 'p', 'state, last_error_code'), 'Running|774', 'read-only: so is the pipe, with its code');
-like(pipe_status($node, 'p', 'last_error'), qr/read.?only/i, 'read-only: last_error');
-is(pipe_status($node, 'p', 'last_error_at > now() - interval \'30 s\' AND lag_seconds > 0'), 't', 'read-only: and a lag');
-$ch->query('ALTER TABLE analytics.public_readonly MODIFY SETTING table_readonly = 0');
-ok(wait_until(sub { $ch->query('SELECT count() FROM analytics.public_readonly WHERE id = 20') eq '1' }, 15), 'read-only: ended, the row arrives');
+good_goes_on('too many parts');
+is(row_of('readonly', 'state'), 'Running', 'too many parts: the table is still Running');
+is(pipe_status($node, 'p', 'state, last_error_code'), 'Running|252', 'too many parts: so is the pipe, with its code');
+like(pipe_status($node, 'p', 'last_error'), qr/too many parts/i, 'too many parts: last_error');
+is(pipe_status($node, 'p', 'last_error_at > now() - interval \'30 s\' AND lag_seconds > 0'), 't', 'too many parts: and a lag');
+$ch->query('ALTER TABLE analytics.public_readonly RESET SETTING parts_to_throw_insert, parts_to_delay_insert');
+$ch->query('SYSTEM START MERGES analytics.public_readonly');
+ok(wait_until(sub { $ch->query('SELECT count() FROM analytics.public_readonly WHERE id = 20') eq '1' }, 60), 'too many parts: ended, the row arrives');
 wait_for_status($node, 'p', 'retry_at IS NULL', timeout => 5);
-is(pipe_status($node, 'p', "coalesce(last_error, '') !~ 'readonly'"), 't', 'read-only: the error is gone');
-is(row_of('readonly', 'state'), 'Running', 'read-only: the table never failed');
+is(pipe_status($node, 'p', "coalesce(last_error, '') !~* 'too many parts'"), 't', 'too many parts: the error is gone');
+is(row_of('readonly', 'state'), 'Running', 'too many parts: the table never failed');
 parity_ok($node, $ch, 'readonly');
+
+#
+# Read-only: that is for good, until somebody ends it and resyncs the table.
+#
+$ch->query('ALTER TABLE analytics.public_readonly MODIFY SETTING table_readonly = 1');
+$node->safe_psql('postgres', q{INSERT INTO readonly (id, v) VALUES (21, 'refused')});
+ok(wait_until(sub { row_of('readonly', 'state') eq 'Failed' }, 30), 'read-only: the table is Failed');
+good_goes_on('read-only');
+is(row_of('readonly', 'last_error_code'), '774', 'read-only: with its code');
+like(row_of('readonly', 'last_error_hint'), qr/clickpipe_resync\('p', ARRAY\['public.readonly'\]/, 'read-only: and the hint');
+$ch->query('ALTER TABLE analytics.public_readonly MODIFY SETTING table_readonly = 0');
+$node->safe_psql('postgres', q{SELECT clickpipe_resync('p', '{readonly}')});
+ok(wait_until(sub { row_of('readonly', 'state') eq 'Running' }, 30), 'read-only: repaired');
 
 #
 # Repair: each by itself, while rows of the others are written.

@@ -47,10 +47,11 @@ my @loads = (
 	{ name => 'column', break => 'ALTER TABLE %t DROP COLUMN v', code => 16 },
 	{ name => 'check', break => 'ALTER TABLE %t ADD CONSTRAINT none CHECK 0', repair => 'ALTER TABLE %t DROP CONSTRAINT none', code => 469 },
 	{ name => 'history', break => 'ALTER TABLE %t ADD CONSTRAINT none CHECK 0', repair => 'ALTER TABLE %t DROP CONSTRAINT none', code => 469, final => 0 },
+	{ name => 'readonly', break => 'ALTER TABLE %t MODIFY SETTING table_readonly = 1', repair => 'ALTER TABLE %t MODIFY SETTING table_readonly = 0', code => 774 },
 	{ name => 'nan', mend => q{UPDATE l_nan SET d = 1 WHERE d = 'NaN'}, error => qr/column "d".*NaN.*ctid/, hint => qr/excluded_columns/ },
 );
-$node->safe_psql('postgres', q{CREATE TABLE good (id int PRIMARY KEY, v text); CREATE TABLE l_readonly (id int PRIMARY KEY, v text, d numeric(10,2));
-	INSERT INTO l_readonly SELECT g, md5(g::text), g FROM generate_series(1, 20000) g});
+$node->safe_psql('postgres', q{CREATE TABLE good (id int PRIMARY KEY, v text); CREATE TABLE l_parts (id int PRIMARY KEY, v text, d numeric(10,2));
+	INSERT INTO l_parts SELECT g, md5(g::text), g FROM generate_series(1, 20000) g});
 for my $c (@loads)
 {
 	$c->{target} = "analytics.public_l_$c->{name}";
@@ -63,7 +64,7 @@ $node->safe_psql('postgres', q{SELECT clickpipe_create('p', 'warehouse', '{good}
 	"snapshot_num_rows_per_partition": 1000, "initial_load_parallelism": 1, "snapshot_number_of_parallel_tables": 8}')});
 wait_for_state($node, 'p', 'Running');
 
-for my $c (@loads, { name => 'readonly', target => 'analytics.public_l_readonly' })
+for my $c (@loads, { name => 'parts', target => 'analytics.public_l_parts' })
 {
 	my $t = "l_$c->{name}";
 	my $options = exists $c->{final} ? '{"table_engine": "MergeTree"}' : '{}';
@@ -75,7 +76,11 @@ for my $c (@loads, { name => 'readonly', target => 'analytics.public_l_readonly'
 		$node->safe_psql('postgres', "SELECT clickpipe_add_table('p', '$t', '$options')");
 		ok(wait_until(sub { $ch->query("EXISTS TABLE $c->{target}") eq '1' }, 30), "$c->{name}: the target is there");
 		$ch->query($c->{break}) if $c->{break};
-		$ch->query("ALTER TABLE $c->{target} MODIFY SETTING table_readonly = 1") if $c->{name} eq 'readonly';
+		if ($c->{name} eq 'parts')
+		{
+			$ch->query("SYSTEM STOP MERGES $c->{target}");
+			$ch->query("ALTER TABLE $c->{target} MODIFY SETTING parts_to_throw_insert = 1, parts_to_delay_insert = 1");
+		}
 		good_goes_on("$c->{name} waits");
 		$writer->query_safe('COMMIT');
 		$writer->quit;
@@ -84,7 +89,7 @@ for my $c (@loads, { name => 'readonly', target => 'analytics.public_l_readonly'
 	{
 		$node->safe_psql('postgres', "SELECT clickpipe_add_table('p', '$t', '$options')");
 	}
-	last if $c->{name} eq 'readonly';
+	last if $c->{name} eq 'parts';
 	ok(wait_until(sub { row_of('p', $t, 'state') eq 'Failed' }, 30), "$c->{name}: the table is Failed")
 	  or diag(row_of('p', $t, '*'));
 	is(row_of('p', $t, 'last_error_code'), $c->{code} // '', "$c->{name}: code");
@@ -95,19 +100,20 @@ for my $c (@loads, { name => 'readonly', target => 'analytics.public_l_readonly'
 	$node->safe_psql('postgres', "UPDATE $t SET v = 'later' WHERE id = 7") unless exists $c->{final};
 }
 
-# Read-only: the load goes on trying, and says so.
+# Too many parts: the load goes on trying, and says so.
 wait_for_status($node, 'p', 'last_error IS NOT NULL AND retry_at IS NOT NULL AND tries >= 1', timeout => 15);
-is(row_of('p', 'l_readonly', 'state'), 'Snapshot', 'read-only: the table is still being loaded');
-is(pipe_status($node, 'p', 'state, last_error_code'), 'Snapshot|774', 'read-only: status has the code');
+is(row_of('p', 'l_parts', 'state'), 'Snapshot', 'too many parts: the table is still being loaded');
+is(pipe_status($node, 'p', 'state, last_error_code'), 'Snapshot|252', 'too many parts: status has the code');
 ok( wait_until(
 		sub {
-			$node->safe_psql('postgres', q{SELECT last_error FROM clickpipe.snapshot_progress WHERE source = 'l_readonly'::regclass}) =~ /read.?only/i;
+			$node->safe_psql('postgres', q{SELECT last_error FROM clickpipe.snapshot_progress WHERE source = 'l_parts'::regclass}) =~ /too many parts/i;
 		}, 15),
-	'read-only: snapshot_progress has the error');
+	'too many parts: snapshot_progress has the error');
 good_goes_on('a load is refused');
-$ch->query('ALTER TABLE analytics.public_l_readonly MODIFY SETTING table_readonly = 0');
-wait_for_table_state($node, 'p', 'l_readonly', 'Running', 30);
-parity_ok($node, $ch, 'l_readonly', name => 'read-only: the load went on when that ended');
+$ch->query('ALTER TABLE analytics.public_l_parts RESET SETTING parts_to_throw_insert, parts_to_delay_insert');
+$ch->query('SYSTEM START MERGES analytics.public_l_parts');
+wait_for_table_state($node, 'p', 'l_parts', 'Running', 60);
+parity_ok($node, $ch, 'l_parts', name => 'too many parts: the load went on when that ended');
 
 for my $c (@loads)
 {
