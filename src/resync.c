@@ -256,7 +256,10 @@ resync_advance(Pipe *pipe)
 		(table->info->new_uuid != NULL || begin_exchange(pipe, table, &names, &err)) &&
 		!table->failure.failed &&
 		make_exchange(pipe, table, &names, &err))
+	{
 		finish(pipe, table);
+		resync_drop_replaced(pipe);
+	}
 	else if (table->failure.failed)
 		pipe_flush_failures(pipe);
 	else
