@@ -351,7 +351,7 @@ SELECT
 	coalesce(p.options ->> 'replication_mode', 'cdc') AS replication_mode,
 	(SELECT count(*) FROM clickpipe.pipe_table pt WHERE pt.pipe = p.id) AS tables,
 	a.worker_pid,
-	s.slot_name,
+	CASE WHEN h.here THEN s.slot_name END AS slot_name,
 	r.wal_status,
 	(w.lsn - s.confirmed_lsn)::bigint AS lag_bytes,
 	(w.lsn - r.restart_lsn)::bigint AS retained_wal_bytes,
@@ -394,8 +394,8 @@ CROSS JOIN LATERAL (
 				AS last_error_hint
 		WHERE s.pipe IS NULL
 		UNION ALL
-		SELECT 2, 'the pipe was made in another server or database', NULL, NULL,
-			format('Run clickpipe_drop(%L): it leaves slot and targets to the original.', p.name)
+		SELECT 2, 'the pipe was made in another database or server, of which this is a copy, and its slot and targets belong to the original', NULL, NULL,
+			format('Run clickpipe_drop(%L): it leaves them to the original.', p.name)
 		WHERE NOT h.here
 		UNION ALL
 		SELECT 3, a.last_error, a.last_error_code, a.last_error_at, NULL
@@ -424,7 +424,8 @@ SELECT
 	t.source::regclass AS source,
 	CASE WHEN t.target_table IS NOT NULL
 		THEN t.target_database || '.' || t.target_table END AS target,
-	CASE WHEN n.state <> 'Failed' THEN n.state ELSE t.state END AS state,
+	CASE WHEN NOT h.here THEN 'Failed'	-- in a copy of the database nothing runs
+		WHEN n.state <> 'Failed' THEN n.state ELSE t.state END AS state,
 	CASE WHEN n.state <> 'Failed' THEN n.state_since ELSE t.state_since END AS state_since,
 	t.engine,
 	t.key,
@@ -444,6 +445,11 @@ FROM clickpipe.visible_pipe p
 JOIN clickpipe.pipe_table pt ON pt.pipe = p.id
 JOIN clickpipe.table_state t ON t.pipe_table = pt.id AND NOT t.is_resync
 LEFT JOIN clickpipe.table_state n ON n.pipe_table = pt.id AND n.is_resync
+CROSS JOIN LATERAL (
+	SELECT EXISTS (SELECT FROM clickpipe.pipe_state s
+		JOIN pg_catalog.pg_database d ON d.oid = s.database_oid
+		JOIN pg_catalog.pg_control_system() c ON c.system_identifier = s.system_identifier
+		WHERE s.pipe = p.id AND d.datname = pg_catalog.current_database()) AS here) h
 LEFT JOIN LATERAL (
 	SELECT sum(k.rows) AS rows, count(*) AS chunks
 	FROM clickpipe.chunk k WHERE k.table_state = coalesce(n.id, t.id)) c ON true;
@@ -571,12 +577,13 @@ REVOKE ALL ON FUNCTION clickpipe_check(text, regclass[], jsonb) FROM PUBLIC;
 REVOKE ALL ON FUNCTION clickpipe_definition(text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION clickpipe_verify(text, regclass[]) FROM PUBLIC;
 REVOKE ALL ON FUNCTION clickpipe_fdw_validator(text[], oid) FROM PUBLIC;
+REVOKE ALL ON FUNCTION clickpipe_life_cycle() FROM PUBLIC;
 REVOKE ALL ON FUNCTION clickpipe.pipe_activity() FROM PUBLIC;
 REVOKE ALL ON FUNCTION clickpipe.load_activity() FROM PUBLIC;
 REVOKE ALL ON FUNCTION clickpipe.batch_activity() FROM PUBLIC;
 REVOKE ALL ON FUNCTION clickpipe.pipe_settings() FROM PUBLIC;
 GRANT USAGE ON SCHEMA clickpipe TO pg_monitor;
-GRANT EXECUTE ON FUNCTION clickpipe.pipe_activity(), clickpipe.load_activity(),
+GRANT EXECUTE ON FUNCTION clickpipe_life_cycle(), clickpipe.pipe_activity(), clickpipe.load_activity(),
 	clickpipe.batch_activity(), clickpipe.pipe_settings() TO pg_monitor;
 GRANT SELECT ON clickpipe.status, clickpipe.tables, clickpipe.batches, clickpipe.log,
 	clickpipe.slots, clickpipe.snapshot_progress, clickpipe.settings TO pg_monitor;

@@ -196,7 +196,7 @@ BEGIN
 	END LOOP;
 END $$;
 
--- With a mapping for PUBLIC the owner of a pipe can be dropped; the pipe then is a superuser's to drop.
+-- With a mapping for PUBLIC nothing but his pipe keeps the owner.
 CREATE ROLE regress_leaver;
 CREATE SERVER regress_public FOREIGN DATA WRAPPER clickpipe_fdw OPTIONS (host '127.0.0.1', port '1');
 CREATE USER MAPPING FOR PUBLIC SERVER regress_public OPTIONS (user 'default', password 'geheim');
@@ -227,6 +227,7 @@ BEGIN
 		PERFORM pg_sleep(0.05);
 	END LOOP;
 END $$;
+DROP ROLE regress_leaver;
 
 REVOKE EXECUTE ON FUNCTION clickpipe_create FROM PUBLIC;
 REVOKE ALL ON FUNCTION clickpipe_create, clickpipe_pause, clickpipe_resume, clickpipe_drop,

@@ -37,6 +37,8 @@ static MemoryContext worker_mcxt;	/* current before worker_begin */
 
 static PipeInfo *pipe_from_row(int row, MemoryContext mcxt);
 static TableInfo *table_from_row(int row, MemoryContext mcxt);
+static List *first_column(int n);
+static List *ids(int n);
 static char *field(int row, int column);
 static char *field_copy(int row, int column, MemoryContext mcxt);
 static bool field_bool(int row, int column);
@@ -179,6 +181,10 @@ pipe_from_row(int row, MemoryContext mcxt)
 	pipe->state = pipe_state_from_name(field(row, 9));
 	pipe->database_oid = (Oid) catalog_field_int(row, 10);
 	pipe->system_identifier = (uint64) catalog_field_int(row, 11);
+	pipe->foreign = pipe->database_oid != MyDatabaseId ||
+		pipe->system_identifier != GetSystemIdentifier();
+	if (pipe->foreign)
+		pipe->state = PIPE_FAILED;
 	pipe->timeline = timeline ? atoi(timeline) : 0;
 	pipe->slot_name = field_copy(row, 13, mcxt);
 	pipe->slot_lsn = field_lsn(row, 14);
@@ -241,6 +247,32 @@ catalog_listed_tables(int32 pipe, MemoryContext mcxt)
 	foreach(lc, tables)
 		if (!((TableInfo *) lfirst(lc))->is_listed || ((TableInfo *) lfirst(lc))->is_resync)
 			tables = foreach_delete_current(tables, lc);
+	return tables;
+}
+
+/*
+ * Returns the tables of a pipe as they were asked for, whether they have a state
+ * or not: of each TableInfo only relid, options and automatic are set.
+ */
+List *
+catalog_defined_tables(int32 pipe, MemoryContext mcxt)
+{
+	List	   *tables = NIL;
+	int			n = catalog_run("SELECT source::oid, options, automatic FROM clickpipe.pipe_table "
+								"WHERE pipe = %d ORDER BY ordinal", pipe);
+
+	for (int i = 0; i < n; i++)
+	{
+		TableInfo  *table = MemoryContextAllocZero(mcxt, sizeof(TableInfo));
+		MemoryContext old;
+
+		table->relid = (Oid) catalog_field_int(i, 1);
+		table->options = field_jsonb(i, 2, mcxt);
+		table->automatic = field_bool(i, 3);
+		old = MemoryContextSwitchTo(mcxt);
+		tables = lappend(tables, table);
+		MemoryContextSwitchTo(old);
+	}
 	return tables;
 }
 
@@ -323,6 +355,73 @@ catalog_load_chunks(int32 table, MemoryContext mcxt)
 		MemoryContextSwitchTo(old);
 	}
 	return chunks;
+}
+
+/*
+ * Returns the names of pipes that need a server.  A pipe that was restored or copied
+ * does not count: it runs nowhere, and a dump must be able to replace it.
+ */
+List *
+catalog_pipes_on_server(const char *server)
+{
+	return first_column(catalog_run("SELECT p.name FROM clickpipe.pipe p "
+							"JOIN clickpipe.pipe_state s ON s.pipe = p.id "
+							"WHERE p.server = %s AND NOT p.dropped AND s.database_oid = %u "
+							"ORDER BY p.name", quote_literal_cstr(server), MyDatabaseId));
+}
+
+/* Returns the ids of pipes that log in to a server with a user mapping; user InvalidOid: PUBLIC's. */
+List *
+catalog_pipes_with_mapping(const char *server, Oid user)
+{
+	return ids(catalog_run("SELECT id FROM clickpipe.pipe WHERE server = %s AND NOT dropped "
+				   "AND (owner::oid = %u::oid OR %u = 0)", quote_literal_cstr(server), user, user));
+}
+
+/* Returns the names of a role's pipes. */
+List *
+catalog_pipes_of_owner(Oid owner)
+{
+	return first_column(catalog_run("SELECT name FROM clickpipe.pipe WHERE owner::oid = %u::oid AND NOT dropped "
+							"ORDER BY name", owner));
+}
+
+/* Follows ALTER SERVER ... RENAME. */
+void
+catalog_rename_server(const char *old_name, const char *new_name)
+{
+	(void) catalog_run("UPDATE clickpipe.pipe SET server = %s WHERE server = %s",
+			   quote_literal_cstr(new_name), quote_literal_cstr(old_name));
+}
+
+/* Follows REASSIGN OWNED; returns the ids of the pipes that have another owner now. */
+List *
+catalog_change_owner(Oid old_owner, Oid new_owner)
+{
+	return ids(catalog_run("UPDATE clickpipe.pipe SET owner = %u::oid::regrole WHERE owner::oid = %u::oid "
+				   "RETURNING id", new_owner, old_owner));
+}
+
+/* Returns the texts of the first column of n rows. */
+static List *
+first_column(int n)
+{
+	List	   *list = NIL;
+
+	for (int i = 0; i < n; i++)
+		list = lappend(list, field(i, 1));
+	return list;
+}
+
+/* Returns the first column of n rows as integers. */
+static List *
+ids(int n)
+{
+	List	   *list = NIL;
+
+	for (int i = 0; i < n; i++)
+		list = lappend_int(list, (int) catalog_field_int(i, 1));
+	return list;
 }
 
 /* See catalog_internal.h. */

@@ -30,6 +30,8 @@ typedef struct PipeInfo
 	int			resync_wanted;	/* the whole pipe's last clickpipe_resync */
 	bool		dropped;
 	bool		drop_targets;
+	bool		foreign;		/* restored from a dump or copied with its database: slot
+								 * and targets are not ours, so it is Failed */
 	/* done */
 	bool		has_state;		/* false: restored from a dump */
 	PipeState	state;
@@ -121,6 +123,7 @@ extern List *catalog_load_pipes(MemoryContext mcxt);
 extern bool catalog_targets_being_dropped(int32 pipe);
 extern List *catalog_load_tables(int32 pipe, MemoryContext mcxt);
 extern List *catalog_listed_tables(int32 pipe, MemoryContext mcxt);
+extern List *catalog_defined_tables(int32 pipe, MemoryContext mcxt);
 extern TableInfo *catalog_find_table(int32 pipe, Oid relid, MemoryContext mcxt);
 extern List *catalog_load_chunks(int32 table, MemoryContext mcxt);
 extern List *catalog_removed_tables(int32 pipe, MemoryContext mcxt);
@@ -137,6 +140,13 @@ extern void catalog_set_options(int32 pipe, Jsonb *options);
 extern void catalog_request_resync(int32 pipe);
 extern bool catalog_request_table_resync(int32 pipe, Oid relid);
 extern void catalog_set_dropped(int32 pipe, bool drop_targets);
+
+/* by hooks; these return ids (List of int) or names (List of char *) of pipes that are not dropped */
+extern List *catalog_pipes_on_server(const char *server);
+extern List *catalog_pipes_with_mapping(const char *server, Oid user);
+extern List *catalog_pipes_of_owner(Oid owner);
+extern void catalog_rename_server(const char *old_name, const char *new_name);
+extern List *catalog_change_owner(Oid old_owner, Oid new_owner);
 
 /* by everybody; level is "info", "warning" or "error" */
 extern void catalog_add_event(int32 pipe, TimestampTz at, const char *level,

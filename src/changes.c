@@ -40,6 +40,7 @@
 #define MAX_SHOWN_VALUE			200
 
 static PipeTable *table_of_change(Pipe *pipe, Relation rel);
+static bool takes_change(Pipe *pipe, PipeTable *table);
 static void apply_to_table(Pipe *pipe, PipeTable *table, Relation rel, ReorderBufferChange *change);
 static bool target_has_change(Pipe *pipe, PipeTable *table, ReorderBufferChange *change);
 static void apply_update(Pipe *pipe, PipeTable *table, TupleDesc desc, RowMeta *meta,
@@ -118,8 +119,7 @@ changes_apply(Pipe *pipe, ReorderBufferTXN *txn, Relation rel, ReorderBufferChan
 
 	old = MemoryContextSwitchTo(pipe->row_mcxt);
 	for (; table != NULL; table = table->resync)
-		if (TABLE_IS_LIVE(table) && !XLogRecPtrIsInvalid(table->capture_lsn) &&
-			pipe->commit_lsn >= table->capture_lsn && pipe->commit_lsn >= table->resume_lsn)
+		if (takes_change(pipe, table))
 		{
 			ours = true;
 			apply_to_table(pipe, table, rel, change);
@@ -134,6 +134,19 @@ changes_apply(Pipe *pipe, ReorderBufferTXN *txn, Relation rel, ReorderBufferChan
 		inserts_pump(pipe);
 		CHECK_FOR_INTERRUPTS();
 	}
+}
+
+/*
+ * Does the target get what the transaction at hand changes?  Not before its
+ * capture point, not what it got before a rewind, and nothing while it waits for
+ * a rewind, which will bring it all.
+ */
+static bool
+takes_change(Pipe *pipe, PipeTable *table)
+{
+	return TABLE_IS_LIVE(table) && !XLogRecPtrIsInvalid(table->capture_lsn) &&
+		pipe->commit_lsn >= table->capture_lsn && pipe->commit_lsn >= table->resume_lsn &&
+		!table->rewound;
 }
 
 /* Takes a change for one target.  In row_mcxt, which is reset afterwards. */
@@ -284,8 +297,7 @@ changes_truncate(Pipe *pipe, ReorderBufferTXN *txn, int nrels, Relation *rels)
 		PipeTable  *table = pipe_find_table(pipe, RelationGetRelid(rels[i]));
 
 		for (; table != NULL; table = table->resync)
-			if (TABLE_IS_LIVE(table) && !XLogRecPtrIsInvalid(table->capture_lsn) &&
-				pipe->commit_lsn >= table->capture_lsn && pipe->commit_lsn >= table->resume_lsn)
+			if (takes_change(pipe, table))
 				pipe_table_fail(pipe, table, 0,
 								hint_resync(pipe->info->name, table->info->source_name,
 											"This version does not follow TRUNCATE. If it shall be ignored, set the pipe option \"truncate\" to \"ignore\" with clickpipe_alter"),

@@ -18,6 +18,7 @@
 #include "access/tableam.h"
 #include "access/xlog_internal.h"
 #include "access/xlog.h"
+#include "catalog/pg_database.h"
 #include "catalog/pg_foreign_server.h"
 #include "replication/logical.h"
 #include "replication/slot.h"
@@ -254,6 +255,17 @@ compat_foreign_server_aclcheck(Oid serverid, Oid roleid)
 	return object_aclcheck(ForeignServerRelationId, serverid, roleid, ACL_USAGE);
 #else
 	return pg_foreign_server_aclcheck(serverid, roleid, ACL_USAGE);
+#endif
+}
+
+/* Does a role own a database, or is it as good as the owner? */
+static inline bool
+compat_database_ownercheck(Oid dboid, Oid roleid)
+{
+#if PG_VERSION_NUM >= 160000
+	return object_ownercheck(DatabaseRelationId, dboid, roleid);
+#else
+	return pg_database_ownercheck(dboid, roleid);
 #endif
 }
 

@@ -30,6 +30,7 @@
 #define SETTINGS_COLUMNS	9
 
 static void put_settings(ReturnSetInfo *rsinfo, int32 pipe, Oid relid, List *options);
+static bool has_schemas(Jsonb *options);
 static void append_server(StringInfo sql, const char *server_name, Oid owner);
 static void append_comment(StringInfo sql, const char *text);
 static char *options_with_tables(Jsonb *options, List *tables);
@@ -59,7 +60,7 @@ clickpipe_pipe_settings(PG_FUNCTION_ARGS)
 			  has_privs_of_role(access.save_userid, ROLE_PG_MONITOR)))
 			continue;
 		put_settings(rsinfo, pipe->id, InvalidOid, pipe_options_show(pipe->options));
-		foreach(lt, catalog_load_tables(pipe->id, mcxt))
+		foreach(lt, catalog_defined_tables(pipe->id, mcxt))
 		{
 			TableInfo  *table = lfirst(lt);
 
@@ -108,6 +109,7 @@ clickpipe_definition(PG_FUNCTION_ARGS)
 	CatalogAccess access;
 	PipeInfo   *pipe;
 	List	   *tables;
+	List	   *removed;
 	StringInfoData sql;
 	StringInfoData array;
 	char	   *schema;
@@ -124,7 +126,12 @@ clickpipe_definition(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("must be owner of pipe \"%s\"", pipe->name)));
-	tables = catalog_load_tables(pipe->id, mcxt);
+	/* those that the option "schemas" has found it finds again */
+	tables = catalog_defined_tables(pipe->id, mcxt);
+	foreach(lc, tables)
+		if (((TableInfo *) lfirst(lc))->automatic)
+			tables = foreach_delete_current(tables, lc);
+	removed = catalog_removed_tables(pipe->id, mcxt);
 	catalog_leave(&access);
 
 	initStringInfo(&sql);
@@ -149,7 +156,23 @@ clickpipe_definition(PG_FUNCTION_ARGS)
 		appendStringInfo(&sql, "\ttables => ARRAY[%s]::regclass[],\n", array.data);
 	appendStringInfo(&sql, "\toptions => %s);\n",
 					 quote_literal_cstr(options_with_tables(pipe->options, tables)));
+	foreach(lc, removed)
+	{
+		char	   *table = qualified_name(lfirst_oid(lc));
+
+		if (table != NULL && has_schemas(pipe->options))
+			appendStringInfo(&sql, "SELECT %sclickpipe_remove_table(%s, %s);\n",
+							 strcmp(schema, "public") == 0 ? "" : psprintf("%s.", quote_identifier(schema)),
+							 quote_literal_cstr(pipe->name), quote_literal_cstr(table));
+	}
 	PG_RETURN_TEXT_P(cstring_to_text(sql.data));
+}
+
+/* Does the pipe look for tables by itself? */
+static bool
+has_schemas(Jsonb *options)
+{
+	return pipe_options_parse(options)->schemas != NIL;
 }
 
 /* Appends the statements that make the server and its user mapping. */

@@ -12,7 +12,6 @@
 #include "clickpipe.h"
 
 #include "access/xact.h"
-#include "access/xlog.h"
 #include "miscadmin.h"
 #include "replication/slot.h"
 #include "storage/latch.h"
@@ -29,7 +28,6 @@
 #define DROP_TARGETS_MS		10000
 #define DROP_RETRY_MS		200
 
-static bool is_here(Pipe *pipe);
 static void names_to_utf8(Pipe *pipe, List *tables);
 static bool drop_in_time(ChClient *ch, TableInfo *table, TimestampTz deadline, ChError *err);
 static void drop_targets(Pipe *pipe, List *tables, bool all);
@@ -55,7 +53,11 @@ pipe_drop(Pipe *pipe)
 	foreach(lc, tables)
 		resyncing |= ((TableInfo *) lfirst(lc))->is_resync;
 	/* a copy of a database does not own what the original has made */
-	if ((pipe->info->drop_targets || resyncing) && is_here(pipe))
+	if (pipe->info->drop_targets && pipe->info->foreign)
+		ereport(LOG,
+				(errmsg("targets of pipe \"%s\" are left in ClickHouse: the pipe was made in another database",
+						name)));
+	else if (pipe->info->drop_targets || resyncing)
 		drop_targets(pipe, tables, pipe->info->drop_targets);
 
 	worker_begin();
@@ -63,14 +65,6 @@ pipe_drop(Pipe *pipe)
 	worker_commit();
 	ereport(LOG, (errmsg("pipe \"%s\" is dropped", name)));
 	pipe_finish(pipe, true);
-}
-
-/* Was the pipe made in this server and database? */
-static bool
-is_here(Pipe *pipe)
-{
-	return pipe->info->has_state && pipe->info->database_oid == MyDatabaseId &&
-		pipe->info->system_identifier == GetSystemIdentifier();
 }
 
 /* Makes the targets' names what ClickHouse knows them by.  In a transaction. */

@@ -13,6 +13,7 @@
 #include "miscadmin.h"
 
 #include "guc.h"
+#include "hooks.h"
 #include "shmem.h"
 #include "wake.h"
 #include "worker.h"
@@ -33,5 +34,6 @@ _PG_init(void)
 	clickpipe_guc_init();
 	clickpipe_shmem_init();
 	wake_init();
+	hooks_init();
 	launcher_register();
 }

@@ -35,16 +35,21 @@
 #include "compat.h"
 #include "decode.h"
 #include "options.h"
+#include "suspend.h"
 #include "worker.h"
 
 #define LOOK_AROUND_MS		5000	/* if nothing wakes it */
 #define NO_SLOT_RETRY_MS	2000
+#define DATABASE_INVALID	(-2)	/* datconnlimit after an interrupted DROP DATABASE */
 #define SAY_AGAIN_MS		60000
 #define START_TIMEOUT_MS	30000	/* a worker that has not begun by then never will */
+#define SCOUT_TIMEOUT_MS	30000	/* a scout waits for somebody's lock */
 
 static List *list_databases(MemoryContext mcxt);
-static bool scout_databases(MemoryContext mcxt);
 static void watch_retained_wal(void);
+static List *scout_databases(List *databases, MemoryContext mcxt);
+static bool scout_database(Oid dboid, MemoryContext mcxt);
+static void launcher_nap(long ms);
 static long start_due_workers(void);
 static bool database_exists(Oid dboid);
 static bool start_pipe_worker(int index);
@@ -72,11 +77,16 @@ void
 clickpipe_launcher_main(Datum arg)
 {
 	MemoryContext mcxt;
+	MemoryContext list_mcxt;
 	TimestampTz scouted_at = 0;
+	List	   *unscouted = NIL;
+	bool		listed = false;
 
 	worker_signals();
 	BackgroundWorkerInitializeConnection(NULL, NULL, 0);
 	mcxt = AllocSetContextCreate(TopMemoryContext, "clickpipe launcher", ALLOCSET_DEFAULT_SIZES);
+	list_mcxt = AllocSetContextCreate(TopMemoryContext, "clickpipe databases",
+									  ALLOCSET_SMALL_SIZES);
 	before_shmem_exit(detach_launcher, (Datum) 0);
 
 	LWLockAcquire(ClickpipeShmem->lock, LW_EXCLUSIVE);
@@ -90,24 +100,36 @@ clickpipe_launcher_main(Datum arg)
 		if (!ClickpipeShmem->launcher_ready &&
 			TimestampDifferenceExceeds(scouted_at, now, LOOK_AROUND_MS))
 		{
-			/* what a scout finds twice is entered once */
-			ClickpipeShmem->launcher_ready = scout_databases(mcxt);
+			/* after a failure only those are asked again that have not answered */
+			if (!listed)
+				unscouted = list_databases(list_mcxt);
+			listed = true;
+			MemoryContextSwitchTo(list_mcxt);
+			unscouted = scout_databases(unscouted, mcxt);
+			ClickpipeShmem->launcher_ready = (unscouted == NIL);
 			scouted_at = now;
 		}
 
-		CHECK_FOR_INTERRUPTS();
-		if (ConfigReloadPending)
-		{
-			ConfigReloadPending = false;
-			ProcessConfigFile(PGC_SIGHUP);
-		}
 		MemoryContextSwitchTo(mcxt);
 		watch_retained_wal();
 		ms = start_due_workers();
 		MemoryContextReset(mcxt);
-		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, ms,
-						 PG_WAIT_EXTENSION);
-		ResetLatch(MyLatch);
+		launcher_nap(ms);
+	}
+}
+
+/* Waits until there is something to do, or for so long; answers interrupts. */
+static void
+launcher_nap(long ms)
+{
+	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, ms,
+					 PG_WAIT_EXTENSION);
+	ResetLatch(MyLatch);
+	CHECK_FOR_INTERRUPTS();
+	if (ConfigReloadPending)
+	{
+		ConfigReloadPending = false;
+		ProcessConfigFile(PGC_SIGHUP);
 	}
 }
 
@@ -121,52 +143,81 @@ detach_launcher(int code, Datum arg)
 }
 
 /*
- * Sends a scout into every database that takes connections, one after the
- * other.  False if one of them did not come to its end.
+ * Sends a scout into each of these databases, one after the other.  Returns
+ * those, in the current context, whose scout did not come to its end.
  */
-static bool
-scout_databases(MemoryContext mcxt)
+static List *
+scout_databases(List *databases, MemoryContext mcxt)
 {
-	List	   *databases = list_databases(mcxt);
-	TimestampTz said = 0;
-	bool		complete = true;
+	List	   *left = NIL;
 	ListCell   *lc;
 
 	foreach(lc, databases)
 	{
-		WorkerArgs	args = {.dboid = lfirst_oid(lc)};
-		BackgroundWorkerHandle *handle;
-		bool		done;
+		Oid			dboid = lfirst_oid(lc);
 
-		LWLockAcquire(ClickpipeShmem->lock, LW_EXCLUSIVE);
-		ClickpipeShmem->scouted = InvalidOid;
-		LWLockRelease(ClickpipeShmem->lock);
-		while (!worker_start("clickpipe_scout_main", "clickpipe scout", "clickpipe scout",
-							 &args, true, &handle))
-		{
-			if (TimestampDifferenceExceeds(said, GetCurrentTimestamp(), SAY_AGAIN_MS))
-			{
-				said = GetCurrentTimestamp();
-				ereport(LOG,
-						(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
-						 errmsg("clickpipe launcher is out of background worker slots"),
-						 errhint("You might need to increase \"max_worker_processes\".")));
-			}
-			/* pipes made meanwhile are tried, or say what is missing */
-			(void) start_due_workers();
-			(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-							 NO_SLOT_RETRY_MS, PG_WAIT_EXTENSION);
-			ResetLatch(MyLatch);
-			CHECK_FOR_INTERRUPTS();
-		}
-		(void) WaitForBackgroundWorkerShutdown(handle);
-		LWLockAcquire(ClickpipeShmem->lock, LW_SHARED);
-		done = ClickpipeShmem->scouted == args.dboid;
-		LWLockRelease(ClickpipeShmem->lock);
-		if (!done)
-			complete = false;
+		if (!scout_database(dboid, mcxt) && database_exists(dboid))
+			left = lappend_oid(left, dboid);
 	}
-	return complete;
+	list_free(databases);
+	return left;
+}
+
+/*
+ * Sends a scout into a database and waits for its end; workers that are due
+ * meanwhile are started.  False if it has not done its work.
+ */
+static bool
+scout_database(Oid dboid, MemoryContext mcxt)
+{
+	MemoryContext old = MemoryContextSwitchTo(mcxt);
+	WorkerArgs	args = {.dboid = dboid};
+	BackgroundWorkerHandle *handle;
+	TimestampTz said = 0;
+	TimestampTz started_at;
+	bool		suspended;
+	bool		done;
+	pid_t		pid;
+
+	LWLockAcquire(ClickpipeShmem->lock, LW_EXCLUSIVE);
+	ClickpipeShmem->scouted = InvalidOid;
+	suspended = database_suspended(dboid);
+	LWLockRelease(ClickpipeShmem->lock);
+	if (suspended)
+	{
+		MemoryContextSwitchTo(old);
+		return false;
+	}
+
+	while (!worker_start("clickpipe_scout_main", "clickpipe scout", "clickpipe scout",
+						 &args, true, &handle))
+	{
+		if (TimestampDifferenceExceeds(said, GetCurrentTimestamp(), SAY_AGAIN_MS))
+		{
+			said = GetCurrentTimestamp();
+			ereport(LOG,
+					(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+					 errmsg("clickpipe launcher is out of background worker slots"),
+					 errhint("You might need to increase \"max_worker_processes\".")));
+		}
+		/* pipes made meanwhile are tried, or say what is missing */
+		(void) start_due_workers();
+		launcher_nap(NO_SLOT_RETRY_MS);
+	}
+
+	started_at = GetCurrentTimestamp();
+	while (GetBackgroundWorkerPid(handle, &pid) != BGWH_STOPPED)
+	{
+		launcher_nap(Min(start_due_workers(), 1000));
+		if (TimestampDifferenceExceeds(started_at, GetCurrentTimestamp(), SCOUT_TIMEOUT_MS))
+			TerminateBackgroundWorker(handle);
+	}
+	LWLockAcquire(ClickpipeShmem->lock, LW_SHARED);
+	done = ClickpipeShmem->scouted == dboid;
+	LWLockRelease(ClickpipeShmem->lock);
+	MemoryContextSwitchTo(old);
+	MemoryContextReset(mcxt);
+	return done;
 }
 
 /* Returns the databases that take connections. */
@@ -186,8 +237,7 @@ list_databases(MemoryContext mcxt)
 	{
 		Form_pg_database form = (Form_pg_database) GETSTRUCT(tuple);
 
-		/* -2: DROP DATABASE was interrupted, it is invalid */
-		if (form->datallowconn && form->datconnlimit != -2)
+		if (form->datallowconn && form->datconnlimit != DATABASE_INVALID)
 		{
 			MemoryContext old = MemoryContextSwitchTo(mcxt);
 
@@ -234,6 +284,8 @@ clickpipe_scout_main(Datum arg)
 			strlcpy(entry->slot_name, pipe->slot_name, sizeof(entry->slot_name));
 			entry->max_retained_wal = limit;
 		}
+		if (entry != NULL)
+			entry->owner = pipe->owner;
 		if (entry != NULL && entry->worker_pid == 0)
 			entry->wanted = pipe->dropped || pipe->resync_wanted > pipe->resync_done ||
 				(pipe->state != PIPE_FAILED && pipe->state != PIPE_COMPLETED &&
@@ -293,7 +345,8 @@ start_due_workers(void)
 		bool		due;
 
 		LWLockAcquire(ClickpipeShmem->lock, LW_EXCLUSIVE);
-		due = entry->in_use && !entry->pending && entry->wanted && entry->worker_pid == 0;
+		due = entry->in_use && !entry->pending && entry->wanted && entry->worker_pid == 0 &&
+			!database_suspended(entry->dboid);
 		if (due && entry->started_at != 0)
 		{
 			/* registered, but not there yet */
@@ -340,15 +393,23 @@ start_due_workers(void)
 	return ms;
 }
 
-/* Is the database still there? */
+/* Is the database still there, and not the remains of a DROP DATABASE that was interrupted? */
 static bool
 database_exists(Oid dboid)
 {
-	bool		exists;
+	MemoryContext old = CurrentMemoryContext;
+	HeapTuple	tuple;
+	bool		exists = false;
 
 	StartTransactionCommand();
-	exists = SearchSysCacheExists1(DATABASEOID, ObjectIdGetDatum(dboid));
+	tuple = SearchSysCache1(DATABASEOID, ObjectIdGetDatum(dboid));
+	if (HeapTupleIsValid(tuple))
+	{
+		exists = ((Form_pg_database) GETSTRUCT(tuple))->datconnlimit != DATABASE_INVALID;
+		ReleaseSysCache(tuple);
+	}
 	CommitTransactionCommand();
+	MemoryContextSwitchTo(old);
 	return exists;
 }
 

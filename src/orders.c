@@ -57,6 +57,9 @@ pipe_check_orders(Pipe *pipe)
 	pipe->generation = pipe->entry->generation;
 	pg_read_barrier();
 	load_orders(pipe);
+	LWLockAcquire(ClickpipeShmem->lock, LW_EXCLUSIVE);
+	pipe->entry->owner = pipe->info ? pipe->info->owner : InvalidOid;
+	LWLockRelease(ClickpipeShmem->lock);
 
 	if (pipe->info == NULL)
 	{

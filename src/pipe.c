@@ -31,6 +31,7 @@
 #include "decode.h"
 #include "hints.h"
 #include "pipe.h"
+#include "suspend.h"
 #include "utf8.h"
 #include "worker.h"
 
@@ -89,6 +90,11 @@ attach(void)
 	LWLockAcquire(ClickpipeShmem->lock, LW_EXCLUSIVE);
 	mine = entry->in_use && entry->dboid == my_args.dboid &&
 		entry->pipe_id == my_args.pipe_id && entry->worker_pid == 0;
+	if (mine && database_suspended(entry->dboid))
+	{
+		entry->started_at = 0;
+		mine = false;
+	}
 	if (mine)
 	{
 		entry->worker_pid = MyProcPid;
@@ -126,7 +132,9 @@ detach(int code, Datum arg)
 	if (entry->lag_since == 0 && entry->has_counters)
 		entry->lag_since = GetCurrentTimestamp();
 	SpinLockRelease(&entry->mutex);
-	if (!worker_done)
+	if (database_suspended(entry->dboid))
+		entry->restart_at = 0;	/* ended by a command, which is no failure */
+	else if (!worker_done)
 	{
 		long		ms;
 
@@ -487,9 +495,7 @@ pipe_fail(Pipe *pipe, int code, const char *message, const char *hint)
 	pipe->info->state = PIPE_FAILED;
 	entry_clear_error(pipe->entry);
 	pipe_flush_events(pipe);
-	/* of a copy of a database the slot is the original's */
-	if (pipe->info->database_oid == MyDatabaseId)
-		slot_drop(pipe_slot_name(pipe));
+	slot_drop(pipe_slot_name(pipe));
 	pipe_finish(pipe, false);
 }
 
@@ -562,6 +568,8 @@ pipe_finish(Pipe *pipe, bool remove)
 	PipeEntry  *entry = pipe->entry;
 	TimestampTz visible_at;
 
+	if (!remove && pipe->info != NULL)
+		pipe_flush_events(pipe);
 	/* while nobody is at work, clickpipe.status says how old ClickHouse's data is */
 	if (!remove && pipe->info != NULL && pipe->info->has_state)
 	{
@@ -591,8 +599,8 @@ pipe_finish(Pipe *pipe, bool remove)
 char *
 pipe_slot_name(Pipe *pipe)
 {
-	if (pipe->info != NULL && pipe->info->slot_name != NULL &&
-		pipe->info->database_oid == MyDatabaseId)
+	/* the slot of a copied pipe is the original's */
+	if (pipe->info != NULL && pipe->info->slot_name != NULL && !pipe->info->foreign)
 		return pstrdup(pipe->info->slot_name);
 	if (pipe->options != NULL && pipe->options->replication_slot_name != NULL)
 		return pstrdup(pipe->options->replication_slot_name);

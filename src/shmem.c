@@ -131,6 +131,7 @@ shmem_add_pipe(Oid dboid, int32 pipe_id, bool pending)
 		entry->pending = pending;
 		entry->dboid = dboid;
 		entry->pipe_id = pipe_id;
+		entry->owner = InvalidOid;
 		entry->wanted = false;
 		entry->generation++;
 		entry->worker_pid = 0;

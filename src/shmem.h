@@ -30,6 +30,7 @@
 #define MAX_LOADS			9	/* loads at the same time, per pipe: the histories' and 8 tables' */
 #define MAX_LOAD_WORKERS	32	/* snapshot workers of a pipe */
 #define MAX_LOAD_RANGES		64	/* pieces of a table not yet taken */
+#define MAX_SUSPENSIONS		16	/* commands at a time that keep workers out of a database */
 #define ACTIVITY_LEN		128
 #define MAX_BATCHES			128	/* of a pipe, shown in clickpipe.batches */
 
@@ -121,6 +122,7 @@ typedef struct PipeEntry
 	bool		pending;		/* made by a transaction that has not ended */
 	Oid			dboid;
 	int32		pipe_id;
+	Oid			owner;
 	bool		wanted;			/* a worker should be running */
 	uint64		generation;		/* goes up with every verb */
 	uint64		urgent;			/* generation of the last pause or drop */
@@ -164,12 +166,20 @@ typedef struct PipeEntry
 	LoadWorker	load_workers[MAX_LOAD_WORKERS];
 } PipeEntry;
 
+/* A command that keeps the workers out of a database: suspend.c */
+typedef struct Suspension
+{
+	pid_t		pid;			/* of the backend; 0: free */
+	Oid			dboid;
+} Suspension;
+
 typedef struct ClickpipeShmemData
 {
 	LWLock	   *lock;			/* the list of entries and their processes */
 	Latch	   *launcher_latch; /* NULL: no launcher */
 	bool		launcher_ready; /* all databases have been looked at */
 	Oid			scouted;		/* database whose scout has finished last */
+	Suspension	suspensions[MAX_SUSPENSIONS];	/* under lock */
 	int			max_entries;
 	PipeEntry	entries[FLEXIBLE_ARRAY_MEMBER];
 } ClickpipeShmemData;

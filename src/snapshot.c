@@ -24,6 +24,7 @@
 #include "compat.h"
 #include "hints.h"
 #include "snapshot.h"
+#include "suspend.h"
 #include "worker.h"
 
 #define ROWS_PER_CHECK		64
@@ -102,14 +103,17 @@ attach(SnapshotJob *job)
 {
 	bool		valid;
 
+	LWLockAcquire(ClickpipeShmem->lock, LW_SHARED);
 	LWLockAcquire(job->entry->load_lock, LW_EXCLUSIVE);
 	job->load = &job->entry->loads[job->worker->load];
 	valid = job->entry->pipe_id == job->pipe_id && job->entry->dboid == my_args.dboid &&
+		!database_suspended(my_args.dboid) &&
 		job->worker->reserved && job->worker->pid == 0 &&
 		job->worker->load_id == my_args.load_id && job->load->load_id == job->load_id;
 	if (valid)
 		job->worker->pid = MyProcPid;
 	LWLockRelease(job->entry->load_lock);
+	LWLockRelease(ClickpipeShmem->lock);
 	if (valid)
 		before_shmem_exit(detach, PointerGetDatum(job));
 	return valid;

@@ -165,12 +165,15 @@ tables_replace(Pipe *pipe, PipeTable *old, PipeTable *new)
 void
 tables_reload(Pipe *pipe)
 {
+	MemoryContext mcxt = AllocSetContextCreate(pipe->mcxt, "clickpipe tables",
+											   ALLOCSET_SMALL_SIZES);
 	List	   *infos;
 	ListCell   *lc;
 	bool		modifying = false;
+	bool		adopted = false;
 
 	worker_begin();
-	infos = catalog_load_tables(pipe->id, pipe->mcxt);
+	infos = catalog_load_tables(pipe->id, mcxt);
 	worker_commit();
 
 	foreach(lc, infos)
@@ -194,6 +197,7 @@ tables_reload(Pipe *pipe)
 		if (table == NULL && !info->is_resync)
 		{
 			table = tables_add(pipe, info);
+			adopted = true;
 			pipe_log(pipe, LOG, table, 0, NULL, "was added");
 		}
 		if (table != NULL && !info->is_resync && info->resync_wanted > info->resync_done &&
@@ -203,6 +207,8 @@ tables_reload(Pipe *pipe)
 			resync_begin(pipe, table);
 		}
 	}
+	if (!adopted)
+		MemoryContextDelete(mcxt);
 	pipe->loads_done = false;
 	pipe_set_state(pipe, pipe_current_state(pipe));
 }

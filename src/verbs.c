@@ -91,6 +91,8 @@ clickpipe_create(PG_FUNCTION_ARGS)
 
 	LWLockAcquire(ClickpipeShmem->lock, LW_EXCLUSIVE);
 	entry = shmem_add_pipe(MyDatabaseId, pipe_id, true);
+	if (entry != NULL)
+		entry->owner = owner;
 	LWLockRelease(ClickpipeShmem->lock);
 	if (entry == NULL)
 		ereport(ERROR,
@@ -199,7 +201,7 @@ clickpipe_wait(PG_FUNCTION_ARGS)
 	TimestampTz deadline;
 	CatalogAccess access;
 	PipeInfo   *pipe;
-	PipeEntry  *entry;
+	PipeEntry  *entry = NULL;
 	bool		reached = false;
 
 	if (PG_ARGISNULL(0))
@@ -233,36 +235,46 @@ clickpipe_wait(PG_FUNCTION_ARGS)
 	if (PG_ARGISNULL(1))
 		XLogFlush(lsn);			/* only flushed WAL is decoded */
 
-	entry = entry_of(pipe);
-	ConditionVariablePrepareToSleep(&entry->progress);
 	for (;;)
 	{
-		XLogRecPtr	visible;
+		PipeEntry  *now;
+		bool		all_known;
+		XLogRecPtr	visible = InvalidXLogRecPtr;
+		bool		loads_done = false;
 		bool		followed;
-		bool		loads_done;
-		int			failed;
-		bool		gone;
+		int			failed = 0;
 		long		remaining;
 
 		CHECK_FOR_INTERRUPTS();
-		SpinLockAcquire(&entry->mutex);
-		visible = entry->visible_lsn;
-		/* what the worker says counts when it has seen all orders */
-		followed = entry->followed == entry->generation && !entry->tables_made;
-		loads_done = entry->loads_done && followed;
-		failed = followed ? entry->tables_failed : 0;
-		SpinLockRelease(&entry->mutex);
 		LWLockAcquire(ClickpipeShmem->lock, LW_SHARED);
-		gone = !entry->in_use || entry->pipe_id != pipe->id || entry->dboid != MyDatabaseId;
+		all_known = ClickpipeShmem->launcher_ready;
+		now = shmem_find_pipe(MyDatabaseId, pipe->id);
+		LWLockRelease(ClickpipeShmem->lock);
+		if (now != entry && now != NULL)
+			ConditionVariablePrepareToSleep(&now->progress);
+		entry = now;
+
+		/* once more, so that the numbers are not those of a pipe that has taken its place */
+		LWLockAcquire(ClickpipeShmem->lock, LW_SHARED);
+		if (entry != NULL && entry == shmem_find_pipe(MyDatabaseId, pipe->id))
+		{
+			SpinLockAcquire(&entry->mutex);
+			visible = entry->visible_lsn;
+			/* what the worker says counts when it has seen all orders */
+			followed = entry->followed == entry->generation && !entry->tables_made;
+			loads_done = entry->loads_done && followed;
+			failed = followed ? entry->tables_failed : 0;
+			SpinLockRelease(&entry->mutex);
+		}
 		LWLockRelease(ClickpipeShmem->lock);
 
-		if (!gone && failed > 0)
+		if (failed > 0)
 			ereport(ERROR,
 					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 					 errmsg_plural("%d table of pipe \"%s\" is set aside",
 								   "%d tables of pipe \"%s\" are set aside", failed, failed, name),
 					 errhint("See last_error in clickpipe.tables.")));
-		if (!gone && loads_done && visible >= lsn)
+		if (loads_done && visible >= lsn)
 		{
 			reached = true;
 			break;
@@ -281,12 +293,37 @@ clickpipe_wait(PG_FUNCTION_ARGS)
 					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 					 errmsg("pipe \"%s\" has failed", name),
 					 errhint("See last_error in clickpipe.status.")));
+		if (pipe->state == PIPE_COMPLETED && pipe->resync_done == pipe->resync_wanted)
+		{
+			if (pipe->confirmed_lsn < lsn)
+				ereport(ERROR,
+						(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+						 errmsg("pipe \"%s\" is completed as of %X/%X and gets no later changes", name,
+								LSN_FORMAT_ARGS(pipe->confirmed_lsn)),
+						 errhint("%s", hint_resync_pipe(name, NULL))));
+			reached = true;
+			break;
+		}
+
+		if (now == NULL && all_known)
+			ereport(ERROR,
+					(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+					 errmsg("pipe \"%s\" cannot run: too many pipes", name),
+					 errhint("Increase \"clickpipe.max_pipes\" and restart the server.")));
 
 		remaining = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), deadline);
 		if (remaining <= 0)
 			break;
-		(void) ConditionVariableTimedSleep(&entry->progress, Min(remaining, 1000),
-										   PG_WAIT_EXTENSION);
+		if (entry != NULL)
+			(void) ConditionVariableTimedSleep(&entry->progress, Min(remaining, 1000),
+											   PG_WAIT_EXTENSION);
+		else
+		{
+			/* its database has not been looked into yet */
+			(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+							 Min(remaining, 100), PG_WAIT_EXTENSION);
+			ResetLatch(MyLatch);
+		}
 	}
 	ConditionVariableCancelSleep();
 	PG_RETURN_BOOL(reached);

@@ -27,6 +27,7 @@
 #include "wake.h"
 
 static void require_free_target(const PipeInfo *pipe, List *tables, Oid relid, Jsonb *json);
+static bool is_in_schemas(const PipeInfo *pipe, Oid relid);
 static void show_entry(const PipeInfo *pipe);
 
 PG_FUNCTION_INFO_V1(clickpipe_add_table);
@@ -60,7 +61,7 @@ clickpipe_add_table(PG_FUNCTION_ARGS)
 	catalog_insert_table(pipe->id, relid, qualified_name(relid), json, false);
 	catalog_exclude_table(pipe->id, relid, false);
 	log_verb(pipe, &access, VERB_ADD_TABLE, qualified_name(relid));
-	next = pipe->state == PIPE_RUNNING ? PIPE_SNAPSHOT : visible_state(pipe);
+	next = visible_state(pipe) == PIPE_RUNNING ? PIPE_SNAPSHOT : visible_state(pipe);
 	catalog_leave(&access);
 	wake_at_commit(pipe->id, false, false);
 	PG_RETURN_TEXT_P(cstring_to_text(pipe_state_name(next)));
@@ -117,7 +118,7 @@ clickpipe_remove_table(PG_FUNCTION_ARGS)
 	pipe = require_pipe(name, access.save_userid);
 	require_verb(pipe, VERB_REMOVE_TABLE);
 	table = catalog_find_table(pipe->id, relid, CurrentMemoryContext);
-	if (!catalog_remove_table(pipe->id, relid))
+	if (!catalog_remove_table(pipe->id, relid) && !is_in_schemas(pipe, relid))
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("pipe \"%s\" has no table %s", name,
@@ -133,6 +134,22 @@ clickpipe_remove_table(PG_FUNCTION_ARGS)
 	catalog_leave(&access);
 	wake_at_commit(pipe->id, false, false);
 	PG_RETURN_TEXT_P(cstring_to_text(pipe_state_name(next)));
+}
+
+/*
+ * Would the option "schemas" find the table?  Then it can be removed before it
+ * has been found.
+ */
+static bool
+is_in_schemas(const PipeInfo *pipe, Oid relid)
+{
+	char	   *schema = get_namespace_name(get_rel_namespace(relid));
+	ListCell   *lc;
+
+	foreach(lc, pipe_options_parse(pipe->options)->schemas)
+		if (schema != NULL && strcmp(schema, lfirst(lc)) == 0)
+			return true;
+	return false;
 }
 
 /* clickpipe_resync(name, tables) returns the state that the pipe goes on with. */

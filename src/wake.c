@@ -17,10 +17,6 @@
 #include <signal.h>
 
 #include "access/xact.h"
-#include "catalog/objectaccess.h"
-#include "catalog/pg_class.h"
-#include "catalog/pg_extension.h"
-#include "commands/extension.h"
 #include "miscadmin.h"
 #include "nodes/pg_list.h"
 #include "utils/memutils.h"
@@ -39,16 +35,11 @@ typedef struct PendingWake
 static bool tables_made = false;	/* in this transaction */
 static List *pending = NIL;		/* of PendingWake *, in TopTransactionContext */
 
-static object_access_hook_type prev_object_access_hook = NULL;
-
-static void wake_object_access(ObjectAccessType access, Oid classId, Oid objectId,
-							   int subId, void *arg);
 static void wake_xact_callback(XactEvent event, void *arg);
 static void wake_subxact_callback(SubXactEvent event, SubTransactionId subid,
 								  SubTransactionId parent, void *arg);
 static void wake_pipe(const PendingWake *wake);
 static void forget_created(const PendingWake *wake);
-static void note_table_made(void);
 static void tell_tables_made(void);
 static void wake_sleepers(void);
 
@@ -58,46 +49,11 @@ wake_init(void)
 {
 	RegisterXactCallback(wake_xact_callback, NULL);
 	RegisterSubXactCallback(wake_subxact_callback, NULL);
-	prev_object_access_hook = object_access_hook;
-	object_access_hook = wake_object_access;
 }
 
-/*
- * DROP EXTENSION: once it commits, the worker of every pipe finds that there
- * is no catalog any more and drops its slot.
- */
-static void
-wake_object_access(ObjectAccessType access, Oid classId, Oid objectId,
-				   int subId, void *arg)
-{
-	if (prev_object_access_hook)
-		prev_object_access_hook(access, classId, objectId, subId, arg);
-	if ((access == OAT_POST_CREATE || access == OAT_POST_ALTER) && classId == RelationRelationId)
-		note_table_made();
-	if (access != OAT_DROP || classId != ExtensionRelationId ||
-		objectId != get_extension_oid(CLICKPIPE_NAME, true))
-		return;
-	for (int i = 0; i < ClickpipeShmem->max_entries; i++)
-	{
-		PipeEntry  *entry = &ClickpipeShmem->entries[i];
-		int32		pipe_id = 0;
-		bool		mine;
-
-		LWLockAcquire(ClickpipeShmem->lock, LW_SHARED);
-		mine = entry->in_use && entry->dboid == MyDatabaseId;
-		pipe_id = entry->pipe_id;
-		LWLockRelease(ClickpipeShmem->lock);
-		if (mine)
-			wake_at_commit(pipe_id, false, true);
-	}
-}
-
-/*
- * A relation was created or altered: pipes with the option "schemas" look for
- * new tables when that has committed.  Cheap, for temporary tables come here too.
- */
-static void
-note_table_made(void)
+/* See wake.h. */
+void
+wake_table_made(void)
 {
 	for (int i = 0; i < ClickpipeShmem->max_entries; i++)
 	{
@@ -191,6 +147,10 @@ wake_subxact_callback(SubXactEvent event, SubTransactionId subid,
  * Urgent orders end what it does: SIGINT cancels whatever it is in the middle
  * of (a lock wait, the wait for an acknowledgement in a decoding callback),
  * which is harmless: what was not acknowledged is decoded again.
+ *
+ * The entry of a pipe that was just created can be gone if the extension was
+ * dropped and created again: the last worker of the pipe that had this number
+ * before took it with it.
  */
 static void
 wake_pipe(const PendingWake *wake)
@@ -198,7 +158,8 @@ wake_pipe(const PendingWake *wake)
 	PipeEntry  *entry;
 
 	LWLockAcquire(ClickpipeShmem->lock, LW_EXCLUSIVE);
-	entry = shmem_find_pipe(MyDatabaseId, wake->pipe_id);
+	entry = wake->created ? shmem_add_pipe(MyDatabaseId, wake->pipe_id, false) :
+		shmem_find_pipe(MyDatabaseId, wake->pipe_id);
 	if (entry != NULL)
 	{
 		entry->pending = false;

@@ -23,4 +23,11 @@ extern void wake_init(void);
  */
 extern void wake_at_commit(int32 pipe_id, bool created, bool urgent);
 
+/*
+ * A relation was created or altered by the current transaction: pipes with the option
+ * "schemas" look for new tables when it has committed.  Cheap, for temporary tables
+ * come here too.
+ */
+extern void wake_table_made(void);
+
 #endif							/* CLICKPIPE_WAKE_H */

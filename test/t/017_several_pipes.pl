@@ -42,7 +42,7 @@ sub gone_ok
 		"$name: pipe and slot are gone") or diag(server_log_tail($node, 40));
 	is( $node->safe_psql($db,
 			join ' UNION ALL ', map { "SELECT '$_' FROM clickpipe.$_ WHERE pipe = $id" }
-			  qw(pipe_table pipe_state table_state chunk)),
+			  qw(pipe_table pipe_state table_state event)),
 		'', "$name: no metadata is left");
 	ok( wait_until(
 			sub {

@@ -159,7 +159,7 @@ for my $p (@phases)
 wait_for_state($node, 'p', 'Running', 120);
 wait_caught_up($node, 'p');
 remember(samples());
-like(PostgreSQL::Test::Utils::slurp_file($node->logfile), qr/loads table (?:public\.)?big once more because its heap was rewritten/,
+like(PostgreSQL::Test::Utils::slurp_file($node->logfile), qr/table (?:public\.)?big: is loaded once more because its heap was rewritten/,
 	'after VACUUM FULL in the middle the load began again');
 parity_ok($node, $ch, 'big', name => 'same rows after VACUUM FULL in the middle of the load');
 is($node->safe_psql('postgres', 'SELECT rows_snapshot FROM clickpipe.status'), '400000', 'each row is counted once');
