@@ -23,10 +23,10 @@ sub chq { return $ch->query($_[0]); }
 my $accounts = 20_000;
 sql(qq{
 	CREATE TABLE cnt (id bigserial PRIMARY KEY, v text);
-	CREATE TABLE acct (id integer PRIMARY KEY, bal bigint NOT NULL, note text) WITH (fillfactor = 80);
+	CREATE TABLE acct (id integer PRIMARY KEY, n bigint NOT NULL, m bigint NOT NULL, note text) WITH (fillfactor = 80);
 	CREATE TABLE hist (seq bigserial, a integer, d bigint);
 	INSERT INTO cnt (v) SELECT md5(i::text) FROM generate_series(1, 20000) i;
-	INSERT INTO acct SELECT i, 1000, 'begin' FROM generate_series(1, $accounts) i;
+	INSERT INTO acct SELECT i, 0, 0, 'begin' FROM generate_series(1, $accounts) i;
 	INSERT INTO hist (a, d) SELECT i, 0 FROM generate_series(1, 20000) i;
 	ANALYZE});
 my $script = PostgreSQL::Test::Utils::tempdir() . '/resync.sql';
@@ -36,8 +36,8 @@ append_to_file($script, qq{
 \\set d random(1, 100)
 BEGIN;
 INSERT INTO cnt (v) VALUES ('new');
-UPDATE acct SET bal = bal - :d, note = 'gave' WHERE id = least(:a, :b);
-UPDATE acct SET bal = bal + :d, note = 'got' WHERE id = greatest(:a, :b);
+UPDATE acct SET n = n + 1, m = m - 1, note = 'one' WHERE id = least(:a, :b);
+UPDATE acct SET n = n + :d, m = m - :d, note = 'two' WHERE id = greatest(:a, :b);
 INSERT INTO hist (a, d) VALUES (:a, :d);
 COMMIT;
 });
@@ -71,7 +71,7 @@ sub read_all
 {
 	@readers = (
 		start_reader($ch, 'SELECT count() FROM analytics.public_cnt FINAL'),
-		start_reader($ch, 'SELECT count(), sum(bal) FROM analytics.public_acct FINAL'),
+		start_reader($ch, 'SELECT count(), sum(n), sum(n + m) FROM analytics.public_acct FINAL'),
 		start_reader($ch, 'SELECT count(), uniqExact(seq) FROM analytics.public_hist'));
 	return;
 }
@@ -83,7 +83,8 @@ sub seen_all
 	no_errors($_, "$when: the target could always be read") for $cnt, $acct, $hist;
 	never_less($cnt, 0, "$when: rows once seen are always seen");
 	always($acct, 0, $accounts, "$when: no account is ever missing");
-	always($acct, 1, $accounts * 1000, "$when: transactions are seen in whole");
+	never_less($acct, 1, "$when: no account goes back");
+	always($acct, 2, 0, "$when: rows are seen in whole");
 	never_less($hist, $_, "$when: nor is a row of a history") for 0, 1;
 	is(scalar(grep { $_->[1] ne $_->[2] } @{ $hist->{rows} }), 0, "$when: which never has one twice");
 	return;
@@ -106,7 +107,7 @@ read_all();
 my $before = uuid('public_acct');
 is(sql(q{SELECT clickpipe_resync('p', '{acct}')}), 'Snapshot', 'clickpipe_resync returns the state');
 wait_for_state($node, 'p', 'Snapshot');
-is(scalar table_status($node, 'p', 'acct', 'state'), 'Snapshot', 'one table: it is loaded');
+wait_for_table_state($node, 'p', 'acct', 'Snapshot');
 is(scalar table_status($node, 'p', 'cnt', 'state'), 'Running', 'one table: the others are not');
 is(sql(q{SELECT clickpipe_wait('p', timeout => '0')}), 'f', 'clickpipe_wait waits for resyncs');
 wait_for_chunks($node, 'p', 'acct', 3);
@@ -147,7 +148,7 @@ wait_for_chunks($node, 'p', 'acct', 4);
 sql(q{SELECT clickpipe_resync('p', '{acct}')});
 wait_for_sql($node, q{SELECT count(*) FROM clickpipe.log WHERE message = 'is being resynced, from the start'}, '1');
 sql(q{SELECT clickpipe_resync('p')});
-wait_for_sql($node, q{SELECT count(*) FROM clickpipe.log WHERE message = 'is being resynced, from the start'}, '2');
+wait_for_sql($node, q{SELECT count(*) >= 2 FROM clickpipe.log WHERE message = 'is being resynced, from the start'}, 't');
 wait_for_chunks($node, 'p', 'acct', 4);
 sql(q{SELECT clickpipe_resync('p', '{hist}'); SELECT clickpipe_resync('p', '{hist}')});
 wait_for_state($node, 'p', 'Running');
