@@ -132,8 +132,11 @@ for my $case (
 	my ($table, $before) = resync_with($step, do => $do, times => $times, reset => $times % 2);
 	wait_for_sql($node, q{SELECT count(*) FROM clickpipe.table_state WHERE is_resync}, '0');
 	whole("$when: $table", $table, $before);
-	is($relay->applied($step), $times, "$when: the relay has lost it $times times")
+	# a step that was taken is not taken again: done twice, EXCHANGE is undone
+	my $lost = $do eq 'cut_after' && $step ne 'create' ? 1 : $times;
+	is($relay->applied($step), $lost, "$when: the relay has lost it $lost times")
 	  or diag(join "\n", $relay->requests($step));
+	is($relay->seen($step), 1, "$when: what was done is not done again") if $lost < $times || $do eq 'cut_after' && $step eq 'exchange';
 	$relay->release($step);
 }
 
