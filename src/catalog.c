@@ -43,6 +43,7 @@ static char *field(int row, int column);
 static char *field_copy(int row, int column, MemoryContext mcxt);
 static bool field_bool(int row, int column);
 static XLogRecPtr field_lsn(int row, int column);
+static TimestampTz field_timestamp(int row, int column);
 static Jsonb *field_jsonb(int row, int column, MemoryContext mcxt);
 static List *field_text_array(int row, int column, MemoryContext mcxt);
 
@@ -123,7 +124,7 @@ catalog_exists(void)
 	"p.id, p.name, p.owner::oid, p.server, p.options, p.paused, p.dropped, p.drop_targets, " \
 	"coalesce(s.state, 'Failed'), s.database_oid, s.system_identifier, s.timeline, " \
 	"s.slot_name, s.slot_lsn, s.confirmed_lsn, s.rows_inserted, s.rows_updated, s.rows_deleted, " \
-	"p.resync, s.resync, s.pipe IS NOT NULL " \
+	"p.resync, s.resync, s.pipe IS NOT NULL, s.visible_at " \
 	"FROM clickpipe.pipe p LEFT JOIN clickpipe.pipe_state s ON s.pipe = p.id "
 
 /* Returns the pipe of that name that is not dropped, or NULL. */
@@ -195,6 +196,7 @@ pipe_from_row(int row, MemoryContext mcxt)
 	pipe->resync_wanted = (int) catalog_field_int(row, 19);
 	pipe->resync_done = (int) catalog_field_int(row, 20);
 	pipe->has_state = field_bool(row, 21);
+	pipe->visible_at = field_timestamp(row, 22);
 	return pipe;
 }
 
@@ -493,6 +495,16 @@ field_lsn(int row, int column)
 	Datum		d = SPI_getbinval(SPI_tuptable->vals[row], SPI_tuptable->tupdesc, column, &isnull);
 
 	return isnull ? InvalidXLogRecPtr : DatumGetLSN(d);
+}
+
+/* Returns a timestamptz field, 0 for NULL. */
+static TimestampTz
+field_timestamp(int row, int column)
+{
+	bool		isnull;
+	Datum		d = SPI_getbinval(SPI_tuptable->vals[row], SPI_tuptable->tupdesc, column, &isnull);
+
+	return isnull ? 0 : DatumGetTimestampTz(d);
 }
 
 /* Returns a jsonb field in a memory context, or NULL. */

@@ -42,6 +42,7 @@ typedef struct PipeInfo
 	char	   *slot_name;
 	XLogRecPtr	slot_lsn;		/* invalid: no slot yet */
 	XLogRecPtr	confirmed_lsn;
+	TimestampTz visible_at;		/* what was committed before is in ClickHouse; 0: not known */
 	int64		rows_inserted;
 	int64		rows_updated;
 	int64		rows_deleted;
@@ -130,6 +131,8 @@ extern List *catalog_removed_tables(int32 pipe, MemoryContext mcxt);
 
 /* by verbs */
 extern int32 catalog_insert_pipe(const char *name, Oid owner, const char *server, Jsonb *options);
+extern bool catalog_lock_pipe(int32 pipe);
+extern bool catalog_try_lock_pipe(int32 pipe);
 extern void catalog_restore_pipe(int32 pipe);
 extern void catalog_insert_table(int32 pipe, Oid relid, const char *source_name,
 								 Jsonb *options, bool automatic);
@@ -165,7 +168,7 @@ extern void catalog_set_pipe_resync(int32 pipe, int resync);
 extern void catalog_set_visible_at(int32 pipe, TimestampTz visible_at);
 extern void catalog_set_confirmed(int32 pipe, XLogRecPtr lsn, int64 inserted, int64 updated,
 								  int64 deleted, TimestampTz last_flush,
-								  const TableCounts *counts, int ncounts);
+								  TimestampTz visible_at, const TableCounts *counts, int ncounts);
 extern void catalog_set_target(int32 table, const char *database, const char *target_table,
 							   const char *engine, List *key, List *shape, bool ours);
 extern void catalog_set_table_state(int32 table, TableState state);

@@ -115,7 +115,7 @@ catalog_set_visible_at(int32 pipe, TimestampTz visible_at)
 /* Persists how far ClickHouse has acknowledged, and the counters as of there. */
 void
 catalog_set_confirmed(int32 pipe, XLogRecPtr lsn, int64 inserted, int64 updated,
-					  int64 deleted, TimestampTz last_flush,
+					  int64 deleted, TimestampTz last_flush, TimestampTz visible_at,
 					  const TableCounts *counts, int ncounts)
 {
 	StringInfoData values;
@@ -123,10 +123,11 @@ catalog_set_confirmed(int32 pipe, XLogRecPtr lsn, int64 inserted, int64 updated,
 	/* the slot will be confirmed to it, so it must be there */
 	if (catalog_run("UPDATE clickpipe.pipe_state SET confirmed_lsn = %s, rows_inserted = " INT64_FORMAT
 					", rows_updated = " INT64_FORMAT ", rows_deleted = " INT64_FORMAT
-					", last_flush_at = %s WHERE pipe = %d",
+					", last_flush_at = %s, visible_at = %s WHERE pipe = %d",
 					catalog_lsn(lsn), inserted, updated, deleted,
 					last_flush == 0 ? "last_flush_at" :
-					quote_literal_cstr(timestamptz_to_str(last_flush)), pipe) != 1)
+					quote_literal_cstr(timestamptz_to_str(last_flush)),
+					quote_literal_cstr(timestamptz_to_str(visible_at)), pipe) != 1)
 		elog(ERROR, "state of pipe %d is missing", pipe);
 	if (ncounts == 0)
 		return;
@@ -253,6 +254,7 @@ catalog_begin_resync(const TableInfo *table, const char *database, const char *t
 	{
 		(void) catalog_run("UPDATE clickpipe.table_state SET state = %s, "
 						   "state_since = pg_catalog.clock_timestamp(), resync = %d, shape = NULL, "
+						   "capture_lsn = NULL, "
 						   "last_error = NULL, last_error_code = NULL, last_error_hint = NULL, "
 						   "last_error_at = NULL WHERE id = %d",
 						   quote_literal_cstr(table_state_name(TABLE_SETUP)),

@@ -31,11 +31,18 @@ int32
 catalog_insert_pipe(const char *name, Oid owner, const char *server, Jsonb *options)
 {
 	int32		id;
+	int			n;
 
-	(void) catalog_run("INSERT INTO clickpipe.pipe (name, owner, server, options) "
-					   "VALUES (%s, %u::oid::regrole, %s, %s) RETURNING id",
+	/* of two at the same time, the second one waits for the first */
+	n = catalog_run("INSERT INTO clickpipe.pipe (name, owner, server, options) "
+					   "VALUES (%s, %u::oid::regrole, %s, %s) "
+					   "ON CONFLICT (name) WHERE NOT dropped DO NOTHING RETURNING id",
 					   quote_literal_cstr(name), owner, quote_literal_cstr(server),
 					   jsonb_literal(options));
+	if (n == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_DUPLICATE_OBJECT),
+				 errmsg("pipe \"%s\" already exists", name)));
 	id = (int32) catalog_field_int(0, 1);
 	(void) catalog_run("INSERT INTO clickpipe.pipe_state (pipe, state, database_oid, system_identifier) "
 					   "VALUES (%d, %s, %u, " INT64_FORMAT ")",
@@ -103,6 +110,25 @@ catalog_exclude_table(int32 pipe, Oid relid, bool exclude)
 	else
 		(void) catalog_run("DELETE FROM clickpipe.removed_table WHERE pipe = %d AND source::oid = %u",
 						   pipe, relid);
+}
+
+/*
+ * Locks a pipe for a verb: verbs of other sessions wait until ours has
+ * committed.  Workers are not kept waiting.  False: there is none (any more).
+ */
+bool
+catalog_lock_pipe(int32 pipe)
+{
+	return catalog_run("SELECT FROM clickpipe.pipe WHERE id = %d AND NOT dropped FOR NO KEY UPDATE",
+					   pipe) > 0;
+}
+
+/* The same for a worker, which does not wait.  False: somebody else has it. */
+bool
+catalog_try_lock_pipe(int32 pipe)
+{
+	return catalog_run("SELECT FROM clickpipe.pipe WHERE id = %d FOR NO KEY UPDATE SKIP LOCKED",
+					   pipe) > 0;
 }
 
 /* Asks for a pause, or for its end. */

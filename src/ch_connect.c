@@ -31,6 +31,7 @@ static const char *const insert_settings[][2] = {
 	{"async_insert", "0"},
 	{"input_format_skip_unknown_fields", "0"},
 	{"input_format_null_as_default", "0"},
+	{"input_format_native_allow_types_conversion", "0"},
 	{"throw_on_max_partitions_per_insert_block", "0"},
 	{"send_progress_in_http_headers", "0"},
 	{"distributed_foreground_insert", "1"},

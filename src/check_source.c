@@ -22,6 +22,7 @@
 #include "check.h"
 #include "compat.h"
 #include "target.h"
+#include "verbs.h"
 
 /* A member of the option "tables". */
 typedef struct NamedOptions
@@ -38,7 +39,6 @@ static void check_table(Check *check, void *arg);
 static void check_target_names(Check *check);
 static void show_key(Check *check, const CheckedTable *table, Relation rel);
 static void show_grants(Check *check);
-static char *qualified_name(Oid relid);
 
 /* See check.h. */
 void
@@ -224,8 +224,16 @@ check_target_names(Check *check)
 			CheckedTable *b = &check->tables[i];
 
 			if (a->options == NULL || b->options == NULL ||
-				strcmp(a->table, b->table) != 0 || strcmp(a->database, b->database) != 0)
+				!target_names_clash(a->database, a->table, b->database, b->table))
 				continue;
+			if (strcmp(a->table, b->table) != 0)
+			{
+				check_add(check, FINDING_ERROR, ERRCODE_DUPLICATE_TABLE, b->name,
+						  "Use the table option target_table for one of them.",
+						  "the targets of tables %s and %s (%s.%s and %s.%s) would get in each other's way during a resync",
+						  a->name, b->name, a->database, a->table, b->database, b->table);
+				continue;
+			}
 			check_add(check, FINDING_ERROR, ERRCODE_DUPLICATE_TABLE, b->name,
 					  "Use the table option target_table for one of them.",
 					  "tables %s and %s would both go to %s.%s", a->name, b->name,
@@ -284,12 +292,4 @@ show_grants(Check *check)
 			  quote_identifier(check->server_name), quote_identifier(role),
 			  tables.len == 0 ? "" : psprintf(" GRANT SELECT ON %s TO %s;", tables.data,
 											  quote_identifier(role)));
-}
-
-/* Returns a table's name with its schema, quoted. */
-static char *
-qualified_name(Oid relid)
-{
-	return quote_qualified_identifier(get_namespace_name(get_rel_namespace(relid)),
-									  get_rel_name(relid));
 }

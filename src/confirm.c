@@ -228,7 +228,8 @@ publish(Pipe *pipe)
 			(pipe->tables[i]->resync == NULL || pipe->tables[i]->resync->failure.failed))
 			failed++;
 
-	loads_done = pipe->loads_done && !pipe->orders_pending && !pipe->schemas_unchecked;
+	loads_done = pipe->loads_done && !pipe->orders_pending && !pipe->schemas_unchecked &&
+		!pipe->rewind;
 	SpinLockAcquire(&entry->mutex);
 	moved = entry->visible_lsn != pipe->acked_lsn || entry->tables_failed != failed ||
 		entry->loads_done != loads_done;
@@ -258,11 +259,17 @@ confirm_save(Pipe *pipe)
 	TableCounts *counts;
 	int			ncounts = 0;
 	XLogRecPtr	lsn = confirmable_lsn(pipe);
+	TimestampTz visible_at;
 
 	pipe_flush_failures(pipe);
 	if (lsn <= pipe->persisted_lsn)
 		return;
 	pipe->own_wal_bytes = pgWalUsage.wal_bytes;
+	SpinLockAcquire(&pipe->entry->mutex);
+	visible_at = pipe->entry->lag_since;
+	SpinLockRelease(&pipe->entry->mutex);
+	if (visible_at == 0)
+		visible_at = GetCurrentTimestamp();
 	worker_begin();
 	counts = palloc(sizeof(TableCounts) * Max(pipe->ntables, 1));
 	for (int i = 0; i < pipe->ntables; i++)
@@ -270,7 +277,7 @@ confirm_save(Pipe *pipe)
 			counts[ncounts++] = pipe->tables[i]->counts;
 	catalog_set_confirmed(pipe->id, lsn, pipe->rows_inserted,
 						  pipe->rows_updated, pipe->rows_deleted,
-						  pipe->last_flush_at, counts, ncounts);
+						  pipe->last_flush_at, visible_at, counts, ncounts);
 	worker_commit();
 
 	for (int i = 0; i < pipe->ntables; i++)

@@ -30,6 +30,7 @@
 static bool needs_snapshot(Pipe *pipe, const PipeTable *table);
 static void start_load(Pipe *pipe);
 static bool renew_target(Pipe *pipe, PipeTable *table);
+static void forget_capture_points(Pipe *pipe);
 static void take_capture_points(Pipe *pipe);
 static void check_failed(Pipe *pipe);
 
@@ -104,9 +105,12 @@ histories_advance(Pipe *pipe)
 
 		case LOAD_STARTING:
 			check_failed(pipe);
-			/* whoever waits for a snapshot says so itself */
-			if (load->phase == LOAD_STARTING)
-				loads_start_workers(pipe, HISTORY_SLOT, 1);
+			if (load->phase != LOAD_STARTING)
+				return;
+			/* the P of a worker that has died since is worth nothing without its snapshot */
+			if (alone)
+				forget_capture_points(pipe);
+			loads_start_workers(pipe, HISTORY_SLOT, 1);
 			return;
 
 		case LOAD_ACTIVE:
@@ -179,6 +183,7 @@ start_load(Pipe *pipe)
 	load->load_id++;
 	load->table = 0;
 	load->relid = InvalidOid;
+	load->capture_lsn = InvalidXLogRecPtr;
 	load->rows = 0;
 	load->single_snapshot = true;
 	load->failed = load->restart = false;
@@ -189,6 +194,17 @@ start_load(Pipe *pipe)
 	LWLockRelease(entry->load_lock);
 	entry_set_activity(entry, "waiting for a snapshot, running transactions must end first");
 	loads_start_workers(pipe, HISTORY_SLOT, 1);
+}
+
+/* Forgets what a worker has persisted that did not get as far as to say so. */
+static void
+forget_capture_points(Pipe *pipe)
+{
+	worker_begin();
+	for (int i = 0; i < pipe->ntables; i++)
+		if (pipe->tables[i]->load_slot == HISTORY_SLOT)
+			catalog_set_capture(pipe->tables[i]->id, InvalidXLogRecPtr);
+	worker_commit();
 }
 
 /*
@@ -240,6 +256,7 @@ take_capture_points(Pipe *pipe)
 {
 	List	   *infos = NIL;
 	ListCell   *lc;
+	XLogRecPtr	lsn;
 	bool		waiting = false;
 
 	for (int i = 0; i < pipe->ntables; i++)
@@ -247,6 +264,9 @@ take_capture_points(Pipe *pipe)
 					XLogRecPtrIsInvalid(pipe->tables[i]->capture_lsn));
 	if (!waiting)
 		return;
+	LWLockAcquire(pipe->entry->load_lock, LW_SHARED);
+	lsn = pipe->entry->loads[HISTORY_SLOT].capture_lsn;
+	LWLockRelease(pipe->entry->load_lock);
 	worker_begin();
 	infos = catalog_load_tables(pipe->id, CurrentMemoryContext);
 	foreach(lc, infos)
@@ -255,7 +275,7 @@ take_capture_points(Pipe *pipe)
 		PipeTable  *table = pipe_find_table_by_id(pipe, info->id);
 
 		if (table == NULL || table->load_slot != HISTORY_SLOT ||
-			XLogRecPtrIsInvalid(info->capture_lsn))
+			info->capture_lsn != lsn)
 			continue;
 		table->capture_lsn = table->info->capture_lsn = info->capture_lsn;
 		if (table->capture_lsn < pipe->read_lsn)

@@ -75,6 +75,8 @@ snapshot_load_histories(SnapshotJob *job)
 		MemoryContextSwitchTo(old);
 	}
 	worker_commit();
+	if (histories == NIL)
+		elog(ERROR, "found no table to be loaded");
 	rows = MemoryContextAllocZero(job->ch->mcxt, sizeof(int64) * Max(list_length(histories), 1));
 	blocks = MemoryContextAllocZero(job->ch->mcxt, sizeof(BlockNumber) * Max(list_length(histories), 1));
 
@@ -91,7 +93,10 @@ snapshot_load_histories(SnapshotJob *job)
 
 	LWLockAcquire(job->entry->load_lock, LW_EXCLUSIVE);
 	if (job->load->load_id == job->load_id)
+	{
+		job->load->capture_lsn = lsn;
 		job->load->phase = LOAD_ACTIVE;
+	}
 	LWLockRelease(job->entry->load_lock);
 	snapshot_wake_pipe(job);
 

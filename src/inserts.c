@@ -373,6 +373,13 @@ inserts_discard(Pipe *pipe, PipeTable *table)
 		block_destroy(table->block);
 		table->block = NULL;
 	}
+	table->refused_since = 0;
+	/* what was tried again for this table alone is not any more */
+	if (pipe->has_error && pipe->net_tries == 0 && !still_retrying(pipe))
+	{
+		entry_clear_error(pipe->entry);
+		pipe->has_error = false;
+	}
 }
 
 /* Has the table rows that are not acknowledged?  (Of one that is set aside none are expected.) */

@@ -482,7 +482,7 @@ complete_tables(Pipe *pipe)
 		if (table->failure.failed || table->state == TABLE_RUNNING ||
 			table->state == TABLE_COMPLETED || table->resync != NULL)
 			continue;
-		if (table->state != TABLE_SNAPSHOT || !table->load_complete ||
+		if (table->state != TABLE_SNAPSHOT || !table->load_complete || table->rewound ||
 			pipe->acked_lsn < table->load_lsn)
 		{
 			all = false;

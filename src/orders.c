@@ -79,6 +79,7 @@ pipe_check_orders(Pipe *pipe)
 		begin_resync(pipe);
 	if (pipe->info->state == PIPE_FAILED || pipe->info->state == PIPE_COMPLETED)
 		pipe_finish(pipe, false);
+	reload_options(pipe);
 	pipe_check_retained_wal(pipe);
 	if (pipe->info->paused)
 	{
@@ -136,13 +137,12 @@ begin_resync(Pipe *pipe)
 }
 
 /*
- * Takes over what else was ordered: options, tables added, removed and to be
- * resynced.  From the loop, not in a callback.
+ * Takes over what else was ordered: tables added, removed and to be resynced.
+ * From the loop, not in a callback.
  */
 void
 pipe_follow_orders(Pipe *pipe)
 {
-	reload_options(pipe);
 	tables_reload(pipe);
 	if (pipe->info->resync_wanted > pipe->info->resync_done)
 	{
@@ -236,16 +236,8 @@ void
 pipe_check_retained_wal(Pipe *pipe)
 {
 	int64		retained = slot_retained_wal(pipe->info->slot_name);
-	int64		limit;
+	int64		limit = pipe->options->max_retained_wal;
 
-	if (pipe->options != NULL)
-		limit = pipe->options->max_retained_wal;
-	else
-	{
-		worker_begin();
-		limit = pipe_options_parse(pipe->info->options)->max_retained_wal;
-		worker_commit();
-	}
 	if (limit <= 0 || retained <= limit)
 		return;
 	if (pipe->in_callback)

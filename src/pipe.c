@@ -170,7 +170,8 @@ run(void)
 	pgstat_report_appname(psprintf("clickpipe %s", pipe->info->name));
 	SpinLockAcquire(&pipe->entry->mutex);
 	if (pipe->entry->lag_since == 0)
-		pipe->entry->lag_since = GetCurrentTimestamp();
+		pipe->entry->lag_since = pipe->info->visible_at != 0 ? pipe->info->visible_at :
+			GetCurrentTimestamp();
 	SpinLockRelease(&pipe->entry->mutex);
 	loads_stop(pipe->entry);
 
@@ -178,12 +179,9 @@ run(void)
 	old = MemoryContextSwitchTo(mcxt);
 	utf8_init();
 	pipe->catalog_relid = get_relname_relid("pipe", get_namespace_oid(CLICKPIPE_SCHEMA, false));
-	pipe->options = pipe_options_parse(pipe->info->options);
 	pipe->server = server_options_load(pipe->info->server, pipe->info->owner);
 	MemoryContextSwitchTo(old);
 	worker_commit();
-	entry_set_watch(pipe->entry, pipe_slot_name(pipe), pipe->options->max_retained_wal,
-					pipe->options->schemas != NIL);
 	pipe->ch = ch_client_create(pipe->server, psprintf("%scdc", pipe_query_prefix(pipe)), mcxt);
 	pipe->rows_inserted = pipe->info->rows_inserted;
 	pipe->rows_updated = pipe->info->rows_updated;
@@ -534,7 +532,7 @@ end_of_error(ErrorData *edata)
 		LWLockRelease(ClickpipeShmem->lock);
 		proc_exit(0);
 	}
-	if (pipe->info != NULL)
+	if (pipe->info != NULL && pipe->options != NULL)
 		pipe_check_retained_wal(pipe);
 
 	/* a signal that came after its order had been seen: nothing is wrong */

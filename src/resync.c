@@ -33,9 +33,6 @@
 #define DROP_TIMEOUT_MS	60000
 #define MAX_STEPS		6
 
-#define RESYNC_SUFFIX	"_resync"
-#define OLD_SUFFIX		"_resync_old"
-
 /* The names of an exchange, as ClickHouse knows them. */
 typedef struct ExchangeNames
 {
@@ -96,6 +93,8 @@ resync_begin(Pipe *pipe, PipeTable *table)
 	if (new_table == NULL)
 		elog(ERROR, "table %s has vanished from the catalog", info->source_name);
 	new_table->stray_inserts = again;
+	/* its load may have begun before we heard of it */
+	new_table->renew = new_table->main == NULL && pipe_table_is_history(new_table);
 	pipe->loads_done = false;
 	pipe_log(pipe, LOG, new_table, 0, NULL, "is being resynced%s", again ? ", from the start" : "");
 }
@@ -110,7 +109,7 @@ get_names(PipeTable *table, ExchangeNames *names)
 	names->database = to_utf8(table->info->target_database);
 	names->resync = to_utf8(resync);
 	names->target = to_utf8(target);
-	names->old = psprintf("%s%s", names->target, OLD_SUFFIX);
+	names->old = psprintf("%s%s", names->target, RESYNC_OLD_SUFFIX);
 }
 
 /* Returns a name as ClickHouse gets it. */

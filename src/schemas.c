@@ -31,7 +31,7 @@
 #define LOOK_AGAIN_MS	1000
 
 static List *find_tables(Pipe *pipe, bool *busy);
-static char *refusal(Pipe *pipe, Oid relid, bool *busy);
+static char *refusal(Pipe *pipe, Oid relid, bool *locked, bool *gone);
 static bool target_is_taken(Pipe *pipe, Oid relid, const TableOptions *options);
 
 /*
@@ -58,6 +58,13 @@ schemas_add_tables(Pipe *pipe)
 	pipe->schemas_unchecked = false;
 
 	worker_begin();
+	/* somebody's clickpipe_add_table may be about the same table */
+	if (!catalog_try_lock_pipe(pipe->id))
+	{
+		worker_commit();
+		pipe->schemas_unchecked = true;
+		return;
+	}
 	relids = find_tables(pipe, &busy);
 	foreach(lc, relids)
 	{
@@ -93,10 +100,11 @@ find_tables(Pipe *pipe, bool *busy)
 	for (int i = 0; i < n; i++)
 	{
 		bool		locked = false;
-		char	   *reason = refusal(pipe, candidates[i], &locked);
+		bool		gone = false;
+		char	   *reason = refusal(pipe, candidates[i], &locked, &gone);
 
 		*busy |= locked;
-		if (locked)
+		if (locked || gone)
 			continue;
 		if (reason == NULL)
 			found = lappend_oid(found, candidates[i]);
@@ -113,9 +121,12 @@ find_tables(Pipe *pipe, bool *busy)
 	return found;
 }
 
-/* Says why a table cannot be mirrored, NULL if it can.  locked: not known now. */
+/*
+ * Says why a table cannot be mirrored, NULL if it can; then it stays locked.
+ * locked: not known now; gone: nothing to be said.
+ */
 static char *
-refusal(Pipe *pipe, Oid relid, bool *locked)
+refusal(Pipe *pipe, Oid relid, bool *locked, bool *gone)
 {
 	TableOptions *options = table_options_parse(NULL, "");
 	Relation	rel;
@@ -131,7 +142,8 @@ refusal(Pipe *pipe, Oid relid, bool *locked)
 	if (rel == NULL)
 	{
 		UnlockRelationOid(relid, AccessShareLock);
-		return "it was dropped";
+		*gone = true;
+		return NULL;
 	}
 	reason = source_refusal(rel, &hint);
 	if (reason == NULL)
@@ -140,7 +152,8 @@ refusal(Pipe *pipe, Oid relid, bool *locked)
 		reason = target_refusal(rel, options, &hint);
 	if (reason == NULL && target_is_taken(pipe, relid, options))
 		reason = "another table has the same target";
-	relation_close(rel, AccessShareLock);
+	/* it stays as it is until it is in the catalog */
+	relation_close(rel, reason == NULL ? NoLock : AccessShareLock);
 	return reason;
 }
 
@@ -157,8 +170,8 @@ target_is_taken(Pipe *pipe, Oid relid, const TableOptions *options)
 	{
 		Target	   *target = pipe->tables[i]->target;
 
-		if (target != NULL && strcmp(target->database, database) == 0 &&
-			strcmp(target->table, table) == 0)
+		if (target != NULL &&
+			target_names_clash(target->database, target->table, database, table))
 			return true;
 	}
 	return false;

@@ -159,6 +159,9 @@ coordinate(Pipe *pipe)
 	{
 		more = setup_advance(pipe);
 		histories_advance(pipe);
+		/* nothing is complete before the stream has come back */
+		if (pipe->rewind)
+			return true;
 		loads_coordinate(pipe);
 		pipe->loads_checked = GetCurrentTimestamp();
 	}

@@ -60,6 +60,22 @@ target_name(Oid relid, const TableOptions *options, const char *default_database
 }
 
 /* See target.h. */
+bool
+target_names_clash(const char *database1, const char *table1, const char *database2,
+				   const char *table2)
+{
+	static const char *const suffixes[] = {"", RESYNC_SUFFIX, RESYNC_OLD_SUFFIX};
+
+	if (strcmp(database1, database2) != 0)
+		return false;
+	for (int i = 0; i < lengthof(suffixes); i++)
+		if (strcmp(table1, psprintf("%s%s", table2, suffixes[i])) == 0 ||
+			strcmp(table2, psprintf("%s%s", table1, suffixes[i])) == 0)
+			return true;
+	return false;
+}
+
+/* See target.h. */
 char *
 target_refusal(Relation rel, const TableOptions *options, char **hint)
 {
@@ -93,7 +109,7 @@ target_refusals(Relation rel, const TableOptions *options)
 							   "Add a primary key, set REPLICA IDENTITY USING INDEX, or choose an append-only target with the table option {\"table_engine\": \"MergeTree\"}.");
 
 	target_name(relid, options, "", &database, &table);
-	if (escaped_length(table) + (int) strlen("_resync") > MAX_ESCAPED_NAME)
+	if (escaped_length(table) + (int) strlen(RESYNC_OLD_SUFFIX) > MAX_ESCAPED_NAME)
 		refusals = refusal_add(refusals,
 							   psprintf("its target's name \"%s\" is too long for ClickHouse", table),
 							   "Choose a shorter name with the table option target_table.");

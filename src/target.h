@@ -19,6 +19,10 @@
 #include "options.h"
 #include "source.h"
 
+/* What the names of targets end with that are not in their places (yet, or any more). */
+#define RESYNC_SUFFIX		"_resync"
+#define RESYNC_OLD_SUFFIX	"_resync_old"
+
 typedef struct Target
 {
 	char	   *database;		/* names in the server's encoding, for people */
@@ -37,6 +41,13 @@ typedef struct Target
 /* The target's database and name; palloc'ed. */
 extern void target_name(Oid relid, const TableOptions *options, const char *default_database,
 						char **database, char **table);
+
+/*
+ * Do the names of two targets get in each other's way?  They are the same, or one is what the
+ * other is resynced to.
+ */
+extern bool target_names_clash(const char *database1, const char *table1,
+							   const char *database2, const char *table2);
 
 /*
  * Why the table cannot have a target with these options: NULL if it can, else the

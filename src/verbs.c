@@ -71,16 +71,19 @@ clickpipe_create(PG_FUNCTION_ARGS)
 	name = text_to_cstring(PG_GETARG_TEXT_PP(0));
 	server_name = text_to_cstring(PG_GETARG_TEXT_PP(1));
 
+	catalog_enter(&access);
+	if (catalog_find_pipe(name, CurrentMemoryContext) != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_DUPLICATE_OBJECT),
+				 errmsg("pipe \"%s\" already exists", name)));
+	catalog_leave(&access);
+
 	/* asks ClickHouse, so it comes before anything is written and locked */
 	check = check_pipe(name, server_name, PG_ARGISNULL(2) ? NULL : PG_GETARG_ARRAYTYPE_P(2),
 					   json, owner);
 	check_refuse(check, name);
 
 	catalog_enter(&access);
-	if (catalog_find_pipe(name, CurrentMemoryContext) != NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_DUPLICATE_OBJECT),
-				 errmsg("pipe \"%s\" already exists", name)));
 	pipe_id = catalog_insert_pipe(name, owner, server_name, json);
 	for (int i = 0; i < check->ntables; i++)
 		catalog_insert_table(pipe_id, check->tables[i].relid, check->tables[i].name,
@@ -114,7 +117,7 @@ clickpipe_pause(PG_FUNCTION_ARGS)
 
 	require_preloaded();
 	catalog_enter(&access);
-	pipe = require_pipe(name, access.save_userid);
+	pipe = require_pipe_locked(name, access.save_userid);
 	require_verb(pipe, VERB_PAUSE);
 	if (!pipe->paused)
 	{
@@ -149,7 +152,7 @@ clickpipe_resume(PG_FUNCTION_ARGS)
 	require_preloaded();
 	require_decoding();
 	catalog_enter(&access);
-	pipe = require_pipe(name, access.save_userid);
+	pipe = require_pipe_locked(name, access.save_userid);
 	require_verb(pipe, VERB_RESUME);
 	if (!pipe->paused)
 		next = pipe->state;
@@ -177,7 +180,7 @@ clickpipe_drop(PG_FUNCTION_ARGS)
 
 	require_preloaded();
 	catalog_enter(&access);
-	pipe = require_pipe(name, access.save_userid);
+	pipe = require_pipe_locked(name, access.save_userid);
 	catalog_set_dropped(pipe->id, PG_GETARG_BOOL(1));
 	catalog_leave(&access);
 
@@ -378,6 +381,26 @@ require_pipe(const char *name, Oid caller)
 	return pipe;
 }
 
+/* See verbs.h. */
+PipeInfo *
+require_pipe_locked(const char *name, Oid caller)
+{
+	for (;;)
+	{
+		PipeInfo   *pipe = require_pipe(name, caller);
+
+		/* what it was before the lock may have changed, its name's owner too */
+		if (catalog_lock_pipe(pipe->id))
+		{
+			int32		id = pipe->id;
+
+			pipe = require_pipe(name, caller);
+			if (pipe->id == id)
+				return pipe;
+		}
+	}
+}
+
 /* Returns the state that users see: a pipe that is to be paused is Pausing. */
 PipeState
 visible_state(const PipeInfo *pipe)
@@ -472,12 +495,17 @@ check_source(Oid relid, Oid owner, Jsonb *json)
 	relation_close(rel, AccessShareLock);
 }
 
-/* Returns a table's name with its schema, quoted. */
+/* Returns a table's name with its schema, quoted; its number if it is gone. */
 char *
 qualified_name(Oid relid)
 {
-	return quote_qualified_identifier(get_namespace_name(get_rel_namespace(relid)),
-									  get_rel_name(relid));
+	char	   *name = get_rel_name(relid);
+	char	   *schema = name ? get_namespace_name(get_rel_namespace(relid)) : NULL;
+
+	/* either may be dropped at any moment */
+	if (name == NULL || schema == NULL)
+		return psprintf("%u", relid);
+	return quote_qualified_identifier(schema, name);
 }
 
 /* Returns the pipe's entry in shared memory, making one if the launcher has not yet. */

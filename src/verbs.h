@@ -33,6 +33,9 @@ extern void require_decoding(void);
  */
 extern PipeInfo *require_pipe(const char *name, Oid caller);
 
+/* The same for a verb that changes it: other such verbs wait for this transaction. */
+extern PipeInfo *require_pipe_locked(const char *name, Oid caller);
+
 /* Is the verb allowed in the pipe's state? */
 extern void require_verb(const PipeInfo *pipe, PipeVerb verb);
 extern PipeState visible_state(const PipeInfo *pipe);

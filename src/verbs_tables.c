@@ -49,7 +49,7 @@ clickpipe_add_table(PG_FUNCTION_ARGS)
 	require_preloaded();
 	require_decoding();
 	catalog_enter(&access);
-	pipe = require_pipe(name, access.save_userid);
+	pipe = require_pipe_locked(name, access.save_userid);
 	require_verb(pipe, VERB_ADD_TABLE);
 	if (catalog_find_table(pipe->id, relid, CurrentMemoryContext) != NULL)
 		ereport(ERROR,
@@ -93,11 +93,15 @@ require_free_target(const PipeInfo *pipe, List *tables, Oid relid, Jsonb *json)
 			target_name(other->relid, table_options_parse(other->options, other->source_name),
 						server->dbname, &other_database, &other_table);
 		}
-		if (strcmp(database, other_database) == 0 && strcmp(table, other_table) == 0)
+		if (target_names_clash(database, table, other_database, other_table))
 			ereport(ERROR,
 					(errcode(ERRCODE_DUPLICATE_TABLE),
+					 strcmp(table, other_table) == 0 ?
 					 errmsg("tables %s and %s would both go to %s.%s", other->source_name,
-							qualified_name(relid), database, table),
+							qualified_name(relid), database, table) :
+					 errmsg("the targets of tables %s and %s (%s.%s and %s.%s) would get in each other's way during a resync",
+							other->source_name, qualified_name(relid), other_database, other_table,
+							database, table),
 					 errhint("Use the table option target_table for one of them.")));
 	}
 }
@@ -115,14 +119,14 @@ clickpipe_remove_table(PG_FUNCTION_ARGS)
 
 	require_preloaded();
 	catalog_enter(&access);
-	pipe = require_pipe(name, access.save_userid);
+	pipe = require_pipe_locked(name, access.save_userid);
 	require_verb(pipe, VERB_REMOVE_TABLE);
 	table = catalog_find_table(pipe->id, relid, CurrentMemoryContext);
 	if (!catalog_remove_table(pipe->id, relid) && !is_in_schemas(pipe, relid))
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("pipe \"%s\" has no table %s", name,
-						get_rel_name(relid) ? qualified_name(relid) : psprintf("%u", relid)),
+						qualified_name(relid)),
 				 errhint("clickpipe.tables lists the tables of the pipe.")));
 	/* the option "schemas" must not bring it back */
 	if (get_rel_name(relid) != NULL)
@@ -176,7 +180,7 @@ clickpipe_resync(PG_FUNCTION_ARGS)
 		relids = source_array(PG_GETARG_ARRAYTYPE_P(1), &n);
 
 	catalog_enter(&access);
-	pipe = require_pipe(name, access.save_userid);
+	pipe = require_pipe_locked(name, access.save_userid);
 	require_verb(pipe, all ? VERB_RESYNC : VERB_RESYNC_TABLES);
 	if (!pipe->has_state)
 		catalog_restore_pipe(pipe->id);
@@ -186,7 +190,7 @@ clickpipe_resync(PG_FUNCTION_ARGS)
 			ereport(ERROR,
 					(errcode(ERRCODE_UNDEFINED_OBJECT),
 					 errmsg("pipe \"%s\" has no table %s", name,
-							get_rel_name(relids[i]) ? qualified_name(relids[i]) : psprintf("%u", relids[i])),
+							qualified_name(relids[i])),
 					 errhint("clickpipe.tables lists the tables of the pipe.")));
 	if (all)
 		catalog_request_resync(pipe->id);
@@ -238,7 +242,7 @@ clickpipe_alter(PG_FUNCTION_ARGS)
 
 	require_preloaded();
 	catalog_enter(&access);
-	pipe = require_pipe(name, access.save_userid);
+	pipe = require_pipe_locked(name, access.save_userid);
 	require_verb(pipe, VERB_ALTER);
 	catalog_set_options(pipe->id, pipe_options_alter(pipe->options, changes));
 	catalog_add_event(pipe->id, 0, "info", NULL, 0,

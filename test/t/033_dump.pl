@@ -115,9 +115,7 @@ wait_for_state($other, 'new', 'Running');
 wait_caught_up($other, 'new');
 parity_ok($other, $ch, 'later', name => 'a new pipe runs beside restored ones');
 slots_ok($other, 'a new pipe', 'postgres');
-$other->safe_psql('postgres', q{SELECT clickpipe_create('thief', 'warehouse', '{t}')});
-ok(wait_until(sub { $other->safe_psql('postgres', q{SELECT last_error FROM clickpipe.tables WHERE pipe = 'thief'}) =~ /belongs to another pipe/ }),
-	"the original's target is not taken");
+refuses($other, 'postgres', q{SELECT clickpipe_create('thief', 'warehouse', '{t}')}, '42P07', qr/belongs to another pipe/);
 
 # dropped: only the definition goes
 works($other, 'postgres', q{SELECT clickpipe_drop(pipe, true) FROM clickpipe.status});
