@@ -288,6 +288,14 @@ catalog_set_exchange(int32 table, const char *old_uuid, const char *new_uuid)
 					   catalog_literal(old_uuid), catalog_literal(new_uuid), table);
 }
 
+/* Records that an exchange was not made, and must be prepared again. */
+void
+catalog_forget_exchange(int32 table)
+{
+	(void) catalog_run("UPDATE clickpipe.table_state SET state = %s, old_uuid = NULL, new_uuid = NULL "
+					   "WHERE id = %d", quote_literal_cstr(table_state_name(TABLE_SNAPSHOT)), table);
+}
+
 /* Records that the new target has taken the place of the old one. */
 void
 catalog_finish_resync(int32 old_table, int32 new_table, const char *target_table,

@@ -214,6 +214,8 @@ publish(Pipe *pipe)
 	int			failed = 0;
 	bool		moved;
 	bool		loads_done;
+	bool		dirty = false;
+	XLogRecPtr	saved_lsn;
 	int64		unacked = (int64) inserts_unacked_bytes(pipe);
 
 	if (!dlist_is_empty(&pipe->segments))
@@ -227,13 +229,18 @@ publish(Pipe *pipe)
 		if (pipe->tables[i]->failure.failed && pipe->tables[i]->main == NULL &&
 			(pipe->tables[i]->resync == NULL || pipe->tables[i]->resync->failure.failed))
 			failed++;
+	for (int i = 0; i < pipe->ntables; i++)
+		dirty |= pipe->tables[i]->counts_dirty;
 
 	loads_done = pipe->loads_done && !pipe->orders_pending && !pipe->schemas_unchecked &&
 		!pipe->rewind;
+	saved_lsn = dirty ? pipe->persisted_lsn : pipe->acked_lsn;
 	SpinLockAcquire(&entry->mutex);
 	moved = entry->visible_lsn != pipe->acked_lsn || entry->tables_failed != failed ||
+		entry->saved_lsn != saved_lsn ||
 		entry->loads_done != loads_done;
 	entry->visible_lsn = pipe->acked_lsn;
+	entry->saved_lsn = saved_lsn;
 	entry->tables_failed = failed;
 	entry->loads_done = loads_done;
 	entry->lag_since = lag_since;
@@ -332,6 +339,8 @@ confirm_persist(Pipe *pipe)
 	own = pgWalUsage.wal_bytes - pipe->own_wal_bytes;
 	bytes = confirmable_lsn(pipe) - pipe->persisted_lsn;
 	bytes = bytes > own ? bytes - own : 0;
+	if (rows_moved && pipe->entry->save_wanted)
+		ms = Max(ms, BUSY_CONFIRM_MS);
 	if (ms < BUSY_CONFIRM_MS)
 		return;
 	if (!rows_moved && !frees_wal(pipe) &&
@@ -341,6 +350,8 @@ confirm_persist(Pipe *pipe)
 	confirm_save(pipe);
 	LogicalConfirmReceivedLocation(pipe->persisted_lsn);
 	ReplicationSlotMarkDirty();
+	pipe->entry->save_wanted = false;
+	publish(pipe);
 
 	/* it gets on, so whatever ends it next is no failure in a row */
 	if (rows_moved && pipe->entry->failures > 0)

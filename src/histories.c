@@ -38,7 +38,7 @@ static void check_failed(Pipe *pipe);
 static bool
 needs_snapshot(Pipe *pipe, const PipeTable *table)
 {
-	return !table->failure.failed && pipe_table_is_history(table) && table->resync == NULL &&
+	return !table->failure.failed && pipe_table_is_history(table) && !TABLE_IS_REPLACED(table) &&
 		pipe_table_is_loaded(pipe, table) && !table->load_complete &&
 		(table->state == TABLE_SETUP || table->state == TABLE_SNAPSHOT);
 }
@@ -139,7 +139,7 @@ histories_advance(Pipe *pipe)
 			continue;
 		table->load_slot = -1;
 		table->load_complete = true;
-		table->load_lsn = table->capture_lsn;
+		table->load_lsn = Max(table->load_lsn, table->capture_lsn);
 		catalog_end_load(table->id);
 	}
 	worker_commit();

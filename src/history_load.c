@@ -34,6 +34,7 @@
 #include "worker.h"
 
 static Relation open_history(SnapshotJob *job, Oid filenode);
+static double estimate(Oid relid);
 static int64 load_history(SnapshotJob *job, TableInfo *table, BlockNumber *nblocks);
 
 /*
@@ -69,7 +70,7 @@ snapshot_load_histories(SnapshotJob *job)
 			table->state != TABLE_SNAPSHOT || !XLogRecPtrIsInvalid(table->capture_lsn))
 			continue;
 		catalog_set_capture(table->id, lsn);
-		catalog_set_load(table->id, InvalidOid, -1, -1, 1, true);
+		catalog_set_load(table->id, InvalidOid, -1, estimate(table->relid), 1, true);
 		old = MemoryContextSwitchTo(job->ch->mcxt);
 		histories = lappend(histories, table);
 		MemoryContextSwitchTo(old);
@@ -127,6 +128,25 @@ snapshot_load_histories(SnapshotJob *job)
 	if (job->load->load_id == job->load_id)
 		job->load->phase = LOAD_STOPPED;
 	LWLockRelease(job->entry->load_lock);
+}
+
+/* Returns about how many rows a table has, -1 if it is locked now.  In a transaction. */
+static double
+estimate(Oid relid)
+{
+	Relation	rel;
+	double		rows = -1;
+
+	if (!ConditionalLockRelationOid(relid, AccessShareLock))
+		return -1;
+	rel = try_relation_open(relid, NoLock);
+	if (rel != NULL)
+	{
+		rows = loads_estimate_rows(rel, RelationGetNumberOfBlocks(rel));
+		relation_close(rel, NoLock);
+	}
+	UnlockRelationOid(relid, AccessShareLock);
+	return rows;
 }
 
 /*

@@ -554,6 +554,15 @@ inserts_backpressure(Pipe *pipe)
 						 errmsg("an insert into the history %s.%s has an unknown fate",
 								pipe->tables[i]->target->database, pipe->tables[i]->target->table),
 						 errdetail("The pipe starts over and goes on from the last row that is there.")));
+		/* only the loop, or the next start, can end an exchange */
+		for (int i = 0; i < pipe->ntables; i++)
+			if (pipe->tables[i]->blocked)
+				ereport(ERROR,
+						(errcode(ERRCODE_CONNECTION_FAILURE),
+						 errmsg("the exchange of %s.%s has an unknown fate",
+								pipe->tables[i]->info->target_database,
+								pipe->tables[i]->info->target_table),
+						 errdetail("The pipe starts over and looks which table is which.")));
 		if (!pipe->in_callback)
 			(void) inserts_settle_cursors(pipe);
 		confirm_advance(pipe);	/* the views must not stand still */

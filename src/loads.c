@@ -27,6 +27,7 @@
 #include "access/xact.h"
 #include "access/xlog.h"
 #include "miscadmin.h"
+#include "optimizer/plancat.h"
 #include "storage/bufmgr.h"
 #include "storage/latch.h"
 #include "storage/lmgr.h"
@@ -37,6 +38,7 @@
 #include "compat.h"
 #include "hints.h"
 #include "pipe.h"
+#include "snapshot.h"
 #include "worker.h"
 
 #define MIN_CHUNK_BLOCKS	16
@@ -54,7 +56,6 @@ static List *list_writers(Oid relid);
 static bool open_ranges(Pipe *pipe, PipeTable *table, int slot, bool again);
 static void subtract_chunks(LoadSlot *load, BlockNumber nblocks, List *chunks);
 static BlockNumber chunk_size(Pipe *pipe, Relation rel, BlockNumber nblocks);
-static double estimate_rows(Relation rel, BlockNumber nblocks);
 static void watch_load(Pipe *pipe, PipeTable *table);
 static void finish_load(Pipe *pipe, PipeTable *table);
 static void complete_tables(Pipe *pipe);
@@ -128,7 +129,7 @@ loads_coordinate(Pipe *pipe)
 
 		/* what is resynced meanwhile is loaded there */
 		if (table->failure.failed || table->state != TABLE_SNAPSHOT ||
-			pipe_table_is_history(table) || table->load_complete || table->resync != NULL)
+			pipe_table_is_history(table) || table->load_complete || TABLE_IS_REPLACED(table))
 			continue;
 		if (table->load_slot < 0 && active < pipe->options->snapshot_number_of_parallel_tables)
 		{
@@ -313,7 +314,7 @@ open_ranges(Pipe *pipe, PipeTable *table, int slot, bool again)
 	load->phase = LOAD_ACTIVE;
 	LWLockRelease(pipe->entry->load_lock);
 
-	catalog_set_load(table->id, filenode, nblocks, estimate_rows(rel, nblocks), total,
+	catalog_set_load(table->id, filenode, nblocks, loads_estimate_rows(rel, nblocks), total,
 					 chunks == NIL);
 	relation_close(rel, AccessShareLock);
 	worker_commit();
@@ -365,15 +366,19 @@ chunk_size(Pipe *pipe, Relation rel, BlockNumber nblocks)
 	return (BlockNumber) Max(blocks, MIN_CHUNK_BLOCKS);
 }
 
-/* Returns about how many rows the blocks hold, -1 if nobody knows. */
-static double
-estimate_rows(Relation rel, BlockNumber nblocks)
+/* See snapshot.h. */
+double
+loads_estimate_rows(Relation rel, BlockNumber nblocks)
 {
+	BlockNumber pages;
+	double		tuples;
+	double		visible;
+
 	if (nblocks == 0)
 		return 0;
-	if (rel->rd_rel->reltuples < 0 || rel->rd_rel->relpages <= 0)
-		return -1;
-	return rel->rd_rel->reltuples / rel->rd_rel->relpages * nblocks;
+	/* as the planner has it, also of a table that was never analyzed */
+	estimate_rel_size(rel, NULL, &pages, &tuples, &visible);
+	return pages == 0 ? 0 : tuples / pages * nblocks;
 }
 
 /* Looks after a load under way: workers, a rewritten heap, failures, its end. */
@@ -480,7 +485,7 @@ complete_tables(Pipe *pipe)
 
 		/* a target that is about to be replaced need not be complete */
 		if (table->failure.failed || table->state == TABLE_RUNNING ||
-			table->state == TABLE_COMPLETED || table->resync != NULL)
+			table->state == TABLE_COMPLETED || TABLE_IS_REPLACED(table))
 			continue;
 		if (table->state != TABLE_SNAPSHOT || !table->load_complete || table->rewound ||
 			pipe->acked_lsn < table->load_lsn)

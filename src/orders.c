@@ -27,6 +27,9 @@
 #include "pipe.h"
 #include "worker.h"
 
+/* What is watched while a worker waits for ClickHouse, is looked at so often. */
+#define LOOK_AROUND_MS	1000
+
 static void load_orders(Pipe *pipe);
 static void begin_resync(Pipe *pipe);
 static void reload_options(Pipe *pipe);
@@ -264,10 +267,11 @@ pipe_wait_until(Pipe *pipe, TimestampTz until, uint32 wait_event)
 		/* commits wake us, and may have altered the user mapping */
 		pipe->entry->sleeping = true;
 		http_wait(pipe->ch->http,
-				  TimestampDifferenceMilliseconds(GetCurrentTimestamp(), until) + 1,
-				  wait_event);
+				  Min(TimestampDifferenceMilliseconds(GetCurrentTimestamp(), until) + 1,
+					  LOOK_AROUND_MS), wait_event);
 		pipe->entry->sleeping = false;
 		CHECK_FOR_INTERRUPTS();
+		pipe_check_retained_wal(pipe);
 		if (pipe_orders_changed(pipe))
 		{
 			pipe_check_orders(pipe);

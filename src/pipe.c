@@ -38,6 +38,8 @@
 /* A worker that lived so long was well: its next failure counts as the first. */
 #define HEALTHY_AFTER_MS	60000
 
+#define MAX_INTERRUPTED		10
+
 Pipe	   *MyPipe = NULL;
 
 static WorkerArgs my_args;
@@ -51,6 +53,7 @@ static void create_slot(Pipe *pipe);
 static void check_slot(Pipe *pipe);
 static void wait_for_slot(const char *name);
 static void check_timeline(Pipe *pipe);
+static ErrorData *interrupted_end(ErrorData *edata);
 _Noreturn static void end_of_error(ErrorData *edata);
 
 /* Entry point of a pipe worker. */
@@ -75,9 +78,37 @@ clickpipe_pipe_main(Datum arg)
 
 		MemoryContextSwitchTo(error_mcxt);
 		edata = worker_recover();
-		end_of_error(edata);
+		/* an order may come while another one is followed */
+		for (int n = 0; n < MAX_INTERRUPTED; n++)
+			edata = interrupted_end(edata);
+		proc_exit(0);
 	}
 	PG_END_TRY();
+}
+
+/*
+ * Ends the worker after an error.  Returns only if it was interrupted by a new
+ * order: with that.
+ */
+static ErrorData *
+interrupted_end(ErrorData *edata)
+{
+	MemoryContext error_mcxt = TopMemoryContext;
+	ErrorData  *interrupt = NULL;
+
+	PG_TRY();
+	{
+		end_of_error(edata);
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(error_mcxt);
+		interrupt = worker_recover();
+		if (interrupt->sqlerrcode != ERRCODE_QUERY_CANCELED)
+			ThrowErrorData(interrupt);
+	}
+	PG_END_TRY();
+	return interrupt;
 }
 
 /* Takes the pipe's entry for this process; ends it if another one has it. */
@@ -446,7 +477,7 @@ pipe_current_state(Pipe *pipe)
 		if (table->main != NULL && table->state == TABLE_RESYNC)
 			return PIPE_RESYNC;
 		if ((table->state == TABLE_SETUP || table->state == TABLE_SNAPSHOT) &&
-			!table->failure.failed && table->resync == NULL)
+			!table->failure.failed && !TABLE_IS_REPLACED(table))
 			state = PIPE_SNAPSHOT;
 		/* the resync is ordered, and begins with the next round */
 		if (table->main == NULL && table->info->resync_wanted > table->info->resync_done)

@@ -79,6 +79,7 @@ typedef struct PipeTable
 	double		insert_ms;		/* how long inserts of blocks that are not full take lately */
 	TimestampTz refused_since;	/* ClickHouse refuses its blocks for the time being; 0: no */
 	bool		stray_inserts;	/* some of unknown fate may still come to an end */
+	bool		stray_ddl;		/* so may an exchange */
 	bool		blocked;		/* an exchange: nothing is sent until it is made */
 
 	/* histories: what was inserted in an earlier life */
@@ -113,6 +114,10 @@ typedef struct PipeTable
 #define TABLE_IS_LIVE(table) \
 	((table)->state == TABLE_SNAPSHOT || (table)->state == TABLE_RUNNING || \
 	 (table)->state == TABLE_RESYNC)
+
+/* Is the table's target about to be replaced, so that it need not be complete? */
+#define TABLE_IS_REPLACED(table) \
+	((table)->resync != NULL && !(table)->resync->failure.failed)
 
 /* A block that is sealed and not acknowledged yet. */
 typedef struct SealedBlock

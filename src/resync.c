@@ -30,7 +30,7 @@
 #define HOLD_MS			2000	/* how long the stream may rest for a barrier */
 #define HOLD_AGAIN_MS	5000
 #define KILL_TIMEOUT_MS	10000
-#define DROP_TIMEOUT_MS	60000
+#define DROP_TIMEOUT_MS	10000
 #define MAX_STEPS		6
 
 /* The names of an exchange, as ClickHouse knows them. */
@@ -48,7 +48,8 @@ static bool settle_strays(Pipe *pipe, PipeTable *table, ExchangeNames *names, Ch
 static bool begin_exchange(Pipe *pipe, PipeTable *table, ExchangeNames *names, ChError *err);
 static bool make_exchange(Pipe *pipe, PipeTable *table, ExchangeNames *names, ChError *err);
 static bool drop_replaced(Pipe *pipe, ExchangeNames *names, const char *old_uuid, ChError *err);
-static void finish(Pipe *pipe, PipeTable *table);
+static void give_up_try(Pipe *pipe, PipeTable *table, ExchangeNames *names, const ChError *err);
+static void finish(Pipe *pipe, PipeTable *table, ExchangeNames *names);
 static void tell_views(Pipe *pipe, PipeTable *table, ExchangeNames *names);
 static void try_later(Pipe *pipe, PipeTable *table, const ChError *err);
 
@@ -186,16 +187,23 @@ resync_recover(Pipe *pipe)
 			ChError		err;
 
 			get_names(table, &names);
+			table->stray_ddl = true;
 			if (settle_strays(pipe, table, &names, &err) &&
 				make_exchange(pipe, table, &names, &err))
 			{
-				finish(pipe, table);
+				finish(pipe, table, &names);
 				i = -1;			/* the array has changed */
 				break;
 			}
 			if (table->failure.failed)
 				break;
-			try_later(pipe, table, &err);
+			give_up_try(pipe, table, &names, &err);
+			if (table->info->new_uuid == NULL)
+			{
+				/* the loop does it again, from the barrier on */
+				table->state = TABLE_SNAPSHOT;
+				break;
+			}
 			pipe_wait_until(pipe, table->retry_at, wait_event);
 		}
 	}
@@ -255,23 +263,28 @@ resync_advance(Pipe *pipe)
 		(table->info->new_uuid != NULL || begin_exchange(pipe, table, &names, &err)) &&
 		!table->failure.failed &&
 		make_exchange(pipe, table, &names, &err))
-		finish(pipe, table);
+		finish(pipe, table, &names);
 	else if (table->failure.failed)
-	{
-		table->main->blocked = false;
 		pipe_flush_failures(pipe);
-	}
 	else
-		try_later(pipe, table, &err);
+		give_up_try(pipe, table, &names, &err);
 	stream_release(pipe, 0);
 	pipe_set_state(pipe, pipe_current_state(pipe));
 	return false;
 }
 
-/* Makes sure that no insert into either table can still come to an end. */
+/*
+ * Makes sure that no insert into either table, and no exchange of before, can
+ * still come to an end.
+ */
 static bool
 settle_strays(Pipe *pipe, PipeTable *table, ExchangeNames *names, ChError *err)
 {
+	if (table->stray_ddl &&
+		(!ch_kill_queries(pipe->ch, pipe_query_prefix(pipe), "EXCHANGE TABLES ", KILL_TIMEOUT_MS, err) ||
+		 !ch_kill_queries(pipe->ch, pipe_query_prefix(pipe), "RENAME TABLE ", KILL_TIMEOUT_MS, err)))
+		return false;
+	table->stray_ddl = false;
 	if (table->main->stray_inserts &&
 		!ch_kill_queries(pipe->ch, pipe_query_prefix(pipe),
 						 target_insert_text(names->database, names->target), KILL_TIMEOUT_MS, err))
@@ -312,8 +325,36 @@ begin_exchange(Pipe *pipe, PipeTable *table, ExchangeNames *names, ChError *err)
 }
 
 /*
- * Makes the exchange, as far as it was not made yet, and drops what was
- * replaced.  False: *err, or the table is set aside.
+ * A try of the exchange has failed.  If nothing was exchanged, both tables get
+ * their rows again until the next one; if that is not known, they wait, but not
+ * for long.
+ */
+static void
+give_up_try(Pipe *pipe, PipeTable *table, ExchangeNames *names, const ChError *err)
+{
+	TargetIdentity target;
+	ChError		asked;
+
+	table->stray_ddl |= err->ambiguous;
+	if (table->info->new_uuid == NULL ||
+		(!err->ambiguous && table->info->old_uuid[0] != '\0' &&
+		 target_identify(pipe->ch, names->database, names->target, &target, &asked) &&
+		 strcmp(target.uuid, table->info->old_uuid) == 0))
+	{
+		worker_begin();
+		catalog_forget_exchange(table->id);
+		worker_commit();
+		table->info->old_uuid = table->info->new_uuid = NULL;
+		table->blocked = table->main->blocked = false;
+		/* another resync may have been ordered meanwhile */
+		pipe->orders_pending = true;
+	}
+	try_later(pipe, table, err);
+}
+
+/*
+ * Makes the exchange, as far as it was not made yet.  False: *err, or the table
+ * is set aside.
  */
 static bool
 make_exchange(Pipe *pipe, PipeTable *table, ExchangeNames *names, ChError *err)
@@ -336,7 +377,7 @@ make_exchange(Pipe *pipe, PipeTable *table, ExchangeNames *names, ChError *err)
 		{
 			if (step == 0)
 				tell_views(pipe, table, names);
-			return drop_replaced(pipe, names, old_uuid, err);
+			return true;
 		}
 		if (!resync.exists || (!by_rename && strcmp(resync.uuid, new_uuid) != 0) ||
 			(target.exists && strcmp(target.uuid, old_uuid) != 0))
@@ -362,10 +403,9 @@ make_exchange(Pipe *pipe, PipeTable *table, ExchangeNames *names, ChError *err)
 			return false;
 
 		/* not available in this database: for a moment there is no target */
-		if (!by_rename)
-			pipe_log(pipe, WARNING, table, err->code, NULL,
-					 "EXCHANGE is not available, the tables are renamed one after the other: %s",
-					 err->message);
+		pipe_log(pipe, WARNING, table, by_rename ? 0 : err->code, NULL,
+				 "EXCHANGE is not available, the tables are renamed one after the other: %s",
+				 by_rename ? "the database gives tables no UUID" : err->message);
 		if (!target_rename(pipe->ch, names->database, names->target, names->old, err))
 			return false;
 	}
@@ -395,14 +435,22 @@ drop_replaced(Pipe *pipe, ExchangeNames *names, const char *old_uuid, ChError *e
 	return true;
 }
 
-/* The exchange is made: the new target is the table's. */
+/*
+ * The exchange is made: the new target is the table's.  If the old one cannot
+ * be dropped now, that is said, and the pipe goes on.
+ */
 static void
-finish(Pipe *pipe, PipeTable *table)
+finish(Pipe *pipe, PipeTable *table, ExchangeNames *names)
 {
 	PipeTable  *old = table->main;
+	ChError		err;
 	char	   *resync = table->info->target_table;
 	char	   *name = MemoryContextStrdup(pipe->mcxt, pnstrdup(resync, strlen(resync) - strlen(RESYNC_SUFFIX)));
 
+	if (!drop_replaced(pipe, names, table->info->old_uuid ? table->info->old_uuid : "", &err))
+		pipe_log(pipe, WARNING, table, err.code, "Drop it in ClickHouse; the next resync does so as well.",
+				 "what the new target has replaced is left in ClickHouse as %s.%s: %s",
+				 table->info->target_database, resync, err.message);
 	worker_begin();
 	catalog_finish_resync(old->id, table->id, name, TABLE_RUNNING);
 	worker_commit();
@@ -431,6 +479,9 @@ finish(Pipe *pipe, PipeTable *table)
 		pipe->has_error = false;
 	}
 	pipe_log(pipe, LOG, table, 0, NULL, "is resynced: its new target has taken the place of the old one");
+	/* another resync may have been ordered meanwhile */
+	if (table->info->resync_wanted > table->info->resync_done)
+		pipe->orders_pending = true;
 }
 
 /* Says which materialized views read from the target: they have not seen the load. */

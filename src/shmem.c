@@ -147,6 +147,7 @@ shmem_add_pipe(Oid dboid, int32 pipe_id, bool pending)
 		entry->activity[0] = '\0';
 		memset(&entry->error, 0, sizeof(entry->error));
 		entry->visible_lsn = InvalidXLogRecPtr;
+		entry->saved_lsn = InvalidXLogRecPtr;
 		entry->loads_done = false;
 		entry->tables_failed = 0;
 		entry->lag_since = 0;

@@ -131,6 +131,7 @@ typedef struct PipeEntry
 	int64		max_retained_wal;	/* 0: no limit */
 	bool		has_schemas;	/* new tables may be for it */
 	volatile bool tables_made;	/* some were */
+	volatile bool save_wanted;	/* somebody waits for the counts of clickpipe.tables */
 	pid_t		worker_pid;		/* 0: none */
 	Latch	   *worker_latch;
 	TimestampTz started_at;		/* launcher registered a worker; 0: not */
@@ -142,6 +143,7 @@ typedef struct PipeEntry
 	char		activity[ACTIVITY_LEN];
 	ErrorReport error;			/* what is being retried, or ended the worker */
 	XLogRecPtr	visible_lsn;	/* everything committed before is in ClickHouse */
+	XLogRecPtr	saved_lsn;		/* counts up to there are in the catalog */
 	uint64		followed;		/* generation of the orders that are followed */
 	bool		loads_done;		/* no table is waiting for its load */
 	int			tables_failed;

@@ -46,6 +46,9 @@ typedef struct SnapshotJob
 	RowMeta		meta;
 } SnapshotJob;
 
+/* About how many rows that many blocks of a table hold, as the planner has it (loads.c). */
+extern double loads_estimate_rows(Relation rel, BlockNumber nblocks);
+
 /* snapshot.c */
 extern void snapshot_describe(SnapshotJob *job, Relation rel);
 extern void snapshot_return_chunk(SnapshotJob *job, bool finished, int64 rows);

@@ -48,6 +48,7 @@
 #define RETAINED_INTERVAL_MS	1000
 
 static bool decode_some(Pipe *pipe, ResourceOwner owner, MemoryContext mcxt);
+static bool hold_is_needed(Pipe *pipe);
 static bool coordinate(Pipe *pipe);
 static void do_rewind(Pipe *pipe);
 static void complete_snapshot(Pipe *pipe);
@@ -85,6 +86,9 @@ stream_run(Pipe *pipe)
 			pipe_follow_orders(pipe);
 		}
 
+		/* what it rested for may have gone another way */
+		if (pipe->hold_since != 0 && !hold_is_needed(pipe))
+			stream_release(pipe, 0);
 		if (pipe->hold_since == 0)
 			more = decode_some(pipe, owner, mcxt);
 
@@ -188,6 +192,18 @@ stream_hold(Pipe *pipe)
 	return true;
 }
 
+/* Is there somebody for whom decoding rests? */
+static bool
+hold_is_needed(Pipe *pipe)
+{
+	if (pipe->rewind || (pipe->loads_done && pipe->options->replication_mode == MODE_SNAPSHOT))
+		return true;
+	for (int i = 0; i < pipe->ntables; i++)
+		if (pipe->tables[i]->main != NULL && pipe->tables[i]->state == TABLE_RESYNC)
+			return true;
+	return false;
+}
+
 /* Has decoding go on, at least for so long. */
 void
 stream_release(Pipe *pipe, int again_ms)
@@ -237,7 +253,11 @@ do_rewind(Pipe *pipe)
 		PipeTable  *table = pipe->tables[i];
 
 		if (table->rewound)
+		{
 			table->rewound = false;
+			/* it is behind the others until the stream is where it was */
+			table->load_lsn = Max(table->load_lsn, pipe->read_lsn);
+		}
 		else
 			table->resume_lsn = Max(table->resume_lsn, pipe->read_lsn);
 	}

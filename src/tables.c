@@ -134,7 +134,10 @@ tables_remove(Pipe *pipe, PipeTable *table)
 	table->failure.failed = table->failure.durable = true;
 	table->state = TABLE_FAILED;
 	if (table->main != NULL)
+	{
 		table->main->resync = NULL;
+		table->main->blocked = false;
+	}
 	else
 		(void) hash_search(pipe->by_relid, &table->relid, HASH_REMOVE, NULL);
 	for (int i = 0; i < pipe->ntables; i++)
@@ -203,6 +206,9 @@ tables_reload(Pipe *pipe)
 		if (table != NULL && !info->is_resync && info->resync_wanted > info->resync_done &&
 			info->resync_wanted > table->info->resync_done)
 		{
+			/* an exchange of unknown fate comes to its end first */
+			if (table->resync != NULL && table->resync->blocked)
+				continue;
 			table->info->resync_wanted = info->resync_wanted;
 			resync_begin(pipe, table);
 		}
@@ -296,6 +302,18 @@ pipe_table_fail(Pipe *pipe, PipeTable *table, int code, const char *hint,
 	table->state = TABLE_FAILED;
 	pipe->failure_pending = true;
 	inserts_discard(pipe, table);
+	/* what it was to replace must be complete itself */
+	if (table->main != NULL)
+		pipe->loads_done = false;
+	table->blocked = false;
+	if (table->main != NULL && table->main->blocked)
+	{
+		/* whose rows it would get is not known if the exchange had begun */
+		if (table->info->new_uuid != NULL)
+			pipe_table_fail(pipe, table->main, code, hint,
+							"its resync was set aside in the middle of the exchange");
+		table->main->blocked = false;
+	}
 	pipe_log(pipe, ERROR, table, code, hint, "is set aside: %s", message);
 }
 

@@ -45,6 +45,9 @@
 
 static bool pipe_loads_done(int32 pipe_id);
 
+/* How long clickpipe_wait waits for the counts when all else is there. */
+#define COUNTS_MS		1000
+
 PG_FUNCTION_INFO_V1(clickpipe_create);
 PG_FUNCTION_INFO_V1(clickpipe_pause);
 PG_FUNCTION_INFO_V1(clickpipe_resume);
@@ -205,6 +208,7 @@ clickpipe_wait(PG_FUNCTION_ARGS)
 	CatalogAccess access;
 	PipeInfo   *pipe;
 	PipeEntry  *entry = NULL;
+	TimestampTz counted_by = PG_INT64_MAX;
 	bool		reached = false;
 
 	if (PG_ARGISNULL(0))
@@ -243,6 +247,7 @@ clickpipe_wait(PG_FUNCTION_ARGS)
 		PipeEntry  *now;
 		bool		all_known;
 		XLogRecPtr	visible = InvalidXLogRecPtr;
+		XLogRecPtr	saved = InvalidXLogRecPtr;
 		bool		loads_done = false;
 		bool		followed;
 		int			failed = 0;
@@ -263,6 +268,7 @@ clickpipe_wait(PG_FUNCTION_ARGS)
 		{
 			SpinLockAcquire(&entry->mutex);
 			visible = entry->visible_lsn;
+			saved = entry->saved_lsn;
 			/* what the worker says counts when it has seen all orders */
 			followed = entry->followed == entry->generation && !entry->tables_made;
 			loads_done = entry->loads_done && followed;
@@ -279,8 +285,21 @@ clickpipe_wait(PG_FUNCTION_ARGS)
 					 errhint("See last_error in clickpipe.tables.")));
 		if (loads_done && visible >= lsn)
 		{
-			reached = true;
-			break;
+			/* clickpipe.tables shall show what the caller knows now */
+			if (saved >= lsn || GetCurrentTimestamp() >= counted_by)
+			{
+				reached = true;
+				break;
+			}
+			if (counted_by == PG_INT64_MAX)
+				counted_by = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), COUNTS_MS);
+			LWLockAcquire(ClickpipeShmem->lock, LW_SHARED);
+			entry->save_wanted = true;
+			if (entry->worker_latch != NULL)
+				SetLatch(entry->worker_latch);
+			LWLockRelease(ClickpipeShmem->lock);
+			(void) ConditionVariableTimedSleep(&entry->progress, COUNTS_MS / 10, PG_WAIT_EXTENSION);
+			continue;
 		}
 
 		catalog_enter(&access);
@@ -291,7 +310,7 @@ clickpipe_wait(PG_FUNCTION_ARGS)
 					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 					 errmsg("pipe \"%s\" is paused", name),
 					 errhint("Use clickpipe_resume('%s').", name)));
-		if (pipe->state == PIPE_FAILED)
+		if (pipe->state == PIPE_FAILED && pipe->resync_done == pipe->resync_wanted)
 			ereport(ERROR,
 					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 					 errmsg("pipe \"%s\" has failed", name),
