@@ -90,7 +90,7 @@ change();
 $relay->release('slow');
 whole('Snapshot');
 
-$relay->rule('exchange', match => 'EXCHANGE TABLES', do => 'hold_before');
+$relay->rule('exchange', match => '\nEXCHANGE TABLES', do => 'hold_before');
 sql(q{SELECT clickpipe_resync('p', '{a}')});
 $relay->wait_seen('exchange') or die 'no EXCHANGE';
 wait_for_state($node, 'p', 'Resync');
@@ -135,7 +135,7 @@ change();
 $relay->release('slow');
 is(sql(q{SELECT clickpipe_resume('p')}), 'Snapshot', 'paused in its load: it goes on with the resync');
 whole('paused in its load');
-$relay->rule('exchange', match => 'EXCHANGE TABLES', do => 'hold_after');
+$relay->rule('exchange', match => '\nEXCHANGE TABLES', do => 'hold_after');
 sql(q{SELECT clickpipe_resync('p', '{a}')});
 $relay->wait_answered('exchange') or die 'no EXCHANGE';
 sql(q{SELECT clickpipe_pause('p')});
@@ -235,8 +235,8 @@ sub recreate
 }
 recreate('Completed');
 for my $case ([ 'in its load', 'slow', 'INSERT INTO `analytics`\.`public_a_resync` ', 'hold_before' ],
-	[ 'before the exchange', 'x', 'EXCHANGE TABLES', 'hold_before' ],
-	[ 'after the exchange',  'x', 'EXCHANGE TABLES', 'hold_after' ])
+	[ 'before the exchange', 'x', '\nEXCHANGE TABLES', 'hold_before' ],
+	[ 'after the exchange',  'x', '\nEXCHANGE TABLES', 'hold_after' ])
 {
 	my ($when, $rule, $match, $do) = @$case;
 	for my $verb (q{clickpipe_remove_table('p', 'a')}, q{clickpipe_drop('p')}, q{clickpipe_drop('p', true)})
