@@ -38,6 +38,20 @@ SELECT (SELECT count(*) FROM clickpipe.pipe) AS pipe,
 	(SELECT count(*) FROM pg_replication_slots) AS slots;
 
 --
+-- What is allowed when, and what follows.
+--
+SELECT state, meaning FROM clickpipe_life_cycle();
+SELECT state, unnest(string_to_array(verbs, ', ')) AS verb FROM clickpipe_life_cycle()
+WHERE state IN ('Running', 'Completed', 'Failed');
+SELECT state, next_states FROM clickpipe_life_cycle();
+-- every state that follows another one is itself a state, and each but the first follows one
+SELECT l.state, n.state AS next_state FROM clickpipe_life_cycle() l
+CROSS JOIN unnest(string_to_array(l.next_states, ', ')) AS n (state)
+WHERE n.state NOT IN (SELECT state FROM clickpipe_life_cycle());
+SELECT state FROM clickpipe_life_cycle() l
+WHERE NOT EXISTS (SELECT FROM clickpipe_life_cycle() o WHERE l.state = ANY (string_to_array(o.next_states, ', ')));
+
+--
 -- Names.
 --
 SELECT clickpipe_create(NULL, 'regress_nobody');

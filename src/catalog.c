@@ -15,11 +15,13 @@
 
 #include "access/xact.h"
 #include "catalog/pg_authid.h"
+#include "catalog/pg_extension.h"
 #include "catalog/pg_type.h"
 #include "commands/extension.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
 #include "pgstat.h"
+#include "storage/lmgr.h"
 #include "storage/proc.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
@@ -81,6 +83,8 @@ catalog_leave(CatalogAccess *access)
 void
 worker_begin(void)
 {
+	Oid			extension;
+
 	worker_mcxt = CurrentMemoryContext;
 	if (MyProc->statusFlags & PROC_IN_LOGICAL_DECODING)
 		elog(PANIC, "transaction started with the logical decoding flag set");
@@ -93,6 +97,15 @@ worker_begin(void)
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect failed");
 	PushActiveSnapshot(GetTransactionSnapshot());
+
+	/*
+	 * DROP EXTENSION locks the extension first, and then our tables one by
+	 * one, of which we touch several: without a common gate one of us would lose
+	 * a deadlock, and it might be the user.
+	 */
+	extension = get_extension_oid(CLICKPIPE_NAME, true);
+	if (OidIsValid(extension))
+		LockDatabaseObject(ExtensionRelationId, extension, 0, AccessShareLock);
 }
 
 /*
@@ -276,6 +289,15 @@ catalog_defined_tables(int32 pipe, MemoryContext mcxt)
 		MemoryContextSwitchTo(old);
 	}
 	return tables;
+}
+
+/* Returns the table with that table_state, or NULL. */
+TableInfo *
+catalog_load_table(int32 table, MemoryContext mcxt)
+{
+	if (catalog_run("SELECT " TABLE_COLUMNS "WHERE t.id = %d", table) == 0)
+		return NULL;
+	return table_from_row(0, mcxt);
 }
 
 /* Returns a table of a pipe (not what it is resynced to), or NULL. */

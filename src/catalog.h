@@ -125,6 +125,7 @@ extern bool catalog_targets_being_dropped(int32 pipe);
 extern List *catalog_load_tables(int32 pipe, MemoryContext mcxt);
 extern List *catalog_listed_tables(int32 pipe, MemoryContext mcxt);
 extern List *catalog_defined_tables(int32 pipe, MemoryContext mcxt);
+extern TableInfo *catalog_load_table(int32 table, MemoryContext mcxt);
 extern TableInfo *catalog_find_table(int32 pipe, Oid relid, MemoryContext mcxt);
 extern List *catalog_load_chunks(int32 table, MemoryContext mcxt);
 extern List *catalog_removed_tables(int32 pipe, MemoryContext mcxt);

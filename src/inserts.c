@@ -390,6 +390,25 @@ inserts_pending(Pipe *pipe, PipeTable *table)
 		(table->block != NULL && table->block->nrows > 0);
 }
 
+/* Ends the waits before another try: the user has done something that may have helped. */
+void
+inserts_try_now(Pipe *pipe)
+{
+	for (int i = 0; i < pipe->ntables; i++)
+	{
+		dlist_iter	iter;
+
+		pipe->tables[i]->retry_at = 0;
+		dlist_foreach(iter, &pipe->tables[i]->sealed)
+			dlist_container(SealedBlock, node, iter.cur)->retry_at = 0;
+	}
+	pipe->net_retry_at = 0;
+	LWLockAcquire(pipe->entry->load_lock, LW_EXCLUSIVE);
+	for (int i = 0; i < MAX_LOADS; i++)
+		pipe->entry->loads[i].not_before = 0;
+	LWLockRelease(pipe->entry->load_lock);
+}
+
 /* Before the client changes: abandons what is under way, to be sent again. */
 void
 inserts_reconnect(Pipe *pipe)
@@ -577,7 +596,9 @@ inserts_backpressure(Pipe *pipe)
 		}
 		if (pipe->server_unchecked && !pipe->in_callback)
 			pipe_check_server(pipe);
-		if (pipe_must_leave(pipe) || (pipe->server_unchecked && pipe->in_callback))
+		/* other credentials can only help if these are refused */
+		if (pipe_must_leave(pipe) ||
+			(pipe->server_altered && pipe->has_error && pipe->in_callback))
 			ereport(ERROR,
 					(errcode(ERRCODE_QUERY_CANCELED),
 					 errmsg("pipe \"%s\" has new orders", pipe->info->name)));

@@ -41,6 +41,7 @@ typedef struct TableFailure
  */
 typedef struct PipeTable
 {
+	MemoryContext mcxt;			/* all that belongs to it */
 	Oid			relid;
 	int32		id;				/* of table_state */
 	struct PipeTable *main;
@@ -172,7 +173,11 @@ typedef struct Pipe
 
 	List	   *events;			/* Event *, not in the catalog yet */
 	bool		orders_pending; /* read, but not followed yet */
-	bool		server_unchecked;	/* server or user mapping were changed */
+	bool		server_unchecked;	/* server or user mapping may have been changed */
+	bool		server_altered; /* they have */
+	uint32		server_hashes[3];	/* by which invalidations name them */
+	MemoryContext info_mcxt;	/* of info, and of options */
+	MemoryContext options_mcxt;
 	bool		schemas_unchecked;	/* tables may have been made */
 	TimestampTz schemas_checked;
 	List	   *refused;		/* tables that the option "schemas" found and cannot mirror */
@@ -239,6 +244,7 @@ extern bool pipe_must_leave(Pipe *pipe);
 extern void pipe_check_orders(Pipe *pipe);
 extern void pipe_follow_orders(Pipe *pipe);
 extern void pipe_check_server(Pipe *pipe);
+extern void pipe_watch_server(Pipe *pipe);
 extern void pipe_check_retained_wal(Pipe *pipe);
 extern void pipe_wait_until(Pipe *pipe, TimestampTz until, uint32 wait_event);
 
@@ -253,7 +259,7 @@ extern void pipe_flush_events(Pipe *pipe);
 /* tables.c */
 extern void tables_load(Pipe *pipe);
 extern void tables_reload(Pipe *pipe);
-extern PipeTable *tables_add(Pipe *pipe, TableInfo *info);
+extern PipeTable *tables_add(Pipe *pipe, int32 id);
 extern void tables_remove(Pipe *pipe, PipeTable *table);
 extern void tables_replace(Pipe *pipe, PipeTable *old, PipeTable *new);
 extern PipeTable *pipe_find_table(Pipe *pipe, Oid relid);
@@ -299,9 +305,11 @@ extern void inserts_discard(Pipe *pipe, PipeTable *table);
 extern bool inserts_settle_cursors(Pipe *pipe);
 extern bool inserts_pending(Pipe *pipe, PipeTable *table);
 extern void inserts_reconnect(Pipe *pipe);
+extern void inserts_try_now(Pipe *pipe);
 extern bool block_is_full(Pipe *pipe, PipeTable *table);
 
 /* confirm.c */
+extern void confirm_forget(Pipe *pipe, PipeTable *table);
 extern void confirm_commit(Pipe *pipe, XLogRecPtr commit_lsn, TimestampTz commit_ts);
 extern void confirm_advance(Pipe *pipe);
 extern void confirm_save(Pipe *pipe);

@@ -62,10 +62,8 @@ resync_begin(Pipe *pipe, PipeTable *table)
 {
 	TableInfo  *info = table->info;
 	bool		again = (table->resync != NULL);
-	PipeTable  *new_table = NULL;
+	PipeTable  *new_table;
 	int32		id;
-	ListCell   *lc;
-	List	   *infos;
 
 	/* the load that is begun now makes the other one needless */
 	if (table->load_slot >= 0)
@@ -76,7 +74,6 @@ resync_begin(Pipe *pipe, PipeTable *table)
 	id = catalog_begin_resync(info, info->target_database,
 							  psprintf("%s%s", info->target_table ? info->target_table : "",
 									   RESYNC_SUFFIX));
-	infos = catalog_load_tables(pipe->id, pipe->mcxt);
 	worker_commit();
 	if (again)
 		tables_remove(pipe, table->resync);
@@ -88,11 +85,7 @@ resync_begin(Pipe *pipe, PipeTable *table)
 		id = table->id;
 		tables_remove(pipe, table);
 	}
-	foreach(lc, infos)
-		if (((TableInfo *) lfirst(lc))->id == id)
-			new_table = tables_add(pipe, lfirst(lc));
-	if (new_table == NULL)
-		elog(ERROR, "table %s has vanished from the catalog", info->source_name);
+	new_table = tables_add(pipe, id);
 	new_table->stray_inserts = again;
 	/* its load may have begun before we heard of it */
 	new_table->renew = new_table->main == NULL && pipe_table_is_history(new_table);
@@ -319,8 +312,8 @@ begin_exchange(Pipe *pipe, PipeTable *table, ExchangeNames *names, ChError *err)
 	worker_begin();
 	catalog_set_exchange(table->id, old.uuid, new.uuid);
 	worker_commit();
-	table->info->old_uuid = MemoryContextStrdup(pipe->mcxt, old.uuid);
-	table->info->new_uuid = MemoryContextStrdup(pipe->mcxt, new.uuid);
+	table->info->old_uuid = MemoryContextStrdup(table->mcxt, old.uuid);
+	table->info->new_uuid = MemoryContextStrdup(table->mcxt, new.uuid);
 	return true;
 }
 
@@ -445,7 +438,7 @@ finish(Pipe *pipe, PipeTable *table, ExchangeNames *names)
 	PipeTable  *old = table->main;
 	ChError		err;
 	char	   *resync = table->info->target_table;
-	char	   *name = MemoryContextStrdup(pipe->mcxt, pnstrdup(resync, strlen(resync) - strlen(RESYNC_SUFFIX)));
+	char	   *name = MemoryContextStrdup(table->mcxt, pnstrdup(resync, strlen(resync) - strlen(RESYNC_SUFFIX)));
 
 	if (!drop_replaced(pipe, names, table->info->old_uuid ? table->info->old_uuid : "", &err))
 		pipe_log(pipe, WARNING, table, err.code, "Drop it in ClickHouse; the next resync does so as well.",
@@ -467,7 +460,7 @@ finish(Pipe *pipe, PipeTable *table, ExchangeNames *names)
 	tables_replace(pipe, old, table);
 	if (table->target != NULL)
 	{
-		MemoryContext mcxt = MemoryContextSwitchTo(pipe->mcxt);
+		MemoryContext mcxt = MemoryContextSwitchTo(table->mcxt);
 
 		table->target->table = name;
 		table->target->ch_table = to_utf8(name);

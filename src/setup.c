@@ -41,6 +41,7 @@ typedef enum SetupResult
 static bool needs_setup(PipeTable *table);
 static SetupResult set_up(Pipe *pipe, PipeTable *table);
 static bool describe(Pipe *pipe, PipeTable *table);
+static bool target_is_taken(Pipe *pipe, PipeTable *table);
 static bool drops_going_on(Pipe *pipe);
 static void note_retry(Pipe *pipe, PipeTable *table, const ChError *err);
 static void capture(Pipe *pipe, PipeTable *table, XLogRecPtr lsn);
@@ -137,6 +138,15 @@ set_up(Pipe *pipe, PipeTable *table)
 		return SETUP_BUSY;
 	}
 
+	if (target_is_taken(pipe, table))
+	{
+		pipe_table_fail(pipe, table, 0,
+						"Remove the table, and add it with another name in the table option target_table.",
+						"another table of the pipe goes to %s.%s", table->target->database,
+						table->target->table);
+		return SETUP_DONE;
+	}
+
 	entry_set_activity(pipe->entry, "preparing target %s.%s", table->target->database,
 					   table->target->table);
 	/* after P is fixed a missing target is lost rows, not a reason to make one */
@@ -177,6 +187,28 @@ set_up(Pipe *pipe, PipeTable *table)
 	}
 	table->prepared = true;
 	return SETUP_DONE;
+}
+
+/*
+ * Does another table of the pipe go to the same target?  Verbs look at that, but
+ * two that commit at the same time do not see each other.
+ */
+static bool
+target_is_taken(Pipe *pipe, PipeTable *table)
+{
+	for (int i = 0; i < pipe->ntables; i++)
+	{
+		PipeTable  *other = pipe->tables[i];
+
+		/* whoever was there first keeps it */
+		if (other != table && other != table->main && other != table->resync &&
+			XLogRecPtrIsInvalid(table->capture_lsn) &&
+			(other->prepared || !XLogRecPtrIsInvalid(other->info->capture_lsn)) &&
+			target_names_clash(other->info->target_database, other->info->target_table,
+							   table->target->database, table->target->table))
+			return true;
+	}
+	return false;
 }
 
 /*
@@ -229,7 +261,7 @@ describe(Pipe *pipe, PipeTable *table)
 		{
 			ListCell   *lc;
 
-			old = MemoryContextSwitchTo(pipe->mcxt);
+			old = MemoryContextSwitchTo(table->mcxt);
 			if (table->shape == NIL)
 				foreach(lc, shape)
 					table->shape = lappend(table->shape, pstrdup(lfirst(lc)));
@@ -242,7 +274,7 @@ describe(Pipe *pipe, PipeTable *table)
 			MemoryContextSwitchTo(old);
 			table->target = target_make(rel, table->options, pipe->options, table->shape,
 										pipe->server->dbname, table->info->target_database,
-										table->info->target_table, &pipe->ch->caps, pipe->mcxt);
+										table->info->target_table, &pipe->ch->caps, table->mcxt);
 			table->info->target_database = table->target->database;
 			table->info->target_table = table->target->table;
 			catalog_set_target(table->id, table->target->database, table->target->table,

@@ -29,6 +29,9 @@
 
 #define ROWS_PER_CHECK		64
 
+/* New orders for the pipe are noticed within this time. */
+#define NAP_MS	500
+
 static WorkerArgs my_args;
 
 static void report_death(SnapshotJob *job, ErrorData *edata);
@@ -438,15 +441,16 @@ report_retry(SnapshotJob *job, const ChError *err, TimestampTz retry_at, int tri
 	LWLockRelease(job->entry->load_lock);
 }
 
-/* Waits, answering interrupts. */
+/* Waits, answering interrupts, until a time or until there are new orders. */
 void
 snapshot_nap(SnapshotJob *job, TimestampTz until)
 {
 	TimestampTz now;
+	uint64		generation = job->entry->generation;
 
-	while ((now = GetCurrentTimestamp()) < until)
+	while ((now = GetCurrentTimestamp()) < until && job->entry->generation == generation)
 	{
-		http_wait(job->ch->http, TimestampDifferenceMilliseconds(now, until) + 1,
+		http_wait(job->ch->http, Min(TimestampDifferenceMilliseconds(now, until) + 1, NAP_MS),
 				  PG_WAIT_EXTENSION);
 		CHECK_FOR_INTERRUPTS();
 	}

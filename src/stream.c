@@ -126,7 +126,11 @@ stream_run(Pipe *pipe)
 		}
 		if (pipe->entry->tables_made)
 		{
+			/* nobody who waits may see the one without the other */
+			SpinLockAcquire(&pipe->entry->mutex);
+			pipe->entry->loads_done = false;
 			pipe->entry->tables_made = false;
+			SpinLockRelease(&pipe->entry->mutex);
 			pipe->schemas_unchecked = true;
 		}
 		if (pipe->schemas_unchecked)
