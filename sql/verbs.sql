@@ -262,9 +262,11 @@ SELECT count(*) FROM pg_prepared_xacts;
 SELECT * FROM regress_traces;
 
 -- Nor created in a read-only transaction.
+\set VERBOSITY terse
 BEGIN READ ONLY;
 SELECT clickpipe_create('p', 'regress_nobody', ARRAY['orders']::regclass[]);
 ROLLBACK;
+\set VERBOSITY default
 
 -- There is room for as many pipes as clickpipe.max_pipes says; what was rolled back takes none.
 BEGIN;
@@ -318,7 +320,8 @@ SELECT clickpipe_pause('p');
 CALL regress_await($$EXISTS (SELECT FROM clickpipe.status WHERE state = 'Paused' AND worker_pid IS NULL)$$);
 SELECT clickpipe_pause('p');
 SELECT clickpipe_wait('p');
-SELECT state, lag_seconds FROM clickpipe.status;
+-- nothing was ever loaded, and the lag grows with the clock
+SELECT state, lag_seconds > 0 AND lag_seconds < 60 AS lags FROM clickpipe.status;
 
 -- Resuming, once and again.
 SELECT clickpipe_resume('p');
@@ -381,6 +384,7 @@ CALL regress_await($$EXISTS (SELECT FROM clickpipe.status WHERE last_error LIKE 
 SELECT clickpipe_drop('p');
 CALL regress_await($$(SELECT pipe + pipe_table + pipe_state + table_state + activity + slots = 0 FROM regress_traces)$$);
 DROP SERVER regress_nobody;
+SET client_min_messages = error;
 
 --
 -- The extension is dropped with its pipes; nothing is left running.

@@ -343,6 +343,30 @@ table_from_row(int row, MemoryContext mcxt)
 	return table;
 }
 
+/* Returns the targets that were replaced and are not dropped yet (ReplacedTarget *). */
+List *
+catalog_load_replaced(int32 pipe, MemoryContext mcxt)
+{
+	List	   *targets = NIL;
+	int			n = catalog_run("SELECT id, target_database, target_table, uuid "
+								"FROM clickpipe.replaced_target WHERE pipe = %d ORDER BY id", pipe);
+
+	for (int i = 0; i < n; i++)
+	{
+		ReplacedTarget *target = MemoryContextAlloc(mcxt, sizeof(ReplacedTarget));
+		MemoryContext old;
+
+		target->id = (int32) catalog_field_int(i, 1);
+		target->database = field_copy(i, 2, mcxt);
+		target->table = field_copy(i, 3, mcxt);
+		target->uuid = field_copy(i, 4, mcxt);
+		old = MemoryContextSwitchTo(mcxt);
+		targets = lappend(targets, target);
+		MemoryContextSwitchTo(old);
+	}
+	return targets;
+}
+
 /* Returns the oids of the tables that the option "schemas" must not add again. */
 List *
 catalog_removed_tables(int32 pipe, MemoryContext mcxt)

@@ -144,7 +144,7 @@ changes_apply(Pipe *pipe, ReorderBufferTXN *txn, Relation rel, ReorderBufferChan
 static bool
 takes_change(Pipe *pipe, PipeTable *table)
 {
-	return TABLE_IS_LIVE(table) && !XLogRecPtrIsInvalid(table->capture_lsn) &&
+	return TABLE_IS_LIVE(table) && table->prepared && !XLogRecPtrIsInvalid(table->capture_lsn) &&
 		pipe->commit_lsn >= table->capture_lsn && pipe->commit_lsn >= table->resume_lsn &&
 		!table->rewound;
 }

@@ -78,6 +78,7 @@ typedef struct PipeTable
 	int			inflight;
 	TimestampTz last_flush;		/* start of the last insert */
 	double		insert_ms;		/* how long inserts of blocks that are not full take lately */
+	int			refused_code;	/* with which error */
 	TimestampTz refused_since;	/* ClickHouse refuses its blocks for the time being; 0: no */
 	bool		stray_inserts;	/* some of unknown fate may still come to an end */
 	bool		stray_ddl;		/* so may an exchange */
@@ -170,6 +171,9 @@ typedef struct Pipe
 	/* the slot must not be confirmed beyond this: a history waits for its P; 0: no */
 	XLogRecPtr	keep_lsn;
 	bool		rewind;			/* decode once more from the confirmed position */
+
+	TimestampTz replaced_at;	/* when to try to drop what was replaced; 0: nothing is */
+	int			replaced_tries;
 
 	List	   *events;			/* Event *, not in the catalog yet */
 	bool		orders_pending; /* read, but not followed yet */
@@ -270,6 +274,7 @@ extern void pipe_table_fail(Pipe *pipe, PipeTable *table, int code, const char *
 							const char *fmt,...) pg_attribute_printf(5, 6);
 extern void pipe_flush_failures(Pipe *pipe);
 extern void pipe_recheck_tables(Pipe *pipe);
+extern bool tables_let_go(Pipe *pipe, PipeTable *table);
 
 /* setup.c */
 extern void setup_tables(Pipe *pipe);
@@ -280,6 +285,7 @@ extern bool setup_advance(Pipe *pipe);
 extern void resync_begin(Pipe *pipe, PipeTable *table);
 extern void resync_recover(Pipe *pipe);
 extern bool resync_advance(Pipe *pipe);
+extern void resync_drop_replaced(Pipe *pipe);
 extern bool resync_prepare_target(Pipe *pipe, PipeTable *table, ChError *err, const char **hint);
 extern void resync_drop_target(Pipe *pipe, const char *database, const char *target_table);
 

@@ -61,7 +61,7 @@ setup_tables(Pipe *pipe)
 	{
 		PipeTable  *table = pipe->tables[i];
 
-		while (needs_setup(table))
+		while (needs_setup(table) && table->retry_at != PG_INT64_MAX)
 		{
 			SetupResult result = set_up(pipe, table);
 
@@ -97,7 +97,7 @@ setup_advance(Pipe *pipe)
 			more = true;
 			break;
 		}
-		if (set_up(pipe, table) == SETUP_BUSY)
+		if (set_up(pipe, table) == SETUP_BUSY && table->retry_at != PG_INT64_MAX)
 			table->retry_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), BUSY_RETRY_MS);
 	}
 	pipe_flush_failures(pipe);
@@ -232,6 +232,14 @@ describe(Pipe *pipe, PipeTable *table)
 		return false;
 	}
 	rel = try_relation_open(table->relid, NoLock);
+	if (rel == NULL && table->info->automatic)
+	{
+		/* the loop lets it go; if a verb is open now, with the orders of that */
+		(void) tables_let_go(pipe, table);
+		table->retry_at = PG_INT64_MAX;
+		worker_commit();
+		return false;
+	}
 	if (rel == NULL)
 	{
 		reason = "the table was dropped";

@@ -374,11 +374,7 @@ pipe_recheck_tables(Pipe *pipe)
 		worker_begin();
 		reason = recheck_table(pipe, table, &hint, &busy);
 		if (reason != NULL && table->info->automatic && get_rel_name(table->relid) == NULL)
-		{
-			/* it came by itself, and so it goes */
-			(void) catalog_remove_table(pipe->id, table->relid);
-			pipe->orders_pending = true;
-		}
+			busy = !tables_let_go(pipe, table);
 		else if (reason != NULL)
 			pipe_table_fail(pipe, table, 0, hint, "%s", reason);
 		worker_commit();
@@ -391,6 +387,21 @@ pipe_recheck_tables(Pipe *pipe)
 	/* while somebody alters a table we do not stand in line behind him */
 	pipe->recheck_pending |= again;
 	pipe_flush_failures(pipe);
+}
+
+/*
+ * Takes a table that the option "schemas" has found, and that was dropped, out of
+ * the pipe: it came by itself, and so it goes.  In a transaction.  False: somebody
+ * else changes the pipe just now.
+ */
+bool
+tables_let_go(Pipe *pipe, PipeTable *table)
+{
+	if (!catalog_try_lock_pipe(pipe->id))
+		return false;
+	(void) catalog_remove_table(pipe->id, table->relid);
+	pipe->orders_pending = true;
+	return true;
 }
 
 /* Says why a table cannot go on, NULL if it can.  busy: locked, look later. */
