@@ -529,8 +529,10 @@ http_request_finish(HttpClient *client, HttpRequest *request, CURLcode rc)
 		if (request->body_len == 0)
 			result->maybe_sent = request_size > 0;
 		else
+			/* curl forgets what it sent before it failed to connect once more */
 			result->maybe_sent = request->repeat_refused ||
-				body_is_whole(request, (Size) uploaded);
+				body_is_whole(request, (Size) uploaded) ||
+				(request->attempts > 0 && body_is_whole(request, request->body_pos));
 		if (request->out_of_memory)
 			result->transport_error = "out of memory";
 		else if (request->repeat_refused)

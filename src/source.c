@@ -198,7 +198,7 @@ find_unique_index(Relation rel)
 			continue;
 		usable = index->rd_index->indisunique && index->rd_index->indimmediate &&
 			index->rd_index->indisvalid && index->rd_index->indislive &&
-			RelationGetIndexPredicate(index) == NIL;
+			heap_attisnull(index->rd_indextuple, Anum_pg_index_indpred, NULL);
 		for (int i = 0; usable && i < index->rd_index->indnkeyatts; i++)
 		{
 			AttrNumber	attnum = index->rd_index->indkey.values[i];
