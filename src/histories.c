@@ -220,6 +220,8 @@ renew_target(Pipe *pipe, PipeTable *table)
 	if (!table->renew)
 		return true;
 
+	if (loads_have_stragglers(pipe->entry))
+		return false;
 	/* inserts of before would put rows into the new target; nobody was told that it has rows */
 	if (!ch_kill_queries(pipe->ch, pipe_query_prefix(pipe),
 						 target_insert_text(table->target->ch_database, table->target->ch_table),

@@ -590,6 +590,20 @@ loads_start_workers(Pipe *pipe, int slot, int wanted)
 	LWLockRelease(entry->load_lock);
 }
 
+/* Are there workers whose load was ended?  They may still send a chunk. */
+bool
+loads_have_stragglers(PipeEntry *entry)
+{
+	bool		any = false;
+
+	LWLockAcquire(entry->load_lock, LW_SHARED);
+	for (int i = 0; i < MAX_LOAD_WORKERS; i++)
+		any |= entry->load_workers[i].pid != 0 &&
+			entry->load_workers[i].load_id != entry->loads[entry->load_workers[i].load].load_id;
+	LWLockRelease(entry->load_lock);
+	return any;
+}
+
 /* Returns how many workers a load has, or will have.  The caller holds load_lock. */
 int
 loads_count_workers(PipeEntry *entry, int slot)

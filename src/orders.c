@@ -86,7 +86,11 @@ pipe_check_orders(Pipe *pipe)
 		pipe->info->resync_wanted > pipe->info->resync_done)
 		begin_resync(pipe);
 	if (pipe->info->state == PIPE_FAILED || pipe->info->state == PIPE_COMPLETED)
+	{
+		/* a crash may have come before that */
+		slot_drop(pipe_slot_name(pipe));
 		pipe_finish(pipe, false);
+	}
 	reload_options(pipe);
 	pipe_check_retained_wal(pipe);
 	if (pipe->info->paused)

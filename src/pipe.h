@@ -81,6 +81,7 @@ typedef struct PipeTable
 	int			refused_code;	/* with which error */
 	TimestampTz refused_since;	/* ClickHouse refuses its blocks for the time being; 0: no */
 	bool		stray_inserts;	/* some of unknown fate may still come to an end */
+	char		replaces_uuid[40];	/* resync: of the target, when it began; "": not known */
 	bool		stray_ddl;		/* so may an exchange */
 	bool		blocked;		/* an exchange: nothing is sent until it is made */
 
@@ -330,6 +331,7 @@ extern void loads_stop(PipeEntry *entry);
 extern void loads_coordinate(Pipe *pipe);
 extern void loads_end(Pipe *pipe, PipeTable *table);
 extern void loads_start_workers(Pipe *pipe, int slot, int wanted);
+extern bool loads_have_stragglers(PipeEntry *entry);
 extern int	loads_count_workers(PipeEntry *entry, int slot);
 
 /* histories.c */

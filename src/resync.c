@@ -121,8 +121,14 @@ resync_prepare_target(Pipe *pipe, PipeTable *table, ChError *err, const char **h
 	List	   *lost;
 	ListCell   *lc;
 	char	   *old;
+	TargetIdentity identity;
 
 	get_names(table, &names);
+	if (loads_have_stragglers(pipe->entry))
+		return ch_set_error(err, CH_RETRY, false, "workers of an earlier load have not ended yet");
+	if (!target_identify(pipe->ch, names.database, names.target, &identity, err))
+		return false;
+	strlcpy(table->replaces_uuid, identity.uuid, sizeof(table->replaces_uuid));
 	/* rows of an attempt before this one have an older P */
 	if (table->stray_inserts &&
 		!ch_kill_queries(pipe->ch, pipe_query_prefix(pipe),
@@ -295,10 +301,23 @@ begin_exchange(Pipe *pipe, PipeTable *table, ExchangeNames *names, ChError *err)
 {
 	TargetIdentity old;
 	TargetIdentity new;
+	bool		marked;
 
 	if (!target_identify(pipe->ch, names->database, names->target, &old, err) ||
-		!target_identify(pipe->ch, names->database, names->resync, &new, err))
+		!target_identify(pipe->ch, names->database, names->resync, &new, err) ||
+		!target_is_marked(pipe->ch, pipe->id, names->database, names->target, KILL_TIMEOUT_MS,
+						  &marked, err))
 		return false;
+	/* what has come into its place since is not ours to be dropped */
+	if (old.exists && !marked && strcmp(old.uuid, table->replaces_uuid) != 0)
+	{
+		pipe_table_fail(pipe, table, 0,
+						hint_resync(pipe->info->name, table->info->source_name,
+									"Rename or drop what is there"),
+						"the target of %s was replaced by somebody else during the resync",
+						table->info->source_name);
+		return true;
+	}
 	if (!new.exists)
 	{
 		pipe_table_fail(pipe, table, 0,
@@ -479,11 +498,22 @@ static void
 finish(Pipe *pipe, PipeTable *table)
 {
 	PipeTable  *old = table->main;
+	TableState	state = TABLE_RUNNING;
 	char	   *resync = table->info->target_table;
 	char	   *name = MemoryContextStrdup(table->mcxt, pnstrdup(resync, strlen(resync) - strlen(RESYNC_SUFFIX)));
 
+	/*
+	 * When the pipe has failed in the middle of it, changes are missing, and
+	 * another resync is ordered.
+	 */
+	if (old->failure.failed && old->info->resync_wanted > table->info->resync_done)
+		state = TABLE_FAILED;
 	worker_begin();
-	catalog_finish_resync(old->id, table->id, name, TABLE_RUNNING);
+	catalog_finish_resync(old->id, table->id, name, state);
+	if (state == TABLE_FAILED)
+		catalog_fail_table(table->id, 0, old->failure.message ? old->failure.message :
+						   "the pipe had failed; its resync will replace the target",
+						   old->failure.hint);
 	if (table->info->old_uuid != NULL && table->info->old_uuid[0] != '\0')
 		catalog_add_replaced(pipe->id, table->info->target_database, resync, table->info->old_uuid);
 	/* where there is no EXCHANGE it has gone to a third name */
@@ -499,7 +529,8 @@ finish(Pipe *pipe, PipeTable *table)
 	table->info->resync_wanted = old->info->resync_wanted;
 	table->info->resync_done = Max(table->info->resync_done, old->info->resync_done);
 	table->info->old_uuid = table->info->new_uuid = NULL;
-	table->state = TABLE_RUNNING;
+	table->state = state;
+	table->failure.failed = table->failure.durable = (state == TABLE_FAILED);
 	table->blocked = false;
 	table->tries = 0;
 	table->load_complete = true;

@@ -128,7 +128,11 @@ set_up(Pipe *pipe, PipeTable *table)
 	if (table->target == NULL)
 	{
 		if (!describe(pipe, table))
+		{
+			entry_set_activity(pipe->entry, "set-up of %s waits for a lock",
+							   table->info->source_name);
 			return SETUP_BUSY;
+		}
 		if (table->failure.failed)
 			return SETUP_DONE;
 	}

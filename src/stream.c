@@ -306,16 +306,23 @@ complete_snapshot(Pipe *pipe)
 		return;
 	confirm_save(pipe);
 	ReplicationSlotRelease();
-	slot_drop(pipe->info->slot_name);
 	worker_begin();
 	for (int i = 0; i < pipe->ntables; i++)
 		if (TABLE_IS_LIVE(pipe->tables[i]))
 			catalog_set_table_state(pipe->tables[i]->id, TABLE_COMPLETED);
+	catalog_set_pipe_state(pipe->id, PIPE_COMPLETED);
+	worker_commit();
+	/* a crash before this: the next start finds the pipe Completed, and drops it */
+	slot_drop(pipe->info->slot_name);
+	worker_begin();
 	catalog_forget_slot(pipe->id);
 	worker_commit();
+	pipe_log(pipe, LOG, NULL, 0, NULL, "goes from %s to %s", pipe_state_name(pipe->info->state),
+			 pipe_state_name(PIPE_COMPLETED));
 	pipe_log(pipe, LOG, NULL, 0, NULL, "is complete as of %X/%X; its slot is dropped",
 			 LSN_FORMAT_ARGS(pipe->read_lsn));
-	pipe_set_state(pipe, PIPE_COMPLETED);
+	pipe->info->state = PIPE_COMPLETED;
+	ConditionVariableBroadcast(&pipe->entry->progress);
 	pipe_finish(pipe, false);
 }
 

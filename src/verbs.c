@@ -184,6 +184,7 @@ clickpipe_drop(PG_FUNCTION_ARGS)
 	char	   *name = text_to_cstring(PG_GETARG_TEXT_PP(0));
 	CatalogAccess access;
 	PipeInfo   *pipe;
+	PipeEntry  *entry;
 
 	require_preloaded();
 	catalog_enter(&access);
@@ -193,8 +194,13 @@ clickpipe_drop(PG_FUNCTION_ARGS)
 
 	/* the worker that cleans up needs an entry, also if the launcher found none for it */
 	LWLockAcquire(ClickpipeShmem->lock, LW_EXCLUSIVE);
-	(void) shmem_add_pipe(MyDatabaseId, pipe->id, false);
+	entry = shmem_add_pipe(MyDatabaseId, pipe->id, false);
 	LWLockRelease(ClickpipeShmem->lock);
+	if (entry == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+				 errmsg("too many pipes"),
+				 errhint("Increase \"clickpipe.max_pipes\" and restart the server.")));
 	wake_at_commit(pipe->id, false, true);
 	PG_RETURN_VOID();
 }

@@ -178,6 +178,11 @@ clickpipe_resync(PG_FUNCTION_ARGS)
 	require_decoding();
 	if (!all)
 		relids = source_array(PG_GETARG_ARRAYTYPE_P(1), &n);
+	if (!all && n == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("no tables are given"),
+				 errhint("Leave the argument \"tables\" out to resync all tables of the pipe.")));
 
 	catalog_enter(&access);
 	pipe = require_pipe_locked(name, access.save_userid);
@@ -196,7 +201,7 @@ clickpipe_resync(PG_FUNCTION_ARGS)
 		catalog_request_resync(pipe->id);
 	else
 		catalog_set_paused(pipe->id, false);
-	if (all || n == 0)
+	if (all)
 		log_verb(pipe, &access, VERB_RESYNC, NULL);
 	for (int i = 0; i < n; i++)
 		log_verb(pipe, &access, VERB_RESYNC, qualified_name(relids[i]));
