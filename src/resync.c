@@ -256,7 +256,10 @@ resync_advance(Pipe *pipe)
 		(table->info->new_uuid != NULL || begin_exchange(pipe, table, &names, &err)) &&
 		!table->failure.failed &&
 		make_exchange(pipe, table, &names, &err))
+	{
 		finish(pipe, table);
+		resync_drop_replaced(pipe);
+	}
 	else if (table->failure.failed)
 		pipe_flush_failures(pipe);
 	else
@@ -466,7 +469,9 @@ drop_replaced(Pipe *pipe, const ReplacedTarget *target, ChError *err)
 	if (!target_identify(pipe->ch, database, table, &identity, err) ||
 		!target_is_marked(pipe->ch, pipe->id, database, table, KILL_TIMEOUT_MS, &marked, err))
 		return false;
-	if (!identity.exists || !marked || strcmp(identity.uuid, target->uuid) != 0)
+	/* without an id, at least its comment must say that it is ours */
+	if (!identity.exists || strcmp(identity.uuid, target->uuid) != 0 ||
+		(target->uuid[0] == '\0' && !marked))
 		return true;
 	return target_drop(pipe->ch, database, table, DROP_TIMEOUT_MS, err);
 }
