@@ -347,8 +347,20 @@ target_prepare(ChClient *ch, const Target *target, const PipeOptions *options, i
 	}
 	if (!ours)
 	{
+		uint64		hi;
+		uint64		lo;
+
 		if (!target_check_engine(ch, target, options, err, hint) || !target_check_columns(ch, target, err, hint))
 			return false;
+		if (!target_cursor(ch, target, &hi, &lo, err))
+			return false;
+		/* they would beat all that we send */
+		if (hi > GetXLogInsertRecPtr())
+		{
+			*hint = target_rows_hint;
+			return target_refuse(err, "target %s.%s has versions that this server has not reached yet: they are another server's",
+								 target->database, target->table);
+		}
 		resetStringInfo(&sql);
 		appendStringInfoString(&sql, "ALTER TABLE ");
 		target_append_name(&sql, target->ch_database, target->ch_table);
