@@ -696,8 +696,6 @@ target_create_sql(const Target *target, const PipeOptions *options, const ChServ
 
 	if (server->durable_inserts)
 		settings = list_make2("fsync_after_insert = 1", "fsync_part_directory = 1");
-	if (target->rows.history)
-		settings = lappend(settings, "non_replicated_deduplication_window = 1000");
 	foreach(lc, settings)
 		appendStringInfo(&sql, "%s %s", foreach_current_index(lc) == 0 ? " SETTINGS" : ",",
 						 (char *) lfirst(lc));
