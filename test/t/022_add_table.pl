@@ -72,7 +72,7 @@ sub others_stream_on
 	my ($what, $n, $max, $lag) = @_;
 	cmp_ok($n, '>=', 3, "$what: the other tables were looked at $n times meanwhile");
 	cmp_ok($max, '<', 2, sprintf('%s: what others commit is visible within two seconds (%.2f)', $what, $max));
-	cmp_ok($lag, '<', 2, sprintf('%s: lag_seconds says so, too (%.2f)', $what, $lag));
+	cmp_ok($lag, '<', 2, sprintf('%s: lag_seconds says so, too (%.2f)', $what, $lag)) if defined $lag;
 	return;
 }
 
@@ -161,7 +161,9 @@ ok(wait_until(sub { table_status($node, 'p', 'bighist', 'capture_lsn IS NOT NULL
 		sql("INSERT INTO bighist (v) VALUES ('during its load $probes'), ('two in one')");
 		return table_status($node, 'p', 'bighist', 'state') ne 'Running';
 	});
-others_stream_on('a history is loaded', @watched);
+# at the end the stream comes back to where the history begins; lag_seconds is
+# then the age of what the history has not got yet, not that of the others
+others_stream_on('a history is loaded', @watched[ 0, 1 ]);
 $reader->query_safe('COMMIT');
 $reader->quit;
 $relay->release('slow public_bighist');

@@ -10,7 +10,9 @@ use ClickpipeRelay;
 use ClickpipeTest;
 use ClickpipeTraffic;
 use PostgreSQL::Test::Utils;
+use POSIX ();
 use Test::More;
+use Time::HiRes qw(time);
 
 my $ch    = start_clickhouse();
 my $node  = new_node('pg');
@@ -49,6 +51,7 @@ sub uuid { return chq("SELECT uuid FROM system.tables WHERE database = 'analytic
 sub clean
 {
 	my ($when) = @_;
+	wait_for_sql($node, 'SELECT count(*) FROM clickpipe.replaced_target', '0');
 	is(chq(q{SELECT name FROM system.tables WHERE database = 'analytics' AND name LIKE '%resync%'}), '',
 		"$when: no other table is left in ClickHouse");
 	is(sql('SELECT count(*) FROM clickpipe.table_state WHERE is_resync'), '0', "$when: nor in the catalog");
@@ -115,10 +118,9 @@ is(uuid('public_acct'), $before, 'one table: until it is loaded the target is th
 is(chq('SELECT count() FROM analytics.public_acct FINAL'), $accounts, 'one table: with all of its rows');
 wait_for_state($node, 'p', 'Running');
 isnt(uuid('public_acct'), $before, 'one table: then it is another one');
-is(sql(q{SELECT string_agg(message, ' ' ORDER BY id) ~ 'is being resynced.*from Running to Snapshot.*is loaded.*from Snapshot to Resync.*is resynced.*to Running'
-	FROM clickpipe.log WHERE pipe = 'p' AND id > (SELECT max(id) FROM clickpipe.log WHERE message LIKE 'clickpipe_resync by%') - 1}), 't',
-	'one table: the log tells')
-	or diag(sql('SELECT message FROM clickpipe.log ORDER BY id'));
+# the log has it, from the order to the end
+wait_for_sql($node, q{SELECT string_agg(message, ' ' ORDER BY id) ~ 'is being resynced.*from Running to Snapshot.*is loaded.*from Snapshot to Resync.*is resynced.*to Running'
+	FROM clickpipe.log WHERE pipe = 'p' AND id > (SELECT max(id) FROM clickpipe.log WHERE message LIKE 'clickpipe_resync by%') - 1}, 't');
 clean('one table');
 
 $before = uuid('public_hist');
@@ -167,6 +169,44 @@ wait_for_table_state($node, 'p', 'late', 'Running');
 wait_for_state($node, 'p', 'Running');
 clean('during the first load');
 parity('during the first load');
+parity_ok($node, $ch, 'late');
+
+#
+# A query goes on reading the old target for long: the others do not wait for it.
+#
+my $long = fork() // die "fork: $!";
+if ($long == 0)
+{
+	# no END block of the test here
+	eval { $ch->request('SELECT /* long */ sum(sleepEachRow(0.002)) FROM analytics.public_late',
+		params => { max_block_size => 50, max_threads => 1, max_execution_time => 20, function_sleep_max_microseconds_per_block => 100_000_000 }); };
+	POSIX::_exit(0);
+}
+my $running = q{SELECT count() FROM system.processes WHERE query LIKE 'SELECT /* long */%'};
+ok(wait_until(sub { chq($running) eq '1' }), 'a query reads for long');
+$before = uuid('public_late');
+sql(q{SELECT clickpipe_resync('p', '{late}')});
+ok(wait_until(sub { uuid('public_late') ne $before }), 'a query reads for long: the exchange is made meanwhile');
+my ($probes, $longest) = (0, 0);
+my $end = time() + 4;
+while (time() < $end)
+{
+	my $begin = time();
+	$probes++;
+	sql("INSERT INTO acct VALUES (-$probes, 0, 0, 'probe')");
+	wait_until(sub { chq("SELECT count() FROM analytics.public_acct WHERE id = -$probes") eq '1' }) or die 'no probe';
+	$longest = time() - $begin if time() - $begin > $longest;
+}
+is(chq($running), '1', 'a query reads for long: it still does');
+cmp_ok($longest, '<', 2, sprintf('a query reads for long: other tables do not wait for its end (%.2f s, %d probes)', $longest, $probes));
+local $?;
+chq(q{KILL QUERY WHERE query LIKE 'SELECT /* long */%'});
+waitpid($long, 0);
+$? = 0;
+wait_for_sql($node, 'SELECT count(*) FROM clickpipe.replaced_target', '0');
+wait_for_state($node, 'p', 'Running');
+clean('a query reads for long');
+parity('a query reads for long');
 parity_ok($node, $ch, 'late');
 
 done_testing();

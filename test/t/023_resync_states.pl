@@ -36,6 +36,8 @@ sub whole
 		WHERE s.is_resync OR s.resync < t.resync OR s.state NOT IN ('Running', 'Completed')}, '0');
 	wait_for_sql($node, q{SELECT state IN ('Running', 'Completed') FROM clickpipe.status WHERE pipe = 'p'}, 't');
 	wait_caught_up($node, 'p') if pipe_status($node, 'p', 'state') eq 'Running';
+	# what was replaced is dropped a little later
+	wait_until(sub { names() eq "['public_a','public_h']" }, 20);
 	is(names(), "['public_a','public_h']", "$when: there is one target of each table");
 	parity_ok($node, $ch, 'a', name => "$when: a");
 	parity_ok($node, $ch, 'h', final => 0, name => "$when: h");

@@ -31,6 +31,7 @@ sub resync
 	wait_for_sql($node, 'SELECT count(*) FROM clickpipe.table_state WHERE is_resync OR resync < (SELECT resync FROM clickpipe.pipe_table t WHERE t.id = pipe_table)', '0');
 	wait_for_state($node, $pipe, 'Running');
 	wait_caught_up($node, $pipe);
+	wait_for_sql($node, 'SELECT count(*) FROM clickpipe.replaced_target', '0');
 	return;
 }
 
@@ -226,6 +227,7 @@ SKIP:
 		wait_for_sql($node, 'SELECT count(*) FROM clickpipe.table_state WHERE is_resync', '0');
 		wait_for_state($node, 'o', 'Running');
 		wait_caught_up($node, 'o');
+		wait_for_sql($node, 'SELECT count(*) FROM clickpipe.replaced_target', '0');
 		is(chq(q{SELECT name FROM system.tables WHERE database = 'ordinary' ORDER BY name}), "public_plain\npublic_plainhist", "$when: no other table is left");
 		parity_ok($node, $ch, 'plain', ch_db => 'ordinary', name => "$when: same rows on both sides");
 	}

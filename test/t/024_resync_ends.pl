@@ -67,9 +67,11 @@ for my $who (sort keys %end)
 		$relay->rule($step, match => $step{$step}, do => $do);
 		sql("SELECT clickpipe_resync('p', '{$table}')");
 		($do eq 'hold_after' ? $relay->wait_answered($step) : $relay->wait_seen($step)) or die "no request: $step";
+		is(sql(qq{SELECT count(*) > 0 FROM clickpipe.replaced_target WHERE uuid = '$before'}), 't', "$when: caught in the drop, which is recorded")
+		  if $step eq 'drop';
 		is(sql(q{SELECT state, old_uuid IS NOT NULL AND new_uuid IS NOT NULL FROM clickpipe.table_state WHERE is_resync}), 'Resync|t',
-			"$when: caught in the exchange, whose tables are recorded");
-		is(pipe_status($node, 'p', 'state'), 'Resync', "$when: the pipe says Resync");
+			"$when: caught in the exchange, whose tables are recorded") if $step eq 'exchange';
+		is(pipe_status($node, 'p', 'state'), 'Resync', "$when: the pipe says Resync") if $step eq 'exchange';
 		$end{$who}->();
 		$relay->release($step);
 		resync_whole($when, $table);
