@@ -12,7 +12,7 @@ PGFILEDESC = "clickpipe - mirror tables into ClickHouse"
 
 OBJS = $(patsubst %.c,%.o,$(sort $(wildcard src/*.c)))
 
-REGRESS = setup options rights check verbs
+REGRESS = setup options rights check verbs_tables verbs
 TEST_CLEAN = results regression.diffs regression.out
 
 # Sign comparison and unused parameters are the style of PostgreSQL's own

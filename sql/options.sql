@@ -94,6 +94,11 @@ $$;
 SELECT options || E'\n  ' || regress_pipe_options(options) FROM (VALUES
 	(1, '{}'),
 	(2, '{"replication_mode": "cdc"}'),
+	(13, '{"replication_mode": "snapshot"}'), (14, '{"replication_mode": "cdc_only"}'),
+	(15, '{"replication_mode": "cdc_only", "replication_slot_name": "regress_slot"}'),
+	(16, '{"flush_mode": "interval"}'), (17, '{"flush_mode": "latency"}'),
+	(18, '{"max_retained_wal": "10 GB"}'), (19, '{"max_retained_wal": 1048576}'),
+	(20, '{"enable_failover_slots": false}'), (21, '{"schemas": ["public"]}'), (22, '{"schemas": []}'),
 	(3, '{"sync_interval_seconds": 0.25, "pull_batch_size": 1000}'),
 	(4, '{"max_block_bytes": 1048576, "max_unacked_bytes": "64MB", "max_inserts_per_second": 10}'),
 	(5, '{"max_block_bytes": "4 MB", "max_unacked_bytes": 4194304}'),
@@ -126,6 +131,12 @@ SELECT options || E'\n  ' || regress_pipe_options(options) FROM (VALUES
 	(19, '{"snapshot_num_rows_per_partition": 999}'),
 	(20, '{"allow_nullable_columns": "true"}'), (21, '{"delete_on_merge": 1}'),
 	(22, '{"truncate": "IGNORE"}'), (23, '{"truncate": true}'),
+	(27, '{"flush_mode": "idle"}'), (28, '{"max_retained_wal": "1kB"}'), (29, '{"max_retained_wal": "none"}'),
+	(30, '{"enable_failover_slots": "no"}'), (31, '{"replication_slot_name": ""}'), (32, '{"replication_slot_name": 1}'),
+	(33, '{"replication_slot_name": "not a slot''s name", "replication_mode": "cdc_only"}'),
+	(34, '{"replication_slot_name": "regress_slot"}'),
+	(35, '{"schemas": "public"}'), (36, '{"schemas": [1]}'), (37, '{"schemas": {"public": true}}'),
+	(38, '{"schemas": ["no_such_schema"]}'), (39, '{"replication_mode": "snapshot", "schemas": ["public"]}'),
 	(24, '{"tables": []}'), (25, '{"tables": "orders"}'),
 	(26, '{"max_block_bytes": "64MB", "max_unacked_bytes": "32MB"}')) v (n, options) ORDER BY n;
 

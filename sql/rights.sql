@@ -24,18 +24,51 @@ SELECT clickpipe_pause('p');
 SELECT clickpipe_resume('p');
 SELECT clickpipe_drop('p');
 SELECT clickpipe_wait('p');
+SELECT clickpipe_add_table('p', 'theirs');
+SELECT clickpipe_remove_table('p', 'mine');
+SELECT clickpipe_resync('p');
+SELECT clickpipe_alter('p', '{}');
+SELECT clickpipe_check('regress_nobody');
+SELECT clickpipe_definition('p');
 SELECT * FROM clickpipe_verify('p');
 SELECT * FROM clickpipe.pipe_activity();
 SELECT * FROM clickpipe.pipe;
 SELECT * FROM clickpipe.status;
 SELECT clickpipe_fdw_validator('{}', 0);
+SELECT count(*) FROM clickpipe_life_cycle();
 RESET ROLE;
+-- with the schema open, still nothing
+GRANT USAGE ON SCHEMA clickpipe TO regress_user;
+SET ROLE regress_user;
+DO $$
+DECLARE
+	object text;
+	n int := 0;
+BEGIN
+	FOR object IN SELECT c.oid::regclass::text FROM pg_class c
+		WHERE c.relnamespace = 'clickpipe'::regnamespace AND c.relkind IN ('r', 'v')
+		UNION ALL
+		SELECT p.oid::regprocedure::text FROM pg_proc p WHERE p.pronamespace = 'clickpipe'::regnamespace LOOP
+		BEGIN
+			EXECUTE 'SELECT * FROM ' || object;
+			RAISE '% can be read', object;
+		EXCEPTION WHEN insufficient_privilege THEN
+			n := n + 1;
+		END;
+	END LOOP;
+	RAISE INFO 'refused: %', n;
+END $$;
+RESET ROLE;
+REVOKE USAGE ON SCHEMA clickpipe FROM regress_user;
 
 -- What a superuser grants.
 GRANT EXECUTE ON FUNCTION clickpipe_create, clickpipe_pause, clickpipe_resume, clickpipe_drop,
-	clickpipe_wait, clickpipe_verify, clickpipe.pipe_activity TO regress_maker, regress_other;
+	clickpipe_add_table, clickpipe_remove_table, clickpipe_resync, clickpipe_alter,
+	clickpipe_wait, clickpipe_verify, clickpipe.pipe_activity, clickpipe.load_activity,
+	clickpipe.batch_activity, clickpipe.pipe_settings TO regress_maker, regress_other;
 GRANT USAGE ON SCHEMA clickpipe TO regress_maker, regress_other;
-GRANT SELECT ON clickpipe.status, clickpipe.tables TO regress_maker, regress_other;
+GRANT SELECT ON clickpipe.status, clickpipe.tables, clickpipe.batches, clickpipe.log, clickpipe.slots,
+	clickpipe.snapshot_progress, clickpipe.settings TO regress_maker, regress_other;
 
 -- The server, the user mapping and each table have to be usable by the owner.
 SET ROLE regress_maker;
@@ -82,6 +115,13 @@ SET ROLE regress_maker;
 SELECT clickpipe_create('p', 'regress_nobody', ARRAY['mine']::regclass[]);
 SELECT pipe, server, replication_mode, tables FROM clickpipe.status;
 SELECT pipe, source FROM clickpipe.tables;
+SELECT pipe, level, source, message FROM clickpipe.log WHERE message LIKE 'created%';
+SELECT count(*) > 0 AS settings FROM clickpipe.settings;
+SELECT (SELECT count(*) FROM clickpipe.batches) AS batches, (SELECT count(*) FROM clickpipe.slots) AS slots,
+	(SELECT count(*) FROM clickpipe.snapshot_progress) AS loads;
+-- the verbs that change it, with his rights on the tables, not the caller's
+SELECT clickpipe_alter('p', '{"truncate": "ignore"}') IN ('Setup', 'Provisioning') AS altered;
+SELECT clickpipe_add_table('p', 'theirs');
 -- what verbs write is not the callers' to read or write
 SELECT * FROM clickpipe.pipe;
 UPDATE clickpipe.pipe SET paused = true;
@@ -94,8 +134,15 @@ SELECT owner FROM clickpipe.pipe;
 SET ROLE regress_other;
 SELECT count(*) FROM clickpipe.status;
 SELECT count(*) FROM clickpipe.tables;
+SELECT count(*) FROM clickpipe.log;
+SELECT count(*) FROM clickpipe.settings;
 SELECT clickpipe_pause('p');
 SELECT clickpipe_resume('p');
+SELECT clickpipe_add_table('p', 'mine');
+SELECT clickpipe_remove_table('p', 'mine');
+SELECT clickpipe_resync('p');
+SELECT clickpipe_resync('p', ARRAY['mine']::regclass[]);
+SELECT clickpipe_alter('p', '{}');
 SELECT clickpipe_wait('p');
 SELECT * FROM clickpipe_verify('p');
 SELECT clickpipe_drop('p');
@@ -113,12 +160,25 @@ SELECT usename, umoptions FROM pg_user_mappings WHERE srvname = 'regress_nobody'
 SELECT pipe, server, tables FROM clickpipe.status;
 SELECT pipe, source FROM clickpipe.tables;
 SELECT count(*) FROM clickpipe.pipe_activity();
+SELECT pipe, message FROM clickpipe.log WHERE message LIKE 'created%';
+SELECT count(*) FROM clickpipe_life_cycle();
+SELECT count(*) > 0 AS settings FROM clickpipe.settings WHERE pipe = 'p';
+SELECT (SELECT count(*) FROM clickpipe.batches) AS batches, (SELECT count(*) FROM clickpipe.slots) AS slots,
+	(SELECT count(*) FROM clickpipe.snapshot_progress) AS loads, (SELECT count(*) FROM clickpipe.load_activity()) AS load_activity,
+	(SELECT count(*) FROM clickpipe.batch_activity()) AS batch_activity;
 SELECT clickpipe_pause('p');
+SELECT clickpipe_alter('p', '{}');
 SELECT * FROM clickpipe.pipe;
+SELECT * FROM clickpipe.event;
+SELECT * FROM clickpipe.visible_pipe;
 
 -- A member of the owner can do all that the owner can, given the functions.
 SET ROLE regress_member;
 SELECT pipe FROM clickpipe.status;
+SELECT DISTINCT pipe FROM clickpipe.log;
+SELECT DISTINCT pipe FROM clickpipe.settings;
+SELECT clickpipe_alter('p', '{"truncate": null}') IN ('Setup', 'Provisioning') AS altered;
+SELECT clickpipe_resync('p') IN ('Setup', 'Provisioning') AS resynced;
 SELECT clickpipe_pause('p');
 RESET ROLE;
 
@@ -231,9 +291,12 @@ DROP ROLE regress_leaver;
 
 REVOKE EXECUTE ON FUNCTION clickpipe_create FROM PUBLIC;
 REVOKE ALL ON FUNCTION clickpipe_create, clickpipe_pause, clickpipe_resume, clickpipe_drop,
-	clickpipe_wait, clickpipe_verify, clickpipe.pipe_activity FROM regress_maker, regress_other;
+	clickpipe_add_table, clickpipe_remove_table, clickpipe_resync, clickpipe_alter,
+	clickpipe_wait, clickpipe_verify, clickpipe.pipe_activity, clickpipe.load_activity,
+	clickpipe.batch_activity, clickpipe.pipe_settings FROM regress_maker, regress_other;
 REVOKE ALL ON SCHEMA clickpipe FROM regress_maker, regress_other;
-REVOKE ALL ON clickpipe.status, clickpipe.tables FROM regress_maker, regress_other;
+REVOKE ALL ON clickpipe.status, clickpipe.tables, clickpipe.batches, clickpipe.log, clickpipe.slots,
+	clickpipe.snapshot_progress, clickpipe.settings FROM regress_maker, regress_other;
 SET client_min_messages = warning;
 DROP SCHEMA regress_trap CASCADE;
 DROP TABLE mine, theirs, open_to_all;

@@ -97,7 +97,14 @@ WHERE relnamespace = 'clickpipe'::regnamespace AND relkind = 'v' ORDER BY relnam
 -- Without a pipe there is nothing to see, and nothing is running but the launcher.
 SELECT count(*) FROM clickpipe.status;
 SELECT count(*) FROM clickpipe.tables;
+SELECT count(*) FROM clickpipe.batches;
+SELECT count(*) FROM clickpipe.log;
+SELECT count(*) FROM clickpipe.slots;
+SELECT count(*) FROM clickpipe.snapshot_progress;
+SELECT count(*) FROM clickpipe.settings;
 SELECT count(*) FROM clickpipe.pipe_activity();
+SELECT count(*) FROM clickpipe.load_activity();
+SELECT count(*) FROM clickpipe.batch_activity();
 DO $$
 DECLARE
 	deadline timestamptz := clock_timestamp() + interval '60 s';
@@ -114,13 +121,27 @@ BEGIN
 	END LOOP;
 END $$;
 
+-- The life cycle of pipes; verbs_tables.sql tries all verbs in all states.
+\pset format unaligned
+SELECT * FROM clickpipe_life_cycle();
+\pset format aligned
+-- every state that follows is one, and all can be reached from the first one
+SELECT count(*) FROM clickpipe_life_cycle() l, string_to_table(l.next_states, ', ') n
+WHERE n NOT IN (SELECT state FROM clickpipe_life_cycle());
+WITH RECURSIVE r(state) AS (
+	SELECT 'Provisioning'
+	UNION
+	SELECT string_to_table(l.next_states, ', ') FROM r JOIN clickpipe_life_cycle() l USING (state))
+SELECT state FROM clickpipe_life_cycle() WHERE state NOT IN (SELECT state FROM r);
+
 -- Settings.
 SELECT name, setting, unit, context, vartype, min_val, max_val FROM pg_settings
 WHERE name LIKE 'clickpipe.%' ORDER BY name COLLATE "C";
 SET clickpipe.no_such_setting = 1;
 SET clickpipe.max_pipes = 5;
 
--- A pipe worker's plugin is for pipe workers: nobody else gets at a slot with it.
+-- A slot for the option replication_slot_name can be made, but its plugin is for pipe workers: nobody
+-- else can read it.
 DO $$
 BEGIN
 	-- where the setting exists, a superuser could list the library
@@ -129,7 +150,9 @@ BEGIN
 	END IF;
 END $$;
 SELECT 'made' FROM pg_create_logical_replication_slot('regress_clickpipe', 'clickpipe');
-SELECT count(*) FROM pg_replication_slots;
+SELECT count(*) FROM pg_logical_slot_get_binary_changes('regress_clickpipe', NULL, NULL);
+SELECT count(*) FROM pg_logical_slot_peek_binary_changes('regress_clickpipe', NULL, NULL);
+SELECT pg_drop_replication_slot('regress_clickpipe');
 RESET ALL;
 
 -- The extension goes and comes without a trace.

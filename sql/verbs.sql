@@ -38,6 +38,20 @@ SELECT (SELECT count(*) FROM clickpipe.pipe) AS pipe,
 	(SELECT count(*) FROM pg_replication_slots) AS slots;
 
 --
+-- What is allowed when, and what follows.
+--
+SELECT state, meaning FROM clickpipe_life_cycle();
+SELECT state, unnest(string_to_array(verbs, ', ')) AS verb FROM clickpipe_life_cycle()
+WHERE state IN ('Running', 'Completed', 'Failed');
+SELECT state, next_states FROM clickpipe_life_cycle();
+-- every state that follows another one is itself a state, and each but the first follows one
+SELECT l.state, n.state AS next_state FROM clickpipe_life_cycle() l
+CROSS JOIN unnest(string_to_array(l.next_states, ', ')) AS n (state)
+WHERE n.state NOT IN (SELECT state FROM clickpipe_life_cycle());
+SELECT state FROM clickpipe_life_cycle() l
+WHERE NOT EXISTS (SELECT FROM clickpipe_life_cycle() o WHERE l.state = ANY (string_to_array(o.next_states, ', ')));
+
+--
 -- Names.
 --
 SELECT clickpipe_create(NULL, 'regress_nobody');
@@ -248,9 +262,11 @@ SELECT count(*) FROM pg_prepared_xacts;
 SELECT * FROM regress_traces;
 
 -- Nor created in a read-only transaction.
+\set VERBOSITY terse
 BEGIN READ ONLY;
 SELECT clickpipe_create('p', 'regress_nobody', ARRAY['orders']::regclass[]);
 ROLLBACK;
+\set VERBOSITY default
 
 -- There is room for as many pipes as clickpipe.max_pipes says; what was rolled back takes none.
 BEGIN;
@@ -304,7 +320,8 @@ SELECT clickpipe_pause('p');
 CALL regress_await($$EXISTS (SELECT FROM clickpipe.status WHERE state = 'Paused' AND worker_pid IS NULL)$$);
 SELECT clickpipe_pause('p');
 SELECT clickpipe_wait('p');
-SELECT state, lag_seconds FROM clickpipe.status;
+-- nothing was ever loaded, and the lag grows with the clock
+SELECT state, lag_seconds > 0 AND lag_seconds < 60 AS lags FROM clickpipe.status;
 
 -- Resuming, once and again.
 SELECT clickpipe_resume('p');
@@ -367,6 +384,7 @@ CALL regress_await($$EXISTS (SELECT FROM clickpipe.status WHERE last_error LIKE 
 SELECT clickpipe_drop('p');
 CALL regress_await($$(SELECT pipe + pipe_table + pipe_state + table_state + activity + slots = 0 FROM regress_traces)$$);
 DROP SERVER regress_nobody;
+SET client_min_messages = error;
 
 --
 -- The extension is dropped with its pipes; nothing is left running.

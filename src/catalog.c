@@ -291,6 +291,15 @@ catalog_defined_tables(int32 pipe, MemoryContext mcxt)
 	return tables;
 }
 
+/* Returns the table with that table_state, or NULL. */
+TableInfo *
+catalog_load_table(int32 table, MemoryContext mcxt)
+{
+	if (catalog_run("SELECT " TABLE_COLUMNS "WHERE t.id = %d", table) == 0)
+		return NULL;
+	return table_from_row(0, mcxt);
+}
+
 /* Returns a table of a pipe (not what it is resynced to), or NULL. */
 TableInfo *
 catalog_find_table(int32 pipe, Oid relid, MemoryContext mcxt)
@@ -332,6 +341,30 @@ table_from_row(int row, MemoryContext mcxt)
 	table->rows_updated = catalog_field_int(row, 23);
 	table->rows_deleted = catalog_field_int(row, 24);
 	return table;
+}
+
+/* Returns the targets that were replaced and are not dropped yet (ReplacedTarget *). */
+List *
+catalog_load_replaced(int32 pipe, MemoryContext mcxt)
+{
+	List	   *targets = NIL;
+	int			n = catalog_run("SELECT id, target_database, target_table, uuid "
+								"FROM clickpipe.replaced_target WHERE pipe = %d ORDER BY id", pipe);
+
+	for (int i = 0; i < n; i++)
+	{
+		ReplacedTarget *target = MemoryContextAlloc(mcxt, sizeof(ReplacedTarget));
+		MemoryContext old;
+
+		target->id = (int32) catalog_field_int(i, 1);
+		target->database = field_copy(i, 2, mcxt);
+		target->table = field_copy(i, 3, mcxt);
+		target->uuid = field_copy(i, 4, mcxt);
+		old = MemoryContextSwitchTo(mcxt);
+		targets = lappend(targets, target);
+		MemoryContextSwitchTo(old);
+	}
+	return targets;
 }
 
 /* Returns the oids of the tables that the option "schemas" must not add again. */

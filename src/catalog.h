@@ -80,6 +80,15 @@ typedef struct TableInfo
 	int64		rows_deleted;
 } TableInfo;
 
+/* A target that was replaced and is not dropped yet. */
+typedef struct ReplacedTarget
+{
+	int32		id;
+	char	   *database;
+	char	   *table;
+	char	   *uuid;			/* "": the database gives none */
+} ReplacedTarget;
+
 /* A finished chunk. */
 typedef struct ChunkInfo
 {
@@ -125,6 +134,7 @@ extern bool catalog_targets_being_dropped(int32 pipe);
 extern List *catalog_load_tables(int32 pipe, MemoryContext mcxt);
 extern List *catalog_listed_tables(int32 pipe, MemoryContext mcxt);
 extern List *catalog_defined_tables(int32 pipe, MemoryContext mcxt);
+extern TableInfo *catalog_load_table(int32 table, MemoryContext mcxt);
 extern TableInfo *catalog_find_table(int32 pipe, Oid relid, MemoryContext mcxt);
 extern List *catalog_load_chunks(int32 table, MemoryContext mcxt);
 extern List *catalog_removed_tables(int32 pipe, MemoryContext mcxt);
@@ -186,6 +196,10 @@ extern void catalog_set_exchange(int32 table, const char *old_uuid, const char *
 extern void catalog_forget_exchange(int32 table);
 extern void catalog_finish_resync(int32 old_table, int32 new_table, const char *target_table,
 								  TableState state);
+extern void catalog_add_replaced(int32 pipe, const char *database, const char *target_table,
+								 const char *uuid);
+extern List *catalog_load_replaced(int32 pipe, MemoryContext mcxt);
+extern void catalog_delete_replaced(int32 id);
 extern void catalog_delete_pipe(int32 pipe);
 
 #endif							/* CLICKPIPE_CATALOG_H */

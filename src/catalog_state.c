@@ -309,6 +309,22 @@ catalog_finish_resync(int32 old_table, int32 new_table, const char *target_table
 					   quote_literal_cstr(target_table), new_table);
 }
 
+/* Remembers a target that was replaced and could not be dropped. */
+void
+catalog_add_replaced(int32 pipe, const char *database, const char *target_table, const char *uuid)
+{
+	(void) catalog_run("INSERT INTO clickpipe.replaced_target (pipe, target_database, target_table, uuid) "
+					   "VALUES (%d, %s, %s, %s)", pipe, quote_literal_cstr(database),
+					   quote_literal_cstr(target_table), quote_literal_cstr(uuid));
+}
+
+/* Forgets it: it is dropped, or somebody else has done so. */
+void
+catalog_delete_replaced(int32 id)
+{
+	(void) catalog_run("DELETE FROM clickpipe.replaced_target WHERE id = %d", id);
+}
+
 /* Removes all that the catalog knows of a pipe. */
 void
 catalog_delete_pipe(int32 pipe)
@@ -319,6 +335,7 @@ catalog_delete_pipe(int32 pipe)
 	(void) catalog_run("DELETE FROM clickpipe.pipe_table WHERE pipe = %d", pipe);
 	(void) catalog_run("DELETE FROM clickpipe.removed_table WHERE pipe = %d", pipe);
 	(void) catalog_run("DELETE FROM clickpipe.event WHERE pipe = %d", pipe);
+	(void) catalog_run("DELETE FROM clickpipe.replaced_target WHERE pipe = %d", pipe);
 	(void) catalog_run("DELETE FROM clickpipe.pipe_state WHERE pipe = %d", pipe);
 	(void) catalog_run("DELETE FROM clickpipe.pipe WHERE id = %d", pipe);
 }

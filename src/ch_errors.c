@@ -150,6 +150,7 @@ static const struct
 	{549, CH_PERMANENT, false}, /* DATA_TYPE_CANNOT_BE_USED_IN_KEY */
 	{691, CH_PERMANENT, false}, /* UNKNOWN_ELEMENT_OF_ENUM */
 	{701, CH_PERMANENT, false}, /* CLUSTER_DOESNT_EXIST */
+	{774, CH_PERMANENT, false}, /* TABLE_IS_PERMANENTLY_READ_ONLY */
 
 	/* the block is there already */
 	{CH_INSERT_WAS_DEDUPLICATED, CH_OK, false},
@@ -574,6 +575,25 @@ ch_retry_delay(ChErrorClass class, int tries)
 		delay *= 2;
 	delay = Min(delay, max);
 	return (long) (delay * (0.8 + 0.4 * pg_prng_double(&pg_global_prng_state)));
+}
+
+/*
+ * Is this error about the table? See clickhouse.h.
+ */
+bool
+ch_error_is_of_table(int code)
+{
+	static const int codes[] = {
+		242,					/* TABLE_IS_READ_ONLY */
+		252,					/* TOO_MANY_PARTS */
+		692,					/* TOO_MANY_MUTATIONS */
+		733						/* TABLE_IS_BEING_RESTARTED */
+	};
+
+	for (int i = 0; i < lengthof(codes); i++)
+		if (codes[i] == code)
+			return true;
+	return false;
 }
 
 /* See clickhouse.h. */

@@ -73,7 +73,7 @@ changes_init(Pipe *pipe)
 	CacheRegisterRelcacheCallback(relcache_callback, PointerGetDatum(pipe));
 	CacheRegisterSyscacheCallback(ENUMOID, enum_callback, PointerGetDatum(pipe));
 	CacheRegisterSyscacheCallback(FOREIGNSERVEROID, server_callback, PointerGetDatum(pipe));
-	CacheRegisterSyscacheCallback(USERMAPPINGOID, server_callback, PointerGetDatum(pipe));
+	CacheRegisterSyscacheCallback(USERMAPPINGUSERSERVER, server_callback, PointerGetDatum(pipe));
 	pipe->row_mcxt = AllocSetContextCreate(pipe->mcxt, "clickpipe row", ALLOCSET_DEFAULT_SIZES);
 }
 
@@ -144,7 +144,7 @@ changes_apply(Pipe *pipe, ReorderBufferTXN *txn, Relation rel, ReorderBufferChan
 static bool
 takes_change(Pipe *pipe, PipeTable *table)
 {
-	return TABLE_IS_LIVE(table) && !XLogRecPtrIsInvalid(table->capture_lsn) &&
+	return TABLE_IS_LIVE(table) && table->prepared && !XLogRecPtrIsInvalid(table->capture_lsn) &&
 		pipe->commit_lsn >= table->capture_lsn && pipe->commit_lsn >= table->resume_lsn &&
 		!table->rewound;
 }
@@ -605,10 +605,20 @@ enum_callback(Datum arg, int cacheid, uint32 hashvalue)
 	}
 }
 
-/* The server or a user mapping was altered, perhaps ours: look at it in the loop. */
+/*
+ * A server or a user mapping was altered: if it may be ours, look at it in the
+ * loop.  Only if it surely is, that is a reason to leave a callback.
+ */
 static void
 server_callback(Datum arg, int cacheid, uint32 hashvalue)
 {
-	if (!caches_switching)
-		((Pipe *) DatumGetPointer(arg))->server_unchecked = true;
+	Pipe	   *pipe = (Pipe *) DatumGetPointer(arg);
+
+	if (caches_switching)
+		return;
+	if (hashvalue == 0)
+		pipe->server_unchecked = true;
+	for (int i = 0; i < lengthof(pipe->server_hashes); i++)
+		if (hashvalue != 0 && hashvalue == pipe->server_hashes[i])
+			pipe->server_unchecked = pipe->server_altered = true;
 }

@@ -164,6 +164,9 @@ extern ChErrorClass ch_error_class(int code, int http_status, const char *messag
  */
 extern bool ch_error_precedes_rows(int code);
 
+/* Is this error about the table, so that other tables may well do? */
+extern bool ch_error_is_of_table(int code);
+
 /* Delay before try number "tries" (from 1), in ms: exponential with jitter, bounded. */
 extern long ch_retry_delay(ChErrorClass class, int tries);
 

@@ -131,6 +131,24 @@ segment_add(Pipe *pipe, Segment *segment, PipeTable *table)
 	count->deleted += table->txn_deleted;
 }
 
+/* Forgets what was counted of a table: it is removed. */
+void
+confirm_forget(Pipe *pipe, PipeTable *table)
+{
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &pipe->segments)
+	{
+		Segment    *segment = dlist_container(Segment, node, iter.cur);
+		int			n = 0;
+
+		for (int i = 0; i < segment->ncounts; i++)
+			if (segment->counts[i].table != table)
+				segment->counts[n++] = segment->counts[i];
+		segment->ncounts = n;
+	}
+}
+
 /* Adds a segment's counts to those of pipe and tables, and frees it. */
 static void
 segment_apply(Pipe *pipe, Segment *segment)

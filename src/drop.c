@@ -37,6 +37,7 @@ void
 pipe_drop(Pipe *pipe)
 {
 	List	   *tables;
+	List	   *replaced;
 	char	   *name = pipe->info->name;
 	bool		resyncing = false;
 	ListCell   *lc;
@@ -48,6 +49,21 @@ pipe_drop(Pipe *pipe)
 
 	worker_begin();
 	tables = catalog_load_tables(pipe->id, pipe->mcxt);
+	replaced = catalog_load_replaced(pipe->id, pipe->mcxt);
+	worker_commit();
+	/* they are dropped like what a resync has not finished */
+	foreach(lc, replaced)
+	{
+		MemoryContext old = MemoryContextSwitchTo(pipe->mcxt);
+		TableInfo  *table = palloc0(sizeof(TableInfo));
+
+		table->is_resync = true;
+		table->target_database = ((ReplacedTarget *) lfirst(lc))->database;
+		table->target_table = ((ReplacedTarget *) lfirst(lc))->table;
+		tables = lappend(tables, table);
+		MemoryContextSwitchTo(old);
+	}
+	worker_begin();
 	names_to_utf8(pipe, tables);
 	worker_commit();
 	foreach(lc, tables)
@@ -150,7 +166,9 @@ drop_targets(Pipe *pipe, List *tables, bool all)
 	{
 		TableInfo  *table = lfirst(lc);
 
-		if (table->target_table == NULL || (!all && !table->is_resync))
+		/* the target of a table that was removed stays */
+		if (table->target_table == NULL ||
+			(!table->is_resync && (!all || !table->is_listed)))
 			continue;
 
 		/*

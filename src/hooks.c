@@ -303,6 +303,11 @@ after_utility(Node *stmt)
 		follow_reassign((ReassignOwnedStmt *) stmt);
 	if (dropped != NIL)
 		check_dropped();
+
+	/* a table may have been created in it, by whatever session */
+	if (IsA(stmt, TransactionStmt) &&
+		((TransactionStmt *) stmt)->kind == TRANS_STMT_COMMIT_PREPARED)
+		wake_table_made();
 }
 
 /* Are the extension and its tables (still) there, in a transaction that can look? */

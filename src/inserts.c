@@ -30,6 +30,7 @@
 #define MAX_REFRESHES			2
 #define SETTLE_TIMEOUT_MS		60000
 #define MAX_NET_DELAY_MS		3000
+#define MIN_WAIT_MS				5	/* answers end a wait anyway */
 
 /*
  * A table whose inserts are refused while others' are taken is set aside after
@@ -50,6 +51,7 @@ static TimestampTz flush_due_at(Pipe *pipe, PipeTable *table, int waiting);
 static double flush_interval_ms(Pipe *pipe, PipeTable *table, int waiting);
 static int	count_waiting(Pipe *pipe);
 static bool holds_back_others(Pipe *pipe, PipeTable *table, ChErrorClass class, TimestampTz now);
+static bool only_refused_is_left(Pipe *pipe);
 static void report_batch(Pipe *pipe, SealedBlock *sealed, TimestampTz now);
 static void seal_largest(Pipe *pipe);
 
@@ -279,12 +281,13 @@ retry_insert(Pipe *pipe, SealedBlock *sealed, const ChError *err)
 	}
 	if (err->code != 0 && table->refused_since == 0)
 		table->refused_since = now;
+	table->refused_code = err->code;
 	if (err->code != 0 && holds_back_others(pipe, table, class, now))
 	{
 		pipe_table_fail(pipe, table, err->code,
 						hint_resync(pipe->info->name, table->info->source_name,
 									"Repair the target in ClickHouse"),
-						"ClickHouse keeps refusing rows for %s.%s, while it takes those of other tables: %s",
+						"ClickHouse keeps refusing rows for %s.%s, which would hold back the other tables: %s",
 						table->target->database, table->target->table, err->message);
 		return;
 	}
@@ -332,12 +335,31 @@ holds_back_others(Pipe *pipe, PipeTable *table, ChErrorClass class, TimestampTz 
 {
 	int			patience = class == CH_RETRY_SLOW ? SLOW_PATIENCE_MS : PATIENCE_MS;
 
-	if (pipe->last_success == NULL || pipe->last_success == table ||
-		pipe->last_success_at <= table->refused_since)
+	/* when nothing else moves because of it, nothing else can succeed */
+	if (!only_refused_is_left(pipe) &&
+		(pipe->last_success == NULL || pipe->last_success == table ||
+		 pipe->last_success_at <= table->refused_since))
 		return false;
 	if (inserts_unacked_bytes(pipe) > pipe->options->max_unacked_bytes / 2)
 		patience = BLOCKING_PATIENCE_MS;
 	return TimestampDifferenceExceeds(table->refused_since, now, patience);
+}
+
+/*
+ * Does the pipe wait for memory, and all of it is taken by tables that
+ * ClickHouse refuses for reasons of their own?
+ */
+static bool
+only_refused_is_left(Pipe *pipe)
+{
+	if (inserts_unacked_bytes(pipe) <= pipe->options->max_unacked_bytes)
+		return false;
+	for (int i = 0; i < pipe->ntables; i++)
+		if (inserts_pending(pipe, pipe->tables[i]) &&
+			(pipe->tables[i]->refused_since == 0 ||
+			 !ch_error_is_of_table(pipe->tables[i]->refused_code)))
+			return false;
+	return true;
 }
 
 /* Forgets a block. */
@@ -585,7 +607,8 @@ inserts_backpressure(Pipe *pipe)
 		if (!pipe->in_callback)
 			(void) inserts_settle_cursors(pipe);
 		confirm_advance(pipe);	/* the views must not stand still */
-		http_wait(pipe->ch->http, inserts_next_deadline(pipe), wait_event);
+		inserts_flush_due(pipe);
+		http_wait(pipe->ch->http, Max(inserts_next_deadline(pipe), MIN_WAIT_MS), wait_event);
 		CHECK_FOR_INTERRUPTS();
 		if (TimestampDifferenceExceeds(pipe->retained_checked, GetCurrentTimestamp(), 1000))
 		{
@@ -596,7 +619,9 @@ inserts_backpressure(Pipe *pipe)
 		}
 		if (pipe->server_unchecked && !pipe->in_callback)
 			pipe_check_server(pipe);
-		if (pipe_must_leave(pipe) || (pipe->server_unchecked && pipe->in_callback))
+		/* other credentials can only help if these are refused */
+		if (pipe_must_leave(pipe) ||
+			(pipe->server_altered && pipe->has_error && pipe->in_callback))
 			ereport(ERROR,
 					(errcode(ERRCODE_QUERY_CANCELED),
 					 errmsg("pipe \"%s\" has new orders", pipe->info->name)));

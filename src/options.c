@@ -654,7 +654,9 @@ option_text(const OptionDef *def, const void *field)
 			return DatumGetCString(DirectFunctionCall1(float8out,
 													   Float8GetDatum(*(const double *) field)));
 		case OPTION_SIZE:
-			return psprintf(INT64_FORMAT, *(const int64 *) field);
+			/* what must not be 0 is not set */
+			return *(const int64 *) field == 0 && def->min > 0 ? NULL :
+				psprintf(INT64_FORMAT, *(const int64 *) field);
 		case OPTION_ENUM:
 			return pstrdup(def->values[*(const int *) field]);
 		case OPTION_STRING:

@@ -15,11 +15,13 @@
 
 #include "access/xact.h"
 #include "access/xlog.h"
+#include "foreign/foreign.h"
 #include "miscadmin.h"
 #include "replication/slot.h"
 #include "utils/builtins.h"
 #include "utils/inval.h"
 #include "utils/memutils.h"
+#include "utils/syscache.h"
 #include "utils/timestamp.h"
 
 #include "compat.h"
@@ -70,6 +72,9 @@ pipe_check_orders(Pipe *pipe)
 		loads_stop(pipe->entry);
 		if (MyReplicationSlot != NULL)
 			ReplicationSlotRelease();
+		/* the name that the user has given it only the entry knows now */
+		if (pipe->entry->slot_name[0] != '\0')
+			slot_drop(pipe->entry->slot_name);
 		slot_drop(pipe_slot_name(pipe));
 		pipe_finish(pipe, true);
 	}
@@ -97,23 +102,29 @@ pipe_check_orders(Pipe *pipe)
 static void
 load_orders(Pipe *pipe)
 {
+	MemoryContext mcxt = AllocSetContextCreate(pipe->mcxt, "clickpipe orders",
+											   ALLOCSET_SMALL_SIZES);
 	PipeInfo   *info;
 
 	/* at the end of an error the loop may still be in the middle of decoding */
 	if (MyReplicationSlot != NULL && pipe->in_callback)
 		elog(ERROR, "catalog read in a decoding callback");
 	worker_begin();
-	info = catalog_exists() ? catalog_load_pipe(pipe->id, pipe->mcxt) : NULL;
+	info = catalog_exists() ? catalog_load_pipe(pipe->id, mcxt) : NULL;
 	worker_commit();
 
 	/* what this run has done since it began is in its own copy */
 	if (info != NULL && pipe->info != NULL)
 	{
-		info->slot_name = pipe->info->slot_name;
+		info->slot_name = pipe->info->slot_name ?
+			MemoryContextStrdup(mcxt, pipe->info->slot_name) : NULL;
 		info->slot_lsn = pipe->info->slot_lsn;
 		info->confirmed_lsn = pipe->info->confirmed_lsn;
 	}
 	pipe->info = info;
+	if (pipe->info_mcxt != NULL)
+		MemoryContextDelete(pipe->info_mcxt);
+	pipe->info_mcxt = mcxt;
 }
 
 /*
@@ -137,6 +148,7 @@ begin_resync(Pipe *pipe)
 	load_orders(pipe);
 	pipe_log(pipe, LOG, NULL, 0, NULL, "goes from %s to %s for a resync of the whole pipe",
 			 pipe_state_name(failed ? PIPE_FAILED : PIPE_COMPLETED), pipe_state_name(PIPE_SETUP));
+	pipe_flush_events(pipe);
 }
 
 /*
@@ -172,13 +184,18 @@ pipe_follow_orders(Pipe *pipe)
 static void
 reload_options(Pipe *pipe)
 {
+	MemoryContext mcxt = AllocSetContextCreate(pipe->mcxt, "clickpipe options",
+											   ALLOCSET_SMALL_SIZES);
 	MemoryContext old;
 
 	worker_begin();
-	old = MemoryContextSwitchTo(pipe->mcxt);
+	old = MemoryContextSwitchTo(mcxt);
 	pipe->options = pipe_options_parse(pipe->info->options);
 	MemoryContextSwitchTo(old);
 	worker_commit();
+	if (pipe->options_mcxt != NULL)
+		MemoryContextDelete(pipe->options_mcxt);
+	pipe->options_mcxt = mcxt;
 	entry_set_watch(pipe->entry, pipe_slot_name(pipe), pipe->options->max_retained_wal,
 					pipe->options->schemas != NIL);
 }
@@ -190,13 +207,16 @@ reload_options(Pipe *pipe)
 void
 pipe_check_server(Pipe *pipe)
 {
+	MemoryContext mcxt = AllocSetContextCreate(pipe->mcxt, "clickpipe server",
+											   ALLOCSET_SMALL_SIZES);
 	ChServer   *server;
 	ChServer   *now = &pipe->ch->server;
 	MemoryContext old;
 
-	pipe->server_unchecked = false;
+	pipe->server_unchecked = pipe->server_altered = false;
 	worker_begin();
-	old = MemoryContextSwitchTo(pipe->mcxt);
+	pipe_watch_server(pipe);
+	old = MemoryContextSwitchTo(mcxt);
 	server = server_options_load(pipe->info->server, pipe->info->owner);
 	MemoryContextSwitchTo(old);
 	worker_commit();
@@ -218,12 +238,34 @@ pipe_check_server(Pipe *pipe)
 		same_string(server->key_file, now->key_file) &&
 		same_string(server->server_name, now->server_name) &&
 		server->connect_timeout_ms == now->connect_timeout_ms)
+	{
+		MemoryContextDelete(mcxt);
 		return;
+	}
 	pipe_log(pipe, LOG, NULL, 0, NULL, "goes on with the new credentials of server \"%s\"",
 			 pipe->info->server);
 	inserts_reconnect(pipe);
 	ch_client_reconfigure(pipe->ch, server);
 	pipe->server = server;
+}
+
+/*
+ * Notes how invalidations name our server and user mapping (the owner's, or
+ * PUBLIC's).  In a transaction.
+ */
+void
+pipe_watch_server(Pipe *pipe)
+{
+	ForeignServer *server = GetForeignServerByName(pipe->info->server, true);
+	Oid			serverid = server ? server->serverid : InvalidOid;
+
+	pipe->server_hashes[0] = GetSysCacheHashValue1(FOREIGNSERVEROID, ObjectIdGetDatum(serverid));
+	pipe->server_hashes[1] = GetSysCacheHashValue2(USERMAPPINGUSERSERVER,
+												   ObjectIdGetDatum(pipe->info->owner),
+												   ObjectIdGetDatum(serverid));
+	pipe->server_hashes[2] = GetSysCacheHashValue2(USERMAPPINGUSERSERVER,
+												   ObjectIdGetDatum(InvalidOid),
+												   ObjectIdGetDatum(serverid));
 }
 
 /* Are both strings the same, or both missing? */

@@ -211,6 +211,7 @@ run(void)
 	utf8_init();
 	pipe->catalog_relid = get_relname_relid("pipe", get_namespace_oid(CLICKPIPE_SCHEMA, false));
 	pipe->server = server_options_load(pipe->info->server, pipe->info->owner);
+	pipe_watch_server(pipe);
 	MemoryContextSwitchTo(old);
 	worker_commit();
 	pipe->ch = ch_client_create(pipe->server, psprintf("%scdc", pipe_query_prefix(pipe)), mcxt);
@@ -337,7 +338,7 @@ create_slot(Pipe *pipe)
 	worker_begin();
 	catalog_set_slot(pipe->id, name, lsn, (int) GetWALInsertionTimeLine());
 	worker_commit();
-	pipe->info->slot_name = MemoryContextStrdup(pipe->mcxt, name);
+	pipe->info->slot_name = MemoryContextStrdup(pipe->info_mcxt, name);
 	pipe->info->slot_lsn = pipe->info->confirmed_lsn = lsn;
 	setup_capture(pipe, lsn);
 	pipe_log(pipe, LOG, NULL, 0, NULL, "%s slot \"%s\" at %X/%X",

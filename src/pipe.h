@@ -41,6 +41,7 @@ typedef struct TableFailure
  */
 typedef struct PipeTable
 {
+	MemoryContext mcxt;			/* all that belongs to it */
 	Oid			relid;
 	int32		id;				/* of table_state */
 	struct PipeTable *main;
@@ -77,6 +78,7 @@ typedef struct PipeTable
 	int			inflight;
 	TimestampTz last_flush;		/* start of the last insert */
 	double		insert_ms;		/* how long inserts of blocks that are not full take lately */
+	int			refused_code;	/* with which error */
 	TimestampTz refused_since;	/* ClickHouse refuses its blocks for the time being; 0: no */
 	bool		stray_inserts;	/* some of unknown fate may still come to an end */
 	bool		stray_ddl;		/* so may an exchange */
@@ -170,9 +172,16 @@ typedef struct Pipe
 	XLogRecPtr	keep_lsn;
 	bool		rewind;			/* decode once more from the confirmed position */
 
+	TimestampTz replaced_at;	/* when to try to drop what was replaced; 0: nothing is */
+	int			replaced_tries;
+
 	List	   *events;			/* Event *, not in the catalog yet */
 	bool		orders_pending; /* read, but not followed yet */
-	bool		server_unchecked;	/* server or user mapping were changed */
+	bool		server_unchecked;	/* server or user mapping may have been changed */
+	bool		server_altered; /* they have */
+	uint32		server_hashes[3];	/* by which invalidations name them */
+	MemoryContext info_mcxt;	/* of info, and of options */
+	MemoryContext options_mcxt;
 	bool		schemas_unchecked;	/* tables may have been made */
 	TimestampTz schemas_checked;
 	List	   *refused;		/* tables that the option "schemas" found and cannot mirror */
@@ -239,6 +248,7 @@ extern bool pipe_must_leave(Pipe *pipe);
 extern void pipe_check_orders(Pipe *pipe);
 extern void pipe_follow_orders(Pipe *pipe);
 extern void pipe_check_server(Pipe *pipe);
+extern void pipe_watch_server(Pipe *pipe);
 extern void pipe_check_retained_wal(Pipe *pipe);
 extern void pipe_wait_until(Pipe *pipe, TimestampTz until, uint32 wait_event);
 
@@ -253,7 +263,7 @@ extern void pipe_flush_events(Pipe *pipe);
 /* tables.c */
 extern void tables_load(Pipe *pipe);
 extern void tables_reload(Pipe *pipe);
-extern PipeTable *tables_add(Pipe *pipe, TableInfo *info);
+extern PipeTable *tables_add(Pipe *pipe, int32 id);
 extern void tables_remove(Pipe *pipe, PipeTable *table);
 extern void tables_replace(Pipe *pipe, PipeTable *old, PipeTable *new);
 extern PipeTable *pipe_find_table(Pipe *pipe, Oid relid);
@@ -264,6 +274,7 @@ extern void pipe_table_fail(Pipe *pipe, PipeTable *table, int code, const char *
 							const char *fmt,...) pg_attribute_printf(5, 6);
 extern void pipe_flush_failures(Pipe *pipe);
 extern void pipe_recheck_tables(Pipe *pipe);
+extern bool tables_let_go(Pipe *pipe, PipeTable *table);
 
 /* setup.c */
 extern void setup_tables(Pipe *pipe);
@@ -274,6 +285,7 @@ extern bool setup_advance(Pipe *pipe);
 extern void resync_begin(Pipe *pipe, PipeTable *table);
 extern void resync_recover(Pipe *pipe);
 extern bool resync_advance(Pipe *pipe);
+extern void resync_drop_replaced(Pipe *pipe);
 extern bool resync_prepare_target(Pipe *pipe, PipeTable *table, ChError *err, const char **hint);
 extern void resync_drop_target(Pipe *pipe, const char *database, const char *target_table);
 
@@ -303,6 +315,7 @@ extern void inserts_try_now(Pipe *pipe);
 extern bool block_is_full(Pipe *pipe, PipeTable *table);
 
 /* confirm.c */
+extern void confirm_forget(Pipe *pipe, PipeTable *table);
 extern void confirm_commit(Pipe *pipe, XLogRecPtr commit_lsn, TimestampTz commit_ts);
 extern void confirm_advance(Pipe *pipe);
 extern void confirm_save(Pipe *pipe);

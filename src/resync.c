@@ -47,9 +47,9 @@ static char *to_utf8(const char *name);
 static bool settle_strays(Pipe *pipe, PipeTable *table, ExchangeNames *names, ChError *err);
 static bool begin_exchange(Pipe *pipe, PipeTable *table, ExchangeNames *names, ChError *err);
 static bool make_exchange(Pipe *pipe, PipeTable *table, ExchangeNames *names, ChError *err);
-static bool drop_replaced(Pipe *pipe, ExchangeNames *names, const char *old_uuid, ChError *err);
+static bool drop_replaced(Pipe *pipe, const ReplacedTarget *target, ChError *err);
 static void give_up_try(Pipe *pipe, PipeTable *table, ExchangeNames *names, const ChError *err);
-static void finish(Pipe *pipe, PipeTable *table, ExchangeNames *names);
+static void finish(Pipe *pipe, PipeTable *table);
 static void tell_views(Pipe *pipe, PipeTable *table, ExchangeNames *names);
 static void try_later(Pipe *pipe, PipeTable *table, const ChError *err);
 
@@ -62,10 +62,8 @@ resync_begin(Pipe *pipe, PipeTable *table)
 {
 	TableInfo  *info = table->info;
 	bool		again = (table->resync != NULL);
-	PipeTable  *new_table = NULL;
+	PipeTable  *new_table;
 	int32		id;
-	ListCell   *lc;
-	List	   *infos;
 
 	/* the load that is begun now makes the other one needless */
 	if (table->load_slot >= 0)
@@ -76,7 +74,6 @@ resync_begin(Pipe *pipe, PipeTable *table)
 	id = catalog_begin_resync(info, info->target_database,
 							  psprintf("%s%s", info->target_table ? info->target_table : "",
 									   RESYNC_SUFFIX));
-	infos = catalog_load_tables(pipe->id, pipe->mcxt);
 	worker_commit();
 	if (again)
 		tables_remove(pipe, table->resync);
@@ -88,11 +85,7 @@ resync_begin(Pipe *pipe, PipeTable *table)
 		id = table->id;
 		tables_remove(pipe, table);
 	}
-	foreach(lc, infos)
-		if (((TableInfo *) lfirst(lc))->id == id)
-			new_table = tables_add(pipe, lfirst(lc));
-	if (new_table == NULL)
-		elog(ERROR, "table %s has vanished from the catalog", info->source_name);
+	new_table = tables_add(pipe, id);
 	new_table->stray_inserts = again;
 	/* its load may have begun before we heard of it */
 	new_table->renew = new_table->main == NULL && pipe_table_is_history(new_table);
@@ -191,7 +184,7 @@ resync_recover(Pipe *pipe)
 			if (settle_strays(pipe, table, &names, &err) &&
 				make_exchange(pipe, table, &names, &err))
 			{
-				finish(pipe, table, &names);
+				finish(pipe, table);
 				i = -1;			/* the array has changed */
 				break;
 			}
@@ -263,7 +256,10 @@ resync_advance(Pipe *pipe)
 		(table->info->new_uuid != NULL || begin_exchange(pipe, table, &names, &err)) &&
 		!table->failure.failed &&
 		make_exchange(pipe, table, &names, &err))
-		finish(pipe, table, &names);
+	{
+		finish(pipe, table);
+		resync_drop_replaced(pipe);
+	}
 	else if (table->failure.failed)
 		pipe_flush_failures(pipe);
 	else
@@ -319,8 +315,8 @@ begin_exchange(Pipe *pipe, PipeTable *table, ExchangeNames *names, ChError *err)
 	worker_begin();
 	catalog_set_exchange(table->id, old.uuid, new.uuid);
 	worker_commit();
-	table->info->old_uuid = MemoryContextStrdup(pipe->mcxt, old.uuid);
-	table->info->new_uuid = MemoryContextStrdup(pipe->mcxt, new.uuid);
+	table->info->old_uuid = MemoryContextStrdup(table->mcxt, old.uuid);
+	table->info->new_uuid = MemoryContextStrdup(table->mcxt, new.uuid);
 	return true;
 }
 
@@ -414,46 +410,92 @@ make_exchange(Pipe *pipe, PipeTable *table, ExchangeNames *names, ChError *err)
 	return false;
 }
 
-/* Drops the table that was replaced, under whichever name it has now. */
-static bool
-drop_replaced(Pipe *pipe, ExchangeNames *names, const char *old_uuid, ChError *err)
+/*
+ * Drops what was replaced and could not be dropped at once.  From the loop;
+ * tries again later as long as that may help.
+ */
+void
+resync_drop_replaced(Pipe *pipe)
 {
-	const char *candidates[] = {names->resync, names->old};
+	MemoryContext mcxt = CurrentMemoryContext;	/* the round's */
+	List	   *targets;
+	ListCell   *lc;
+	bool		again = false;
 
-	for (int i = 0; i < lengthof(candidates); i++)
+	if (pipe->replaced_at == 0 || pipe->replaced_at > GetCurrentTimestamp())
+		return;
+	worker_begin();
+	targets = catalog_load_replaced(pipe->id, mcxt);
+	worker_commit();
+	foreach(lc, targets)
 	{
-		TargetIdentity identity;
+		ReplacedTarget *target = lfirst(lc);
+		ChError		err;
 
-		if (!target_identify(pipe->ch, names->database, candidates[i], &identity, err))
-			return false;
-		if (!identity.exists || strcmp(identity.uuid, old_uuid) != 0 ||
-			(old_uuid[0] == '\0' && candidates[i] != names->old))
-			continue;
-		if (!target_drop(pipe->ch, names->database, candidates[i], DROP_TIMEOUT_MS, err))
-			return false;
+		if (!again && drop_replaced(pipe, target, &err))
+		{
+			worker_begin();
+			catalog_delete_replaced(target->id);
+			worker_commit();
+		}
+		else
+		{
+			if (!again && pipe->replaced_tries == 0)
+				pipe_log(pipe, WARNING, NULL, err.code, NULL,
+						 "%s.%s, which a resync has replaced, will be dropped later: %s",
+						 target->database, target->table, err.message);
+			again = true;
+		}
 	}
-	return true;
+	pipe->replaced_tries = again ? pipe->replaced_tries + 1 : 0;
+	pipe->replaced_at = again ?
+		TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+									ch_retry_delay(pipe->replaced_tries > 3 ? CH_RETRY_SLOW : CH_RETRY,
+												   pipe->replaced_tries)) : 0;
 }
 
 /*
- * The exchange is made: the new target is the table's.  If the old one cannot
- * be dropped now, that is said, and the pipe goes on.
+ * Drops a table that was replaced.  True if it is not there any more, under
+ * that name.
+ */
+static bool
+drop_replaced(Pipe *pipe, const ReplacedTarget *target, ChError *err)
+{
+	char	   *database = to_utf8(target->database);
+	char	   *table = to_utf8(target->table);
+	TargetIdentity identity;
+	bool		marked;
+
+	if (!target_identify(pipe->ch, database, table, &identity, err) ||
+		!target_is_marked(pipe->ch, pipe->id, database, table, KILL_TIMEOUT_MS, &marked, err))
+		return false;
+	if (!identity.exists || !marked || strcmp(identity.uuid, target->uuid) != 0)
+		return true;
+	return target_drop(pipe->ch, database, table, DROP_TIMEOUT_MS, err);
+}
+
+/*
+ * The exchange is made: the new target is the table's.  What it has replaced is
+ * dropped in the next round of the loop, and remembered until then.
  */
 static void
-finish(Pipe *pipe, PipeTable *table, ExchangeNames *names)
+finish(Pipe *pipe, PipeTable *table)
 {
 	PipeTable  *old = table->main;
-	ChError		err;
 	char	   *resync = table->info->target_table;
-	char	   *name = MemoryContextStrdup(pipe->mcxt, pnstrdup(resync, strlen(resync) - strlen(RESYNC_SUFFIX)));
+	char	   *name = MemoryContextStrdup(table->mcxt, pnstrdup(resync, strlen(resync) - strlen(RESYNC_SUFFIX)));
 
-	if (!drop_replaced(pipe, names, table->info->old_uuid ? table->info->old_uuid : "", &err))
-		pipe_log(pipe, WARNING, table, err.code, "Drop it in ClickHouse; the next resync does so as well.",
-				 "what the new target has replaced is left in ClickHouse as %s.%s: %s",
-				 table->info->target_database, resync, err.message);
 	worker_begin();
 	catalog_finish_resync(old->id, table->id, name, TABLE_RUNNING);
+	if (table->info->old_uuid != NULL && table->info->old_uuid[0] != '\0')
+		catalog_add_replaced(pipe->id, table->info->target_database, resync, table->info->old_uuid);
+	/* where there is no EXCHANGE it has gone to a third name */
+	catalog_add_replaced(pipe->id, table->info->target_database,
+						 psprintf("%s%s", name, RESYNC_OLD_SUFFIX),
+						 table->info->old_uuid ? table->info->old_uuid : "");
 	worker_commit();
+	pipe->replaced_at = GetCurrentTimestamp();
+	pipe->replaced_tries = 0;
 	table->info->target_table = name;
 	table->info->target_ours = true;
 	table->info->is_resync = false;
@@ -467,7 +509,7 @@ finish(Pipe *pipe, PipeTable *table, ExchangeNames *names)
 	tables_replace(pipe, old, table);
 	if (table->target != NULL)
 	{
-		MemoryContext mcxt = MemoryContextSwitchTo(pipe->mcxt);
+		MemoryContext mcxt = MemoryContextSwitchTo(table->mcxt);
 
 		table->target->table = name;
 		table->target->ch_table = to_utf8(name);

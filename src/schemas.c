@@ -31,8 +31,9 @@
 #define LOOK_AGAIN_MS	1000
 
 static List *find_tables(Pipe *pipe, bool *busy);
-static char *refusal(Pipe *pipe, Oid relid, bool *locked, bool *gone);
-static bool target_is_taken(Pipe *pipe, Oid relid, const TableOptions *options);
+static char *refusal(Pipe *pipe, Oid relid, List *found, bool *locked, bool *gone);
+static bool target_is_taken(Pipe *pipe, Oid relid, const TableOptions *options, List *found);
+static void name_target(Pipe *pipe, Oid relid, Jsonb *json, char **database, char **table);
 
 /*
  * Adds the tables that are not in the pipe yet.  Not in a callback or
@@ -84,12 +85,13 @@ static List *
 find_tables(Pipe *pipe, bool *busy)
 {
 	List	   *found = NIL;
+	List	   *refused = NIL;
 	int			n;
 	Oid		   *candidates;
 
 	n = catalog_run("SELECT c.oid FROM pg_catalog.pg_class c "
 					"JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace "
-					"WHERE n.nspname = ANY (%s) AND c.relkind IN ('r', 'p') AND c.relpersistence = 'p' "
+					"WHERE n.nspname = ANY (%s) AND c.relkind IN ('r', 'p') AND c.relpersistence <> 't' "
 					"AND NOT EXISTS (SELECT FROM clickpipe.pipe_table pt WHERE pt.pipe = %d AND pt.source::oid = c.oid) "
 					"AND NOT EXISTS (SELECT FROM clickpipe.removed_table r WHERE r.pipe = %d AND r.source::oid = c.oid) "
 					"ORDER BY c.oid",
@@ -101,23 +103,28 @@ find_tables(Pipe *pipe, bool *busy)
 	{
 		bool		locked = false;
 		bool		gone = false;
-		char	   *reason = refusal(pipe, candidates[i], &locked, &gone);
+		char	   *reason = refusal(pipe, candidates[i], found, &locked, &gone);
 
 		*busy |= locked;
 		if (locked || gone)
 			continue;
 		if (reason == NULL)
 			found = lappend_oid(found, candidates[i]);
-		else if (!list_member_oid(pipe->refused, candidates[i]))
+		else
 		{
 			MemoryContext old = MemoryContextSwitchTo(pipe->mcxt);
 
-			pipe->refused = lappend_oid(pipe->refused, candidates[i]);
+			refused = lappend_oid(refused, candidates[i]);
 			MemoryContextSwitchTo(old);
+			if (list_member_oid(pipe->refused, candidates[i]))
+				continue;
 			pipe_log(pipe, WARNING, NULL, 0, NULL, "table %s is not mirrored: %s",
 					 qualified_name(candidates[i]), reason);
 		}
 	}
+	/* what is gone need not be remembered */
+	list_free(pipe->refused);
+	pipe->refused = refused;
 	return found;
 }
 
@@ -126,7 +133,7 @@ find_tables(Pipe *pipe, bool *busy)
  * locked: not known now; gone: nothing to be said.
  */
 static char *
-refusal(Pipe *pipe, Oid relid, bool *locked, bool *gone)
+refusal(Pipe *pipe, Oid relid, List *found, bool *locked, bool *gone)
 {
 	TableOptions *options = table_options_parse(NULL, "");
 	Relation	rel;
@@ -150,29 +157,56 @@ refusal(Pipe *pipe, Oid relid, bool *locked, bool *gone)
 		reason = source_read_refusal(relid, pipe->info->owner, &hint);
 	if (reason == NULL)
 		reason = target_refusal(rel, options, &hint);
-	if (reason == NULL && target_is_taken(pipe, relid, options))
+	if (reason == NULL && target_is_taken(pipe, relid, options, found))
 		reason = "another table has the same target";
 	/* it stays as it is until it is in the catalog */
 	relation_close(rel, reason == NULL ? NoLock : AccessShareLock);
 	return reason;
 }
 
-/* Has another table of the pipe the target that this one would have? */
+/*
+ * Has another table of the pipe, or one that was found just now, the target
+ * that this one would have?
+ */
 static bool
-target_is_taken(Pipe *pipe, Oid relid, const TableOptions *options)
+target_is_taken(Pipe *pipe, Oid relid, const TableOptions *options, List *found)
 {
 	char	   *database;
 	char	   *table;
+	ListCell   *lc;
 
-	target_name(relid, options, pipe->server->dbname ? pipe->server->dbname : "default",
-				&database, &table);
-	for (int i = 0; i < pipe->ntables; i++)
+	name_target(pipe, relid, NULL, &database, &table);
+	foreach(lc, catalog_load_tables(pipe->id, CurrentMemoryContext))
 	{
-		Target	   *target = pipe->tables[i]->target;
+		TableInfo  *other = lfirst(lc);
+		char	   *other_database = other->target_database;
+		char	   *other_table = other->target_table;
 
-		if (target != NULL &&
-			target_names_clash(target->database, target->table, database, table))
+		if (!other->is_listed)
+			continue;
+		if (other_table == NULL && get_rel_name(other->relid) == NULL)
+			continue;
+		if (other_table == NULL)
+			name_target(pipe, other->relid, other->options, &other_database, &other_table);
+		if (target_names_clash(other_database, other_table, database, table))
+			return true;
+	}
+	foreach(lc, found)
+	{
+		char	   *other_database;
+		char	   *other_table;
+
+		name_target(pipe, lfirst_oid(lc), NULL, &other_database, &other_table);
+		if (target_names_clash(other_database, other_table, database, table))
 			return true;
 	}
 	return false;
+}
+
+/* Returns the names of the target that a table with these options would have. */
+static void
+name_target(Pipe *pipe, Oid relid, Jsonb *json, char **database, char **table)
+{
+	target_name(relid, table_options_parse(json, ""),
+				pipe->server->dbname ? pipe->server->dbname : "default", database, table);
 }

@@ -41,6 +41,7 @@ typedef enum SetupResult
 static bool needs_setup(PipeTable *table);
 static SetupResult set_up(Pipe *pipe, PipeTable *table);
 static bool describe(Pipe *pipe, PipeTable *table);
+static bool target_is_taken(Pipe *pipe, PipeTable *table);
 static bool drops_going_on(Pipe *pipe);
 static void note_retry(Pipe *pipe, PipeTable *table, const ChError *err);
 static void capture(Pipe *pipe, PipeTable *table, XLogRecPtr lsn);
@@ -60,7 +61,7 @@ setup_tables(Pipe *pipe)
 	{
 		PipeTable  *table = pipe->tables[i];
 
-		while (needs_setup(table))
+		while (needs_setup(table) && table->retry_at != PG_INT64_MAX)
 		{
 			SetupResult result = set_up(pipe, table);
 
@@ -96,7 +97,7 @@ setup_advance(Pipe *pipe)
 			more = true;
 			break;
 		}
-		if (set_up(pipe, table) == SETUP_BUSY)
+		if (set_up(pipe, table) == SETUP_BUSY && table->retry_at != PG_INT64_MAX)
 			table->retry_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), BUSY_RETRY_MS);
 	}
 	pipe_flush_failures(pipe);
@@ -135,6 +136,15 @@ set_up(Pipe *pipe, PipeTable *table)
 	{
 		entry_set_activity(pipe->entry, "waiting for an older pipe to drop its targets");
 		return SETUP_BUSY;
+	}
+
+	if (target_is_taken(pipe, table))
+	{
+		pipe_table_fail(pipe, table, 0,
+						"Remove the table, and add it with another name in the table option target_table.",
+						"another table of the pipe goes to %s.%s", table->target->database,
+						table->target->table);
+		return SETUP_DONE;
 	}
 
 	entry_set_activity(pipe->entry, "preparing target %s.%s", table->target->database,
@@ -180,6 +190,28 @@ set_up(Pipe *pipe, PipeTable *table)
 }
 
 /*
+ * Does another table of the pipe go to the same target?  Verbs look at that, but
+ * two that commit at the same time do not see each other.
+ */
+static bool
+target_is_taken(Pipe *pipe, PipeTable *table)
+{
+	for (int i = 0; i < pipe->ntables; i++)
+	{
+		PipeTable  *other = pipe->tables[i];
+
+		/* whoever was there first keeps it */
+		if (other != table && other != table->main && other != table->resync &&
+			XLogRecPtrIsInvalid(table->capture_lsn) &&
+			(other->prepared || !XLogRecPtrIsInvalid(other->info->capture_lsn)) &&
+			target_names_clash(other->info->target_database, other->info->target_table,
+							   table->target->database, table->target->table))
+			return true;
+	}
+	return false;
+}
+
+/*
  * Finds out how a table is encoded.  The shape is recorded the first time;
  * later a table that looks different is set aside.  False: it is locked now.
  */
@@ -200,6 +232,14 @@ describe(Pipe *pipe, PipeTable *table)
 		return false;
 	}
 	rel = try_relation_open(table->relid, NoLock);
+	if (rel == NULL && table->info->automatic)
+	{
+		/* the loop lets it go; if a verb is open now, with the orders of that */
+		(void) tables_let_go(pipe, table);
+		table->retry_at = PG_INT64_MAX;
+		worker_commit();
+		return false;
+	}
 	if (rel == NULL)
 	{
 		reason = "the table was dropped";
@@ -229,7 +269,7 @@ describe(Pipe *pipe, PipeTable *table)
 		{
 			ListCell   *lc;
 
-			old = MemoryContextSwitchTo(pipe->mcxt);
+			old = MemoryContextSwitchTo(table->mcxt);
 			if (table->shape == NIL)
 				foreach(lc, shape)
 					table->shape = lappend(table->shape, pstrdup(lfirst(lc)));
@@ -242,7 +282,7 @@ describe(Pipe *pipe, PipeTable *table)
 			MemoryContextSwitchTo(old);
 			table->target = target_make(rel, table->options, pipe->options, table->shape,
 										pipe->server->dbname, table->info->target_database,
-										table->info->target_table, &pipe->ch->caps, pipe->mcxt);
+										table->info->target_table, &pipe->ch->caps, table->mcxt);
 			table->info->target_database = table->target->database;
 			table->info->target_table = table->target->table;
 			catalog_set_target(table->id, table->target->database, table->target->table,

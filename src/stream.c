@@ -69,6 +69,7 @@ stream_run(Pipe *pipe)
 	/* what is visible is as of when the last run ended, until all is read */
 	pipe->read_commit_ts = pipe->caught_up_at = pipe->entry->lag_since;
 	pipe->orders_pending = true;
+	pipe->replaced_at = last_traffic;	/* an earlier life may have left some */
 	for (;;)
 	{
 		bool		more = false;
@@ -118,6 +119,7 @@ stream_run(Pipe *pipe)
 		if (!pipe->loads_done || pipe->rewind ||
 			pipe->options->replication_mode == MODE_SNAPSHOT)
 			more |= coordinate(pipe);
+		resync_drop_replaced(pipe);
 		if (TimestampDifferenceExceeds(pipe->retained_checked, GetCurrentTimestamp(),
 									   RETAINED_INTERVAL_MS))
 		{
@@ -126,7 +128,11 @@ stream_run(Pipe *pipe)
 		}
 		if (pipe->entry->tables_made)
 		{
+			/* nobody who waits may see the one without the other */
+			SpinLockAcquire(&pipe->entry->mutex);
+			pipe->entry->loads_done = false;
 			pipe->entry->tables_made = false;
+			SpinLockRelease(&pipe->entry->mutex);
 			pipe->schemas_unchecked = true;
 		}
 		if (pipe->schemas_unchecked)

@@ -39,33 +39,47 @@ void
 tables_load(Pipe *pipe)
 {
 	HASHCTL		ctl = {.keysize = sizeof(Oid), .entrysize = sizeof(TableHashEntry)};
+	MemoryContext mcxt;
 	List	   *infos;
 	ListCell   *lc;
 
 	ctl.hcxt = pipe->mcxt;
 	pipe->by_relid = hash_create("clickpipe tables", 64, &ctl,
 								 HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	mcxt = AllocSetContextCreate(pipe->mcxt, "clickpipe tables", ALLOCSET_SMALL_SIZES);
 	worker_begin();
-	infos = catalog_load_tables(pipe->id, pipe->mcxt);
+	infos = catalog_load_tables(pipe->id, mcxt);
 	worker_commit();
 	foreach(lc, infos)
 		if (((TableInfo *) lfirst(lc))->is_listed)
-			(void) tables_add(pipe, lfirst(lc));
+			(void) tables_add(pipe, ((TableInfo *) lfirst(lc))->id);
+	MemoryContextDelete(mcxt);
 	pipe->loads_done = false;
 }
 
 /*
- * Makes a table of what the catalog knows.  info must live as long as the pipe.
- * One that is resynced to comes after the one that it will replace.
+ * Makes a table of what the catalog knows.  One that is resynced to comes after
+ * the one that it will replace.  Not in a transaction.
  */
 PipeTable *
-tables_add(Pipe *pipe, TableInfo *info)
+tables_add(Pipe *pipe, int32 id)
 {
-	MemoryContext old = MemoryContextSwitchTo(pipe->mcxt);
-	PipeTable  *table = palloc0(sizeof(PipeTable));
+	MemoryContext mcxt = AllocSetContextCreate(pipe->mcxt, "clickpipe table",
+											   ALLOCSET_SMALL_SIZES);
+	MemoryContext old;
+	PipeTable  *table;
+	TableInfo  *info;
 	TableHashEntry *entry;
 	bool		found;
 
+	worker_begin();
+	info = catalog_load_table(id, mcxt);
+	worker_commit();
+	if (info == NULL)
+		elog(ERROR, "state %d of a table is missing", id);
+	old = MemoryContextSwitchTo(mcxt);
+	table = palloc0(sizeof(PipeTable));
+	table->mcxt = mcxt;
 	table->relid = info->relid;
 	table->id = info->id;
 	table->info = info;
@@ -85,6 +99,7 @@ tables_add(Pipe *pipe, TableInfo *info)
 	table->counts.deleted = info->rows_deleted;
 	dlist_init(&table->sealed);
 
+	MemoryContextSwitchTo(pipe->mcxt);
 	if (pipe->ntables == pipe->max_tables)
 	{
 		pipe->max_tables = Max(16, pipe->max_tables * 2);
@@ -117,8 +132,8 @@ tables_add(Pipe *pipe, TableInfo *info)
 }
 
 /*
- * Forgets a table: its rows on the way, its load.  What is counted of it and not
- * confirmed refers to it still, so its memory stays.  Not in a callback.
+ * Forgets a table: its rows on the way, its load, what is counted of it and not
+ * confirmed, and all of its memory.  Not in a callback.
  */
 void
 tables_remove(Pipe *pipe, PipeTable *table)
@@ -130,9 +145,7 @@ tables_remove(Pipe *pipe, PipeTable *table)
 	if (table->load_slot >= 0)
 		loads_end(pipe, table);
 	inserts_discard(pipe, table);
-	/* nothing that is still counted may show an error of it */
-	table->failure.failed = table->failure.durable = true;
-	table->state = TABLE_FAILED;
+	confirm_forget(pipe, table);
 	if (table->main != NULL)
 	{
 		table->main->resync = NULL;
@@ -145,6 +158,9 @@ tables_remove(Pipe *pipe, PipeTable *table)
 			pipe->tables[n++] = pipe->tables[i];
 	pipe->ntables = n;
 	pipe->last_relid = InvalidOid;
+	if (pipe->last_success == table)
+		pipe->last_success = NULL;
+	MemoryContextDelete(table->mcxt);
 }
 
 /* Lets a table that was resynced to take the place of the other, in memory. */
@@ -173,7 +189,6 @@ tables_reload(Pipe *pipe)
 	List	   *infos;
 	ListCell   *lc;
 	bool		modifying = false;
-	bool		adopted = false;
 
 	worker_begin();
 	infos = catalog_load_tables(pipe->id, mcxt);
@@ -199,8 +214,7 @@ tables_reload(Pipe *pipe)
 			continue;
 		if (table == NULL && !info->is_resync)
 		{
-			table = tables_add(pipe, info);
-			adopted = true;
+			table = tables_add(pipe, info->id);
 			pipe_log(pipe, LOG, table, 0, NULL, "was added");
 		}
 		if (table != NULL && !info->is_resync && info->resync_wanted > info->resync_done &&
@@ -213,8 +227,7 @@ tables_reload(Pipe *pipe)
 			resync_begin(pipe, table);
 		}
 	}
-	if (!adopted)
-		MemoryContextDelete(mcxt);
+	MemoryContextDelete(mcxt);
 	pipe->loads_done = false;
 	pipe_set_state(pipe, pipe_current_state(pipe));
 }
@@ -297,8 +310,8 @@ pipe_table_fail(Pipe *pipe, PipeTable *table, int code, const char *hint,
 	table->failure.failed = true;
 	table->failure.durable = false;
 	table->failure.code = code;
-	table->failure.message = MemoryContextStrdup(pipe->mcxt, message);
-	table->failure.hint = hint ? MemoryContextStrdup(pipe->mcxt, hint) : NULL;
+	table->failure.message = MemoryContextStrdup(table->mcxt, message);
+	table->failure.hint = hint ? MemoryContextStrdup(table->mcxt, hint) : NULL;
 	table->state = TABLE_FAILED;
 	pipe->failure_pending = true;
 	inserts_discard(pipe, table);
@@ -361,11 +374,7 @@ pipe_recheck_tables(Pipe *pipe)
 		worker_begin();
 		reason = recheck_table(pipe, table, &hint, &busy);
 		if (reason != NULL && table->info->automatic && get_rel_name(table->relid) == NULL)
-		{
-			/* it came by itself, and so it goes */
-			(void) catalog_remove_table(pipe->id, table->relid);
-			pipe->orders_pending = true;
-		}
+			busy = !tables_let_go(pipe, table);
 		else if (reason != NULL)
 			pipe_table_fail(pipe, table, 0, hint, "%s", reason);
 		worker_commit();
@@ -378,6 +387,21 @@ pipe_recheck_tables(Pipe *pipe)
 	/* while somebody alters a table we do not stand in line behind him */
 	pipe->recheck_pending |= again;
 	pipe_flush_failures(pipe);
+}
+
+/*
+ * Takes a table that the option "schemas" has found, and that was dropped, out of
+ * the pipe: it came by itself, and so it goes.  In a transaction.  False: somebody
+ * else changes the pipe just now.
+ */
+bool
+tables_let_go(Pipe *pipe, PipeTable *table)
+{
+	if (!catalog_try_lock_pipe(pipe->id))
+		return false;
+	(void) catalog_remove_table(pipe->id, table->relid);
+	pipe->orders_pending = true;
+	return true;
 }
 
 /* Says why a table cannot go on, NULL if it can.  busy: locked, look later. */

@@ -309,16 +309,11 @@ clickpipe_wait(PG_FUNCTION_ARGS)
 		catalog_enter(&access);
 		pipe = require_pipe(name, access.save_userid);
 		catalog_leave(&access);
-		if (pipe->paused)
-			ereport(ERROR,
-					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-					 errmsg("pipe \"%s\" is paused", name),
-					 errhint("Use clickpipe_resume('%s').", name)));
 		if (pipe->state == PIPE_FAILED && pipe->resync_done == pipe->resync_wanted)
 			ereport(ERROR,
 					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 					 errmsg("pipe \"%s\" has failed", name),
-					 errhint("See last_error in clickpipe.status.")));
+					 errhint("See last_error in clickpipe.status. %s", hint_resync_pipe(name, NULL))));
 		if (pipe->state == PIPE_COMPLETED && pipe->resync_done == pipe->resync_wanted)
 		{
 			if (pipe->confirmed_lsn < lsn)
@@ -331,6 +326,11 @@ clickpipe_wait(PG_FUNCTION_ARGS)
 			break;
 		}
 
+		if (pipe->paused && pipe->state != PIPE_FAILED)
+			ereport(ERROR,
+					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+					 errmsg("pipe \"%s\" is paused", name),
+					 errhint("Use clickpipe_resume('%s').", name)));
 		if (now == NULL && all_known)
 			ereport(ERROR,
 					(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),

@@ -104,6 +104,10 @@ wake_xact_callback(XactEvent event, void *arg)
 			pending = NIL;
 			break;
 
+		case XACT_EVENT_PREPARE:
+			tables_made = false;	/* COMMIT PREPARED says it */
+			break;
+
 		case XACT_EVENT_PRE_PREPARE:
 			if (pending != NIL)
 				ereport(ERROR,

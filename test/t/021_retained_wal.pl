@@ -1,0 +1,128 @@
+#
+# 021_retained_wal
+#		max_retained_wal: before the disk is full the pipe fails and drops its
+#		slot; a resync brings it back.
+#
+
+use strict;
+use warnings;
+
+use ClickpipeTest;
+use ClickpipeTraffic;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+my $ch = start_clickhouse();
+plan skip_all => 'ClickHouse is not ours' if $ch->external;
+my $node = new_node('pg', autovacuum => 'off');
+setup_server($node, $ch, 'analytics');
+create_source($node, rows => 5_000, hist_rows => 500);
+my $options = source_options('"max_retained_wal": "4MB", "max_unacked_bytes": "1MB", "max_block_bytes": 65536, "sync_interval_seconds": 0.1');
+$node->safe_psql('postgres', "SELECT clickpipe_create('p', 'warehouse', '{acc,hist}', '$options')");
+wait_for_state($node, 'p', 'Running');
+wait_caught_up($node, 'p');
+
+# The pipe has failed, says so, and its slot is gone.
+sub failed_ok
+{
+	my ($name, $slot, $from) = @_;
+	wait_for_state($node, 'p', 'Failed', 60);
+	like(pipe_status($node, 'p', 'last_error'),
+		qr/^replication slot "$slot" retained \d+ bytes of WAL, more than the option max_retained_wal allows \(4194304\)/,
+		"$name: the error says why");
+	like(pipe_status($node, 'p', 'last_error_hint'), qr/slot was dropped.*clickpipe_resync\('p'\)/, "$name: the hint says what to do");
+	is($node->safe_psql('postgres', 'SELECT count(*) FROM pg_replication_slots'), '0', "$name: the slot is gone");
+	ok(wait_until(sub { !pg_worker_pids($node, 'clickpipe pipe') }), "$name: there is no worker");
+	is($node->safe_psql('postgres', "SELECT count(*) FROM clickpipe.log WHERE pipe = 'p' AND level = 'error' AND message LIKE 'goes from $from to Failed: %'"),
+		'1', "$name: it is in the log");
+	my ($rc, $out, $err) = $node->psql('postgres', q{SELECT clickpipe_wait('p')});
+	like($err, qr/pipe "p" has failed/, "$name: waiting is an error at once");
+	($rc, $out, $err) = $node->psql('postgres', q{SELECT clickpipe_resume('p')});
+	like($err, qr/clickpipe_resume is not allowed while pipe "p" is Failed.*HINT:  .*clickpipe_resync\('p'\)/s, "$name: a resume is not enough");
+	return;
+}
+
+sub repaired_ok
+{
+	my ($name) = @_;
+	is($node->safe_psql('postgres', q{SELECT clickpipe_resync('p')}), 'Setup', "$name: a resync begins anew");
+	wait_for_sql($node, q{SELECT count(*) FROM clickpipe.status WHERE pipe = 'p' AND state <> 'Failed'}, '1');
+	$node->safe_psql('postgres', q{UPDATE acc SET bal = bal - 1 WHERE id % 3 = 0; INSERT INTO hist (acc, delta) SELECT i, 5 FROM generate_series(1, 20) i});
+	wait_for_state($node, 'p', 'Running', 60);
+	wait_caught_up($node, 'p');
+	parity_ok($node, $ch, 'acc',  name => "$name: same rows of acc after the resync");
+	parity_ok($node, $ch, 'hist', final => 0, name => "$name: same rows of hist after the resync");
+	is(pipe_status($node, 'p', 'last_error'), '', "$name: no error is left");
+	is($ch->query(q{SELECT count() FROM system.tables WHERE database = 'analytics' AND name LIKE '%resync%'}), '0', "$name: no other target is left");
+	return;
+}
+
+# much less than what is allowed does no harm, however often
+for (1 .. 3)
+{
+	$node->safe_psql('postgres', q{UPDATE acc SET note = md5(note) WHERE id <= 2000});
+	wait_caught_up($node, 'p');
+}
+is(pipe_status($node, 'p', 'state'), 'Running', 'as long as changes are taken it runs');
+
+#
+# ClickHouse is down, while tables are changed.
+#
+my $slot = slot_of($node, 'p');
+$ch->kill9;
+$node->safe_psql('postgres', q{UPDATE acc SET note = repeat(md5(id::text), 4); INSERT INTO hist (acc, delta) SELECT i, i FROM generate_series(1, 1000) i});
+wait_for_status($node, 'p', 'retry_at IS NOT NULL OR state = \'Failed\'');
+$node->safe_psql('postgres', q{SELECT pg_logical_emit_message(false, 'test', repeat('x', 6000000))});
+failed_ok('ClickHouse is down', $slot, 'Running');
+$ch->start;
+repaired_ok('ClickHouse was down');
+
+# It hangs, and the worker waits in the middle of a transaction.
+$slot = slot_of($node, 'p');
+$ch->stop_signal;
+$node->safe_psql('postgres', q{UPDATE acc SET note = repeat(md5(note), 30)});
+failed_ok_again('ClickHouse hangs', $slot);
+$ch->cont_signal;
+repaired_ok('ClickHouse hung');
+
+# The log has the same message from before.
+sub failed_ok_again
+{
+	my ($name, $slot) = @_;
+	wait_for_state($node, 'p', 'Failed', 60);
+	is($node->safe_psql('postgres', 'SELECT count(*) FROM pg_replication_slots'), '0', "$name: the slot is gone");
+	like(pipe_status($node, 'p', 'last_error'), qr/replication slot "$slot" retained/, "$name: the error says why");
+	return;
+}
+
+#
+# Paused: nobody is at work, the launcher watches.
+#
+$slot = slot_of($node, 'p');
+$node->psql('postgres', q{SELECT clickpipe_pause('p')});
+wait_for_state($node, 'p', 'Paused');
+$node->safe_psql('postgres', q{UPDATE acc SET bal = bal + 1; SELECT pg_logical_emit_message(false, 'test', repeat('x', 6000000))});
+failed_ok('Paused', $slot, 'Paused');
+repaired_ok('Paused');
+
+# Paused since before a restart.
+$slot = slot_of($node, 'p');
+$node->psql('postgres', q{SELECT clickpipe_pause('p')});
+wait_for_state($node, 'p', 'Paused');
+restart_server($node, 'fast');
+$node->safe_psql('postgres', q{UPDATE acc SET bal = bal + 1; SELECT pg_logical_emit_message(false, 'test', repeat('x', 6000000))});
+failed_ok_again('Paused since before a restart', $slot);
+repaired_ok('Paused since before a restart');
+
+# The limit is raised in time, or taken away.
+$node->safe_psql('postgres', q{SELECT clickpipe_alter('p', '{"max_retained_wal": "100MB"}')});
+$node->psql('postgres', q{SELECT clickpipe_pause('p')});
+wait_for_state($node, 'p', 'Paused');
+$node->safe_psql('postgres', q{UPDATE acc SET bal = bal + 1; SELECT pg_logical_emit_message(false, 'test', repeat('x', 6000000))});
+$node->safe_psql('postgres', q{SELECT clickpipe_resume('p')});
+wait_caught_up($node, 'p');
+parity_ok($node, $ch, 'acc', name => 'a higher limit: same rows');
+is($node->safe_psql('postgres', q{SELECT count(*) FROM clickpipe.log WHERE pipe = 'p' AND message LIKE 'goes from % to Failed%'}), '4', 'a higher limit: it has not failed');
+unlike(slurp_file($node->logfile), qr/which its life cycle does not know|was terminated by signal/, 'nothing unexpected in the log');
+
+done_testing();
