@@ -194,7 +194,7 @@ for my $file (sort keys %doc)
 
 		next if $path =~ /^https?:/;
 		$target =~ s/^\Q$top\E\///;
-		next if $target =~ /^src\// || $target eq 'LICENSE';    # not among what the tests get
+		next if $path =~ /^(?:\.\.\/)?(?:src\/|LICENSE$)/;    # not among what the tests get
 		ok(exists $doc{$target}, "$file: $link is there") or next;
 		next if !defined $anchor;
 		my @anchors = map { my $h = lc; $h =~ s/[^\w \-]//g; $h =~ tr/ /-/; $h } $doc{$target} =~ /^#+ (.*)$/mg;
@@ -251,7 +251,7 @@ sub check_options
 				"SELECT coalesce(\"default\", ''), changeable FROM clickpipe.settings WHERE \"table\" IS NULL AND option = '$name'");
 			my $shown = plain_default($row->[1]);
 
-			is($shown eq 'none' ? 0 : $shown, $default, "default of $name");
+			is($shown eq 'none' ? '' : $shown, $default, "default of $name");
 			is($row->[3], $changeable eq 't' ? 'yes' : 'no', "$name changeable?");
 
 			# what it says of a value that is none of those
@@ -300,7 +300,7 @@ sub mask
 		s/\bclickpipe_\d+_\d+\b/SLOT/g;
 		s/\b\d+(?:\.\d+)? (?:bytes|kB|MB|GB)\b/SIZE/g;
 		s/\b[0-9a-f]{16}\b/HASH/g;
-		s/OPTIONS \(host.*?\);/OPTIONS (...);/g;
+		s/OPTIONS \((?=.*\bhost ').*\);/OPTIONS (...);/g;
 		s/\bFOR \w+ SERVER/FOR USER SERVER/g;
 		s/-{2,}/--/g;
 		s/[ \t]+/ /g;
