@@ -26,9 +26,14 @@
  * Settings of INSERTs, where the server knows them.  They undo what a profile
  * or a default may do to our blocks: hold them back, drop or invent values,
  * answer before the end.
+ *
+ * No deduplication: a MergeTree table notes a block before the block's part is
+ * in its place, so after a crash in between it takes our next try, which is
+ * what would bring the rows, for a duplicate.  (Seen with 26.7.)
  */
 static const char *const insert_settings[][2] = {
 	{"async_insert", "0"},
+	{"insert_deduplicate", "0"},
 	{"input_format_skip_unknown_fields", "0"},
 	{"input_format_null_as_default", "0"},
 	{"input_format_native_allow_types_conversion", "0"},

@@ -88,7 +88,8 @@ confirm_commit(Pipe *pipe, XLogRecPtr commit_lsn, TimestampTz commit_ts)
 	}
 	else
 		segment = dlist_tail_element(Segment, node, &pipe->segments);
-	segment->last_lsn = commit_lsn;
+	/* after a rewind it may be an earlier one */
+	segment->last_lsn = Max(segment->last_lsn, commit_lsn);
 
 	for (int i = 0; i < pipe->txn_ntables; i++)
 	{

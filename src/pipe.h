@@ -164,9 +164,10 @@ typedef struct Pipe
 
 	/*
 	 * Decoding rests until what was decoded so far is acknowledged: for an
-	 * exchange, a rewind, or the end of a pipe that only loads.
+	 * exchange, or the end of a pipe that only loads.
 	 */
 	TimestampTz hold_since;		/* 0: it does not rest */
+	int			hold_ms;		/* how long it may rest: longer each time it was too short */
 	TimestampTz hold_again_at;	/* it took too long; not before that */
 	/* the slot must not be confirmed beyond this: a history waits for its P; 0: no */
 	XLogRecPtr	keep_lsn;
@@ -339,6 +340,7 @@ extern void histories_abandon(Pipe *pipe);
 /* stream.c */
 _Noreturn extern void stream_run(Pipe *pipe);
 extern bool stream_hold(Pipe *pipe);
-extern void stream_release(Pipe *pipe, int again_ms);
+extern bool stream_held_too_long(Pipe *pipe);
+extern void stream_release(Pipe *pipe);
 
 #endif							/* CLICKPIPE_PIPE_H */

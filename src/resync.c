@@ -27,8 +27,6 @@
 #include "pipe.h"
 #include "utf8.h"
 
-#define HOLD_MS			2000	/* how long the stream may rest for a barrier */
-#define HOLD_AGAIN_MS	5000
 #define KILL_TIMEOUT_MS	10000
 #define DROP_TIMEOUT_MS	10000
 #define MAX_STEPS		6
@@ -234,18 +232,15 @@ resync_advance(Pipe *pipe)
 		{
 			entry_set_activity(pipe->entry, "waiting for inserts into %s before the exchange",
 							   table->info->target_table);
-			if (!TimestampDifferenceExceeds(pipe->hold_since, now, HOLD_MS))
+			if (!stream_held_too_long(pipe))
 				return true;
-			if (!inserts_pending(pipe, table))
+			if (!inserts_pending(pipe, table) && table->main->refused_since != 0)
 			{
-				/* what it lacks, the other one has: it must go */
+				/* what ClickHouse refuses for it, the other one has: it must go */
 				pipe_table_fail(pipe, table->main, 0, NULL,
 								"its inserts did not come to an end; the resync goes on");
 				pipe_flush_failures(pipe);
-				return true;
 			}
-			table->retry_at = TimestampTzPlusMilliseconds(now, HOLD_AGAIN_MS);
-			stream_release(pipe, HOLD_AGAIN_MS);
 			return false;
 		}
 		/* from now on neither gets rows until it is known which is which */
@@ -264,7 +259,7 @@ resync_advance(Pipe *pipe)
 		pipe_flush_failures(pipe);
 	else
 		give_up_try(pipe, table, &names, &err);
-	stream_release(pipe, 0);
+	stream_release(pipe);
 	pipe_set_state(pipe, pipe_current_state(pipe));
 	return false;
 }
@@ -469,7 +464,9 @@ drop_replaced(Pipe *pipe, const ReplacedTarget *target, ChError *err)
 	if (!target_identify(pipe->ch, database, table, &identity, err) ||
 		!target_is_marked(pipe->ch, pipe->id, database, table, KILL_TIMEOUT_MS, &marked, err))
 		return false;
-	if (!identity.exists || !marked || strcmp(identity.uuid, target->uuid) != 0)
+	/* without an id, at least its comment must say that it is ours */
+	if (!identity.exists || strcmp(identity.uuid, target->uuid) != 0 ||
+		(target->uuid[0] == '\0' && !marked))
 		return true;
 	return target_drop(pipe->ch, database, table, DROP_TIMEOUT_MS, err);
 }

@@ -38,8 +38,10 @@
 #define QUIET_AFTER_MS			2000
 #define RETRY_READ_MS			5
 #define HOLD_POLL_MS			10
-#define HOLD_MS					2000
+#define MIN_HOLD_MS				2000
+#define MAX_HOLD_MS				60000
 #define HOLD_AGAIN_MS			5000
+#define MAX_DROP_TRIES			5
 
 /* Catalogs are read anew at most so often to look at shapes. */
 #define LOADS_INTERVAL_MS		100
@@ -89,7 +91,7 @@ stream_run(Pipe *pipe)
 
 		/* what it rested for may have gone another way */
 		if (pipe->hold_since != 0 && !hold_is_needed(pipe))
-			stream_release(pipe, 0);
+			stream_release(pipe);
 		if (pipe->hold_since == 0)
 			more = decode_some(pipe, owner, mcxt);
 
@@ -160,7 +162,7 @@ coordinate(Pipe *pipe)
 	if (pipe->rewind)
 	{
 		do_rewind(pipe);
-		return pipe->hold_since != 0;
+		return true;
 	}
 	/* a barrier is short: nothing else begins meanwhile */
 	if (resync_advance(pipe))
@@ -202,7 +204,7 @@ stream_hold(Pipe *pipe)
 static bool
 hold_is_needed(Pipe *pipe)
 {
-	if (pipe->rewind || (pipe->loads_done && pipe->options->replication_mode == MODE_SNAPSHOT))
+	if (pipe->loads_done && pipe->options->replication_mode == MODE_SNAPSHOT)
 		return true;
 	for (int i = 0; i < pipe->ntables; i++)
 		if (pipe->tables[i]->main != NULL && pipe->tables[i]->state == TABLE_RESYNC)
@@ -210,13 +212,28 @@ hold_is_needed(Pipe *pipe)
 	return false;
 }
 
-/* Has decoding go on, at least for so long. */
+/*
+ * Has it rested long enough, without success?  Then it goes on for a while, and
+ * rests longer the next time: inserts may take long.
+ */
+bool
+stream_held_too_long(Pipe *pipe)
+{
+	if (!TimestampDifferenceExceeds(pipe->hold_since, GetCurrentTimestamp(),
+									Max(pipe->hold_ms, MIN_HOLD_MS)))
+		return false;
+	pipe->hold_ms = Min(Max(pipe->hold_ms, MIN_HOLD_MS) * 2, MAX_HOLD_MS);
+	pipe->hold_since = 0;
+	pipe->hold_again_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), HOLD_AGAIN_MS);
+	return true;
+}
+
+/* Has decoding go on. */
 void
-stream_release(Pipe *pipe, int again_ms)
+stream_release(Pipe *pipe)
 {
 	pipe->hold_since = 0;
-	pipe->hold_again_at = again_ms == 0 ? 0 :
-		TimestampTzPlusMilliseconds(GetCurrentTimestamp(), again_ms);
+	pipe->hold_ms = 0;
 }
 
 /*
@@ -237,23 +254,21 @@ everything_settled(Pipe *pipe)
 	}
 	if (all)
 		confirm_advance(pipe);
-	else if (TimestampDifferenceExceeds(pipe->hold_since, GetCurrentTimestamp(), HOLD_MS))
-		stream_release(pipe, HOLD_AGAIN_MS);
+	else
+		(void) stream_held_too_long(pipe);
 	return all;
 }
 
 /*
  * Decodes once more from the confirmed position: a history has got a capture
- * point that the stream had passed.  Everything else must be acknowledged, and
- * is not delivered again.
+ * point that the stream had passed.  All others have what was decoded so far,
+ * or it is on its way, so they skip it.
  */
 static void
 do_rewind(Pipe *pipe)
 {
 	MemoryContext old;
 
-	if (!everything_settled(pipe))
-		return;
 	for (int i = 0; i < pipe->ntables; i++)
 	{
 		PipeTable  *table = pipe->tables[i];
@@ -274,7 +289,6 @@ do_rewind(Pipe *pipe)
 	pipe->acked_lsn = pipe->read_lsn = pipe->persisted_lsn;
 	pipe->keep_lsn = InvalidXLogRecPtr;
 	pipe->rewind = false;
-	stream_release(pipe, 0);
 }
 
 /*
@@ -285,6 +299,10 @@ static void
 complete_snapshot(Pipe *pipe)
 {
 	if (!everything_settled(pipe))
+		return;
+	/* nobody would do it later; but ClickHouse may be gone for good */
+	resync_drop_replaced(pipe);
+	if (pipe->replaced_at != 0 && pipe->replaced_tries < MAX_DROP_TRIES)
 		return;
 	confirm_save(pipe);
 	ReplicationSlotRelease();

@@ -347,8 +347,20 @@ target_prepare(ChClient *ch, const Target *target, const PipeOptions *options, i
 	}
 	if (!ours)
 	{
+		uint64		hi;
+		uint64		lo;
+
 		if (!target_check_engine(ch, target, options, err, hint) || !target_check_columns(ch, target, err, hint))
 			return false;
+		if (!target_cursor(ch, target, &hi, &lo, err))
+			return false;
+		/* they would beat all that we send */
+		if (hi > GetXLogInsertRecPtr())
+		{
+			*hint = target_rows_hint;
+			return target_refuse(err, "target %s.%s has versions that this server has not reached yet: they are another server's",
+								 target->database, target->table);
+		}
 		resetStringInfo(&sql);
 		appendStringInfoString(&sql, "ALTER TABLE ");
 		target_append_name(&sql, target->ch_database, target->ch_table);
@@ -684,8 +696,6 @@ target_create_sql(const Target *target, const PipeOptions *options, const ChServ
 
 	if (server->durable_inserts)
 		settings = list_make2("fsync_after_insert = 1", "fsync_part_directory = 1");
-	if (target->rows.history)
-		settings = lappend(settings, "non_replicated_deduplication_window = 1000");
 	foreach(lc, settings)
 		appendStringInfo(&sql, "%s %s", foreach_current_index(lc) == 0 ? " SETTINGS" : ",",
 						 (char *) lfirst(lc));

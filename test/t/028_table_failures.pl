@@ -202,7 +202,7 @@ is(pipe_status($node, 'p', 'num_nulls(last_error, last_error_code, last_error_hi
 parity_ok($node, $ch, $_->{table}, final => $_->{final} // 1, name => "$_->{name}: parity") for @cases;
 parity_ok($node, $ch, 'good');
 parity_ok($node, $ch, 'readonly');
-is($ch->query(q{SELECT count() FROM system.tables WHERE database = 'analytics' AND name LIKE '%\_resync'}), '0', 'no half-made target is left');
+is($ch->query(q{SELECT name FROM system.tables WHERE database = 'analytics' AND name LIKE '%\_resync%'}), '', 'no half-made target is left');
 
 $node->stop;
 done_testing();
