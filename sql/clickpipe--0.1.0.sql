@@ -445,11 +445,11 @@ SELECT
 	t.rows_deleted,
 	coalesce(c.chunks, 0)::bigint AS chunks_done,
 	coalesce(n.chunks_total, t.chunks_total) AS chunks_total,
-	CASE WHEN n.last_error IS NOT NULL THEN 'resync: ' || n.last_error
+	CASE WHEN x.of_resync THEN 'resync: ' || n.last_error
 		ELSE t.last_error END AS last_error,
-	CASE WHEN n.last_error IS NOT NULL THEN n.last_error_code ELSE t.last_error_code END AS last_error_code,
-	CASE WHEN n.last_error IS NOT NULL THEN n.last_error_hint ELSE t.last_error_hint END AS last_error_hint,
-	CASE WHEN n.last_error IS NOT NULL THEN n.last_error_at ELSE t.last_error_at END AS last_error_at
+	CASE WHEN x.of_resync THEN n.last_error_code ELSE t.last_error_code END AS last_error_code,
+	CASE WHEN x.of_resync THEN n.last_error_hint ELSE t.last_error_hint END AS last_error_hint,
+	CASE WHEN x.of_resync THEN n.last_error_at ELSE t.last_error_at END AS last_error_at
 FROM clickpipe.visible_pipe p
 JOIN clickpipe.pipe_table pt ON pt.pipe = p.id
 JOIN clickpipe.table_state t ON t.pipe_table = pt.id AND NOT t.is_resync
@@ -459,6 +459,9 @@ CROSS JOIN LATERAL (
 		JOIN pg_catalog.pg_database d ON d.oid = s.database_oid
 		JOIN pg_catalog.pg_control_system() c ON c.system_identifier = s.system_identifier
 		WHERE s.pipe = p.id AND d.datname = pg_catalog.current_database()) AS here) h
+CROSS JOIN LATERAL (
+	SELECT n.last_error IS NOT NULL
+		AND (t.last_error_at IS NULL OR n.last_error_at >= t.last_error_at) AS of_resync) x
 LEFT JOIN LATERAL (
 	SELECT sum(k.rows) AS rows, count(*) AS chunks
 	FROM clickpipe.chunk k WHERE k.table_state = coalesce(n.id, t.id)) c ON true;

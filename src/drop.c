@@ -112,7 +112,7 @@ drop_in_time(ChClient *ch, TableInfo *table, TimestampTz deadline, ChError *err)
 {
 	for (;;)
 	{
-		if (target_drop(ch, table->target_database, table->target_table, DROP_TARGETS_MS, err))
+		if (target_drop(ch, table->target_database, table->target_table, true, DROP_TARGETS_MS, err))
 			return true;
 		if (err->class == CH_PERMANENT || GetCurrentTimestamp() > deadline)
 			return false;

@@ -74,6 +74,15 @@ typedef struct DroppedObject
 
 static List *dropped = NIL;		/* of DroppedObject *, in TopTransactionContext */
 
+/* What is left to do after a utility command. */
+typedef struct Aftermath
+{
+	char	   *old_server;		/* ALTER SERVER ... RENAME; NULL: no */
+	char	   *new_server;
+	ReassignOwnedStmt *reassign;	/* NULL: no */
+	bool		tables_made;	/* COMMIT PREPARED */
+} Aftermath;
+
 static ProcessUtility_hook_type prev_process_utility = NULL;
 static object_access_hook_type prev_object_access = NULL;
 
@@ -86,7 +95,8 @@ static Oid	database_to_suspend(Node *stmt, ProcessUtilityContext context);
 static void refuse_move(Oid dboid, const char *name);
 static bool may_take_database(const DatabaseCommand *command, Oid dboid);
 static bool may_create_databases(void);
-static void after_utility(Node *stmt);
+static void before_utility(Node *stmt, Aftermath *after);
+static void after_utility(const Aftermath *after);
 static bool catalog_usable(void);
 static void follow_server_rename(const char *old_name, const char *new_name);
 static void follow_reassign(ReassignOwnedStmt *stmt);
@@ -120,7 +130,10 @@ process_utility(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
 		standard_ProcessUtility;
 	Node	   *stmt = pstmt->utilityStmt;
 	Oid			dboid = database_to_suspend(stmt, context);
+	bool		drops = IsA(stmt, DropdbStmt);
+	Aftermath	after;
 
+	before_utility(stmt, &after);
 	if (OidIsValid(dboid))
 	{
 		PG_ENSURE_ERROR_CLEANUP(suspend_release, (Datum) 0);
@@ -128,7 +141,7 @@ process_utility(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
 			suspend_database(dboid);
 			next(pstmt, queryString, readOnlyTree, context, params, queryEnv, dest, qc);
 			/* core has dropped the slots, which were inactive */
-			if (IsA(stmt, DropdbStmt))
+			if (drops)
 				forget_database(dboid);
 		}
 		PG_END_ENSURE_ERROR_CLEANUP(suspend_release, (Datum) 0);
@@ -136,7 +149,7 @@ process_utility(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
 	}
 	else
 		next(pstmt, queryString, readOnlyTree, context, params, queryEnv, dest, qc);
-	after_utility(stmt);
+	after_utility(&after);
 }
 
 /* Describes a command that wants a database for itself; false for any other. */
@@ -291,22 +304,39 @@ may_create_databases(void)
 	return result;
 }
 
-/* Follows what a utility command has done, or refuses it after all. */
+/* Notes what is to be followed when a command is done. */
 static void
-after_utility(Node *stmt)
+before_utility(Node *stmt, Aftermath *after)
 {
+	memset(after, 0, sizeof(*after));
 	if (IsA(stmt, RenameStmt) &&
 		((RenameStmt *) stmt)->renameType == OBJECT_FOREIGN_SERVER)
-		follow_server_rename(strVal(((RenameStmt *) stmt)->object),
-							 ((RenameStmt *) stmt)->newname);
+	{
+		after->old_server = pstrdup(strVal(((RenameStmt *) stmt)->object));
+		after->new_server = pstrdup(((RenameStmt *) stmt)->newname);
+	}
 	else if (IsA(stmt, ReassignOwnedStmt))
-		follow_reassign((ReassignOwnedStmt *) stmt);
+		after->reassign = (ReassignOwnedStmt *) stmt;
+	/* a table may have been created in it, by whatever session */
+	after->tables_made = IsA(stmt, TransactionStmt) &&
+		((TransactionStmt *) stmt)->kind == TRANS_STMT_COMMIT_PREPARED;
+}
+
+/*
+ * Follows what a utility command has done, or refuses it after all.  The
+ * statement may be gone by now; those that we look at live longer, because no
+ * transaction ends in them.
+ */
+static void
+after_utility(const Aftermath *after)
+{
+	if (after->old_server != NULL)
+		follow_server_rename(after->old_server, after->new_server);
+	if (after->reassign != NULL)
+		follow_reassign(after->reassign);
 	if (dropped != NIL)
 		check_dropped();
-
-	/* a table may have been created in it, by whatever session */
-	if (IsA(stmt, TransactionStmt) &&
-		((TransactionStmt *) stmt)->kind == TRANS_STMT_COMMIT_PREPARED)
+	if (after->tables_made)
 		wake_table_made();
 }
 

@@ -59,6 +59,9 @@ pipe_must_leave(Pipe *pipe)
 void
 pipe_check_orders(Pipe *pipe)
 {
+	/* whoever asks, what is new is followed */
+	if (pipe_orders_changed(pipe))
+		pipe->orders_pending = true;
 	pipe->generation = pipe->entry->generation;
 	pg_read_barrier();
 	load_orders(pipe);
@@ -324,7 +327,6 @@ pipe_wait_until(Pipe *pipe, TimestampTz until, uint32 wait_event)
 		{
 			/* whatever it was, the user has done something: try at once */
 			pipe_check_orders(pipe);
-			pipe->orders_pending = true;
 			return;
 		}
 		AcceptInvalidationMessages();

@@ -276,10 +276,7 @@ connect_clickhouse(Pipe *pipe)
 
 		CHECK_FOR_INTERRUPTS();
 		if (pipe_orders_changed(pipe))
-		{
 			pipe_check_orders(pipe);
-			pipe->orders_pending = true;
-		}
 		if (ch_connect(pipe->ch, &err))
 			break;
 		/* with a slot, a server that is too old today may be another one tomorrow */

@@ -156,7 +156,7 @@ resync_drop_target(Pipe *pipe, const char *database, const char *target_table)
 	ChError		err;
 
 	if (target_is_marked(pipe->ch, pipe->id, ch_database, ch_table, KILL_TIMEOUT_MS, &marked, &err) &&
-		(!marked || target_drop(pipe->ch, ch_database, ch_table, DROP_TIMEOUT_MS, &err)))
+		(!marked || target_drop(pipe->ch, ch_database, ch_table, false, DROP_TIMEOUT_MS, &err)))
 		return;
 	pipe_log(pipe, WARNING, NULL, err.code, "Drop it in ClickHouse.",
 			 "%s.%s, which a resync had not finished, is left in ClickHouse: %s",
@@ -487,7 +487,7 @@ drop_replaced(Pipe *pipe, const ReplacedTarget *target, ChError *err)
 	if (!identity.exists || strcmp(identity.uuid, target->uuid) != 0 ||
 		(target->uuid[0] == '\0' && !marked))
 		return true;
-	return target_drop(pipe->ch, database, table, DROP_TIMEOUT_MS, err);
+	return target_drop(pipe->ch, database, table, false, DROP_TIMEOUT_MS, err);
 }
 
 /*

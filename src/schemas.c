@@ -16,8 +16,11 @@
 
 #include "access/relation.h"
 #include "access/xact.h"
+#include "common/hashfn.h"
+#include "miscadmin.h"
 #include "storage/lmgr.h"
 #include "utils/builtins.h"
+#include "utils/hsearch.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
@@ -30,9 +33,20 @@
 /* Temporary tables are made often, and look the same from afar. */
 #define LOOK_AGAIN_MS	1000
 
-static List *find_tables(Pipe *pipe, bool *busy);
-static char *refusal(Pipe *pipe, Oid relid, List *found, bool *locked, bool *gone);
-static bool target_is_taken(Pipe *pipe, Oid relid, const TableOptions *options, List *found);
+/* Tables that are added in one transaction, which has all of them locked. */
+#define MAX_ADDED		200
+
+/* A target that is taken, in a hash table. */
+typedef struct TakenTarget
+{
+	uint64		hash;			/* of database and name */
+} TakenTarget;
+
+static List *find_tables(Pipe *pipe, bool *busy, bool *more);
+static char *refusal(Pipe *pipe, Oid relid, HTAB *taken, bool *locked, bool *gone);
+static HTAB *taken_targets(Pipe *pipe);
+static void take_target(HTAB *taken, const char *database, const char *table);
+static bool target_is_taken(Pipe *pipe, Oid relid, HTAB *taken);
 static void name_target(Pipe *pipe, Oid relid, Jsonb *json, char **database, char **table);
 
 /*
@@ -47,6 +61,7 @@ schemas_add_tables(Pipe *pipe)
 	List	   *relids;
 	ListCell   *lc;
 	bool		busy = false;
+	bool		more = false;
 
 	if (pipe->options->schemas == NIL)
 	{
@@ -66,7 +81,7 @@ schemas_add_tables(Pipe *pipe)
 		pipe->schemas_unchecked = true;
 		return;
 	}
-	relids = find_tables(pipe, &busy);
+	relids = find_tables(pipe, &busy, &more);
 	foreach(lc, relids)
 	{
 		Oid			relid = lfirst_oid(lc);
@@ -75,17 +90,24 @@ schemas_add_tables(Pipe *pipe)
 	}
 	worker_commit();
 	/* somebody who makes a table has it locked until he commits */
-	pipe->schemas_unchecked |= busy;
+	pipe->schemas_unchecked |= busy || more;
+	if (more)
+		pipe->schemas_checked = 0;
 	if (relids != NIL)
 		tables_reload(pipe);
 }
 
-/* Returns the oids of the tables to be added.  busy: some could not be looked at. */
+/*
+ * Returns the oids of the tables to be added.  busy: some could not be looked
+ * at; more: there are more than are added at once.
+ */
 static List *
-find_tables(Pipe *pipe, bool *busy)
+find_tables(Pipe *pipe, bool *busy, bool *more)
 {
 	List	   *found = NIL;
 	List	   *refused = NIL;
+	HTAB	   *taken;
+	MemoryContext mcxt;
 	int			n;
 	Oid		   *candidates;
 
@@ -99,12 +121,42 @@ find_tables(Pipe *pipe, bool *busy)
 	candidates = palloc(sizeof(Oid) * Max(n, 1));
 	for (int i = 0; i < n; i++)
 		candidates[i] = (Oid) catalog_field_int(i, 1);
+	taken = taken_targets(pipe);
+	mcxt = AllocSetContextCreate(CurrentMemoryContext, "clickpipe candidate",
+								 ALLOCSET_SMALL_SIZES);
 	for (int i = 0; i < n; i++)
 	{
 		bool		locked = false;
 		bool		gone = false;
-		char	   *reason = refusal(pipe, candidates[i], found, &locked, &gone);
+		MemoryContext outer;
+		char	   *reason;
 
+		CHECK_FOR_INTERRUPTS();
+		if (list_length(found) == MAX_ADDED)
+		{
+			*more = true;
+			/* nobody has looked at the rest */
+			for (; i < n; i++)
+				if (list_member_oid(pipe->refused, candidates[i]))
+				{
+					outer = MemoryContextSwitchTo(pipe->mcxt);
+					refused = lappend_oid(refused, candidates[i]);
+					MemoryContextSwitchTo(outer);
+				}
+			break;
+		}
+		MemoryContextReset(mcxt);
+		outer = MemoryContextSwitchTo(mcxt);
+		reason = refusal(pipe, candidates[i], taken, &locked, &gone);
+		if (reason == NULL && !locked && !gone)
+		{
+			char	   *database;
+			char	   *table;
+
+			name_target(pipe, candidates[i], NULL, &database, &table);
+			take_target(taken, database, table);
+		}
+		MemoryContextSwitchTo(outer);
 		*busy |= locked;
 		if (locked || gone)
 			continue;
@@ -133,7 +185,7 @@ find_tables(Pipe *pipe, bool *busy)
  * locked: not known now; gone: nothing to be said.
  */
 static char *
-refusal(Pipe *pipe, Oid relid, List *found, bool *locked, bool *gone)
+refusal(Pipe *pipe, Oid relid, HTAB *taken, bool *locked, bool *gone)
 {
 	TableOptions *options = table_options_parse(NULL, "");
 	Relation	rel;
@@ -157,47 +209,72 @@ refusal(Pipe *pipe, Oid relid, List *found, bool *locked, bool *gone)
 		reason = source_read_refusal(relid, pipe->info->owner, &hint);
 	if (reason == NULL)
 		reason = target_refusal(rel, options, &hint);
-	if (reason == NULL && target_is_taken(pipe, relid, options, found))
+	if (reason == NULL && target_is_taken(pipe, relid, taken))
 		reason = "another table has the same target";
 	/* it stays as it is until it is in the catalog */
 	relation_close(rel, reason == NULL ? NoLock : AccessShareLock);
 	return reason;
 }
 
-/*
- * Has another table of the pipe, or one that was found just now, the target
- * that this one would have?
- */
-static bool
-target_is_taken(Pipe *pipe, Oid relid, const TableOptions *options, List *found)
+/* Returns the targets that the pipe's tables have, or will have. */
+static HTAB *
+taken_targets(Pipe *pipe)
 {
-	char	   *database;
-	char	   *table;
+	HASHCTL		ctl = {.keysize = sizeof(uint64), .entrysize = sizeof(TakenTarget)};
+	HTAB	   *taken;
 	ListCell   *lc;
 
-	name_target(pipe, relid, NULL, &database, &table);
+	ctl.hcxt = CurrentMemoryContext;
+	taken = hash_create("clickpipe taken targets", 1024, &ctl,
+						HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
 	foreach(lc, catalog_load_tables(pipe->id, CurrentMemoryContext))
 	{
 		TableInfo  *other = lfirst(lc);
-		char	   *other_database = other->target_database;
-		char	   *other_table = other->target_table;
+		char	   *database = other->target_database;
+		char	   *table = other->target_table;
 
-		if (!other->is_listed)
+		if (!other->is_listed || (table == NULL && get_rel_name(other->relid) == NULL))
 			continue;
-		if (other_table == NULL && get_rel_name(other->relid) == NULL)
-			continue;
-		if (other_table == NULL)
-			name_target(pipe, other->relid, other->options, &other_database, &other_table);
-		if (target_names_clash(other_database, other_table, database, table))
-			return true;
+		if (table == NULL)
+			name_target(pipe, other->relid, other->options, &database, &table);
+		take_target(taken, database, table);
 	}
-	foreach(lc, found)
-	{
-		char	   *other_database;
-		char	   *other_table;
+	return taken;
+}
 
-		name_target(pipe, lfirst_oid(lc), NULL, &other_database, &other_table);
-		if (target_names_clash(other_database, other_table, database, table))
+/* Notes that a target is taken, with the names that a resync of it needs. */
+static void
+take_target(HTAB *taken, const char *database, const char *table)
+{
+	static const char *const suffixes[] = {"", RESYNC_SUFFIX, RESYNC_OLD_SUFFIX};
+
+	for (int i = 0; i < lengthof(suffixes); i++)
+	{
+		char	   *name = psprintf("%s.%s%s", database, table, suffixes[i]);
+		uint64		hash = DatumGetUInt64(hash_any_extended((unsigned char *) name, strlen(name), 0));
+
+		(void) hash_search(taken, &hash, HASH_ENTER, NULL);
+	}
+}
+
+/*
+ * Has another table the target that this one would have, or one that gets in
+ * its way?  By hash: one in a billion may be refused without need.
+ */
+static bool
+target_is_taken(Pipe *pipe, Oid relid, HTAB *taken)
+{
+	static const char *const suffixes[] = {"", RESYNC_SUFFIX, RESYNC_OLD_SUFFIX};
+	char	   *database;
+	char	   *table;
+
+	name_target(pipe, relid, NULL, &database, &table);
+	for (int i = 0; i < lengthof(suffixes); i++)
+	{
+		char	   *name = psprintf("%s.%s%s", database, table, suffixes[i]);
+		uint64		hash = DatumGetUInt64(hash_any_extended((unsigned char *) name, strlen(name), 0));
+
+		if (hash_search(taken, &hash, HASH_FIND, NULL) != NULL)
 			return true;
 	}
 	return false;

@@ -79,10 +79,7 @@ stream_run(Pipe *pipe)
 		CHECK_FOR_INTERRUPTS();
 		follow_settings();
 		if (pipe_orders_changed(pipe))
-		{
 			pipe_check_orders(pipe);
-			pipe->orders_pending = true;
-		}
 		if (pipe->orders_pending)
 		{
 			pipe->orders_pending = false;

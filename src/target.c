@@ -280,6 +280,27 @@ target_make(Relation rel, const TableOptions *options, const PipeOptions *pipe_o
 	return target;
 }
 
+/* See target_internal.h. */
+bool
+target_ensure_database(ChClient *ch, const Target *target, ChError *err)
+{
+	StringInfoData sql;
+	StringInfoData count;
+
+	initStringInfo(&sql);
+	initStringInfo(&count);
+	appendStringInfoString(&sql, "SELECT count() FROM system.databases WHERE name = ");
+	append_ch_literal(&sql, target->ch_database);
+	if (!ch_query(ch, sql.data, false, 30000, &count, err))
+		return false;
+	if (atoi(count.data) != 0)
+		return true;
+	resetStringInfo(&sql);
+	appendStringInfoString(&sql, "CREATE DATABASE IF NOT EXISTS ");
+	append_ch_identifier(&sql, target->ch_database);
+	return ch_query(ch, sql.data, false, 60000, NULL, err);
+}
+
 /* See target.h. */
 bool
 target_prepare(ChClient *ch, const Target *target, const PipeOptions *options, int32 pipe_id,
@@ -305,22 +326,8 @@ target_prepare(ChClient *ch, const Target *target, const PipeOptions *options, i
 			return target_refuse(err, "target %s.%s does not exist in ClickHouse any more",
 						  target->database, target->table);
 		}
-		resetStringInfo(&sql);
-		appendStringInfoString(&sql, "CREATE DATABASE IF NOT EXISTS ");
-		append_ch_identifier(&sql, target->ch_database);
-		resetStringInfo(&answer);
-		appendStringInfoString(&answer, "SELECT count() FROM system.databases WHERE name = ");
-		append_ch_literal(&answer, target->ch_database);
-		{
-			StringInfoData count;
-
-			initStringInfo(&count);
-			if (!ch_query(ch, answer.data, false, 30000, &count, err))
-				return false;
-			/* a user without the right to create databases must not need it */
-			if (atoi(count.data) == 0 && !ch_query(ch, sql.data, false, 60000, NULL, err))
-				return false;
-		}
+		if (!target_ensure_database(ch, target, err))
+			return false;
 		return ch_query(ch, target_create_sql(target, options, &ch->server, mark), false, 60000, NULL, err);
 	}
 
@@ -466,15 +473,15 @@ target_renew(ChClient *ch, const Target *target, int timeout_ms, ChError *err)
 
 /* See target.h. */
 bool
-target_drop(ChClient *ch, const char *database, const char *table, int timeout_ms,
-			ChError *err)
+target_drop(ChClient *ch, const char *database, const char *table, bool sync,
+			int timeout_ms, ChError *err)
 {
 	StringInfoData sql;
 
 	initStringInfo(&sql);
 	appendStringInfoString(&sql, "DROP TABLE IF EXISTS ");
 	target_append_name(&sql, database, table);
-	appendStringInfoString(&sql, " SYNC SETTINGS max_table_size_to_drop = 0");
+	appendStringInfo(&sql, "%s SETTINGS max_table_size_to_drop = 0", sync ? " SYNC" : "");
 	return ch_query(ch, sql.data, false, timeout_ms, NULL, err);
 }
 

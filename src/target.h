@@ -151,8 +151,11 @@ extern bool target_is_marked(ChClient *ch, int32 pipe_id, const char *database,
 /* Puts a new, empty table of the same definition in the target's place. */
 extern bool target_renew(ChClient *ch, const Target *target, int timeout_ms, ChError *err);
 
-/* Drops a target (names in UTF8), if it is there, at once and for good. */
-extern bool target_drop(ChClient *ch, const char *database, const char *table,
+/*
+ * Drops a target (names in UTF8), if it is there, for good.  sync: its data, too, which waits
+ * for those who still read it; otherwise only the name is free at once.
+ */
+extern bool target_drop(ChClient *ch, const char *database, const char *table, bool sync,
 						int timeout_ms, ChError *err);
 
 /* The highest version in a history: everything up to there has been inserted.  0, 0 if empty. */

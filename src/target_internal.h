@@ -23,6 +23,12 @@
  */
 extern char *target_mark(int32 pipe_id);
 
+/*
+ * Makes the target's database if it is not there: a user without the right to create
+ * databases must not need it.
+ */
+extern bool target_ensure_database(ChClient *ch, const Target *target, ChError *err);
+
 /* Appends database.table, quoted. */
 extern void target_append_name(StringInfo buf, const char *database, const char *table);
 

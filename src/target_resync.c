@@ -57,13 +57,14 @@ target_prepare_resync(ChClient *ch, const Target *target, const char *old_table,
 		return target_refuse(err, "table %s.%s exists and was not made by this pipe",
 							 target->database, target->table);
 	}
-	if (exists && !target_drop(ch, target->ch_database, target->ch_table, DDL_TIMEOUT_MS, err))
+	if (exists && !target_drop(ch, target->ch_database, target->ch_table, false, DDL_TIMEOUT_MS, err))
 		return false;
 
 	if (!read_comment(ch, target->ch_database, old.ch_table, &exists, &comment, err))
 		return false;
 	if (!exists)
-		return ch_query(ch, target_create_sql(target, options, &ch->server, mark), false,
+		return target_ensure_database(ch, target, err) &&
+			ch_query(ch, target_create_sql(target, options, &ch->server, mark), false,
 						DDL_TIMEOUT_MS, NULL, err);
 	if (strcmp(comment, mark) != 0 &&
 		(!old_ours || strncmp(comment, TARGET_MARK, strlen(TARGET_MARK)) == 0))
