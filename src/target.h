@@ -71,7 +71,8 @@ extern Target *target_make(Relation rel, const TableOptions *options,
 						   const char *table, const TypeCaps *caps, MemoryContext mcxt);
 
 /*
- * Makes sure that the target exists and fits.  ours: this pipe made it, so that it may have
+ * Makes sure that the target exists and fits.  In target_table.c, as all that asks ClickHouse
+ * but what target_resync.c has.  ours: this pipe made it, so that it may have
  * rows; may_have_rows: it may have them anyway.  may_create: make it if it is not there.
  * False: *err says why (class CH_PERMANENT if it does not fit), *hint what to do (NULL: no
  * special hint).  Waits for the network; not in a transaction.
@@ -84,7 +85,7 @@ extern bool target_prepare(ChClient *ch, const Target *target, const PipeOptions
  * Makes the table that will take the place of "old_table" (of the same database): like it if
  * it is ours and fits, so that what users added to it is kept, else from the source, with
  * their indexes, projections and TTL as far as they fit.  *lost: what did not (char *).
- * Otherwise as target_prepare.  In target_resync.c, as is what follows.
+ * Otherwise as target_prepare.  In target_resync.c, as are the exchange and what goes with it.
  */
 extern bool target_prepare_resync(ChClient *ch, const Target *target, const char *old_table,
 								  const PipeOptions *options, int32 pipe_id, bool old_ours,
