@@ -24,6 +24,13 @@
 extern char *target_mark(int32 pipe_id);
 
 /*
+ * Reads a table's comment (names in UTF8), "" if there is no such table.  False: not known,
+ * see *err.  Waits for the network.
+ */
+extern bool target_comment(ChClient *ch, const char *database, const char *table, int timeout_ms,
+						   bool *exists, char **comment, ChError *err);
+
+/*
  * Makes the target's database if it is not there: a user without the right to create
  * databases must not need it.
  */

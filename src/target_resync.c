@@ -21,8 +21,6 @@
 /* SQL for a column "name" as an identifier */
 #define QUOTED_NAME			"'`', replaceAll(replaceAll(name, '\\\\', '\\\\\\\\'), '`', '\\\\`'), '`'"
 
-static bool read_comment(ChClient *ch, const char *database, const char *table, bool *exists,
-						 char **comment, ChError *err);
 static bool create_like(ChClient *ch, const Target *target, const char *old_table,
 						const char *mark, ChError *err);
 static bool add_extras(ChClient *ch, const Target *target, const char *old_table,
@@ -49,7 +47,8 @@ target_prepare_resync(ChClient *ch, const Target *target, const char *old_table,
 		old.ch_table = (char *) old_table;
 
 	/* what an earlier attempt left */
-	if (!read_comment(ch, target->ch_database, target->ch_table, &exists, &comment, err))
+	if (!target_comment(ch, target->ch_database, target->ch_table, ASK_TIMEOUT_MS, &exists,
+						&comment, err))
 		return false;
 	if (exists && strcmp(comment, mark) != 0)
 	{
@@ -60,7 +59,8 @@ target_prepare_resync(ChClient *ch, const Target *target, const char *old_table,
 	if (exists && !target_drop(ch, target->ch_database, target->ch_table, false, DDL_TIMEOUT_MS, err))
 		return false;
 
-	if (!read_comment(ch, target->ch_database, old.ch_table, &exists, &comment, err))
+	if (!target_comment(ch, target->ch_database, old.ch_table, ASK_TIMEOUT_MS, &exists, &comment,
+						err))
 		return false;
 	if (!exists)
 		return target_ensure_database(ch, target, err) &&
@@ -86,30 +86,6 @@ target_prepare_resync(ChClient *ch, const Target *target, const char *old_table,
 	return ch_query(ch, target_create_sql(target, options, &ch->server, mark), false,
 					DDL_TIMEOUT_MS, NULL, err) &&
 		add_extras(ch, target, old.ch_table, lost, err);
-}
-
-/* Reads a table's comment, if it exists. */
-static bool
-read_comment(ChClient *ch, const char *database, const char *table, bool *exists,
-			 char **comment, ChError *err)
-{
-	StringInfoData sql;
-	StringInfoData answer;
-
-	initStringInfo(&sql);
-	initStringInfo(&answer);
-	appendStringInfoString(&sql, "SELECT comment FROM system.tables WHERE database = ");
-	append_ch_literal(&sql, database);
-	appendStringInfoString(&sql, " AND name = ");
-	append_ch_literal(&sql, table);
-	appendStringInfoString(&sql, " FORMAT TabSeparatedRaw");
-	if (!ch_query(ch, sql.data, false, ASK_TIMEOUT_MS, &answer, err))
-		return false;
-	*exists = answer.len > 0;
-	if (answer.len > 0)
-		answer.data[strcspn(answer.data, "\n")] = '\0';
-	*comment = answer.data;
-	return true;
 }
 
 /* Creates a table like another one, with all that users added to that. */

@@ -186,10 +186,10 @@ target_has_rows(ChClient *ch, const Target *target, int timeout_ms, bool *has_ro
 	return true;
 }
 
-/* See target.h. */
+/* See target_internal.h. */
 bool
-target_is_marked(ChClient *ch, int32 pipe_id, const char *database, const char *table,
-				 int timeout_ms, bool *marked, ChError *err)
+target_comment(ChClient *ch, const char *database, const char *table, int timeout_ms,
+			   bool *exists, char **comment, ChError *err)
 {
 	StringInfoData sql;
 	StringInfoData answer;
@@ -203,9 +203,24 @@ target_is_marked(ChClient *ch, int32 pipe_id, const char *database, const char *
 	appendStringInfoString(&sql, " FORMAT TabSeparatedRaw");
 	if (!ch_query(ch, sql.data, false, timeout_ms, &answer, err))
 		return false;
+	*exists = answer.len > 0;
 	if (answer.len > 0)
 		answer.data[strcspn(answer.data, "\n")] = '\0';
-	*marked = answer.len > 0 && strcmp(answer.data, target_mark(pipe_id)) == 0;
+	*comment = answer.data;
+	return true;
+}
+
+/* See target.h. */
+bool
+target_is_marked(ChClient *ch, int32 pipe_id, const char *database, const char *table,
+				 int timeout_ms, bool *marked, ChError *err)
+{
+	bool		exists;
+	char	   *comment;
+
+	if (!target_comment(ch, database, table, timeout_ms, &exists, &comment, err))
+		return false;
+	*marked = exists && strcmp(comment, target_mark(pipe_id)) == 0;
 	return true;
 }
 
