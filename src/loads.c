@@ -483,6 +483,8 @@ complete_tables(Pipe *pipe)
 	{
 		PipeTable  *table = pipe->tables[i];
 
+		if (table->main == NULL && TABLE_RESYNC_IS_DUE(table))
+			all = false;
 		/* a target that is about to be replaced need not be complete */
 		if (table->failure.failed || table->state == TABLE_RUNNING ||
 			table->state == TABLE_COMPLETED || TABLE_IS_REPLACED(table))
@@ -505,6 +507,7 @@ complete_tables(Pipe *pipe)
 		catalog_set_table_state(table->id, TABLE_RUNNING);
 		worker_commit();
 		table->state = TABLE_RUNNING;
+		table->resyncs_later = 0;
 	}
 	if (!all)
 		return;

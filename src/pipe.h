@@ -84,6 +84,9 @@ typedef struct PipeTable
 	char		replaces_uuid[40];	/* resync: of the target, when it began; "": not known */
 	bool		stray_ddl;		/* so may an exchange */
 	bool		blocked;		/* an exchange: nothing is sent until it is made */
+	bool		resync_later;	/* a resync that nobody ordered is due, and not durable yet */
+	int			resyncs_later;	/* so many since the target was complete */
+	int			resync_delay_ms;	/* before the set-up of the next one */
 
 	/* histories: what was inserted in an earlier life */
 	uint64		cursor_hi;
@@ -121,6 +124,10 @@ typedef struct PipeTable
 /* Is the table's target about to be replaced, so that it need not be complete? */
 #define TABLE_IS_REPLACED(table) \
 	((table)->resync != NULL && !(table)->resync->failure.failed)
+
+/* Is a resync of the table ordered, by whomever, that has not begun? */
+#define TABLE_RESYNC_IS_DUE(table) \
+	((table)->info->resync_wanted > (table)->info->resync_done)
 
 /* A block that is sealed and not acknowledged yet. */
 typedef struct SealedBlock
@@ -274,6 +281,17 @@ extern bool pipe_table_is_history(const PipeTable *table);
 extern bool pipe_table_is_loaded(Pipe *pipe, const PipeTable *table);
 extern void pipe_table_fail(Pipe *pipe, PipeTable *table, int code, const char *hint,
 							const char *fmt,...) pg_attribute_printf(5, 6);
+/*
+ * Sets a target aside and has its table loaded anew, by itself: durably before the slot
+ * can pass what the target did not get, and then in the loop.  Callable anywhere, as
+ * pipe_table_fail.  "fmt" goes on after "is resynced because"; hint (may be NULL) is for
+ * people.  Of a table with two targets only the one given is set aside: if that is the one
+ * resynced to, its resync begins anew; if the other one, the resync goes on.  Where a
+ * resync would lose what cannot be loaded (the history in an append-only target), or load
+ * what nobody wants loaded, the table is set aside for people to decide.
+ */
+extern void pipe_table_resync_later(Pipe *pipe, PipeTable *table, const char *hint,
+									const char *fmt,...) pg_attribute_printf(4, 5);
 extern void pipe_flush_failures(Pipe *pipe);
 extern void pipe_recheck_tables(Pipe *pipe);
 extern bool tables_let_go(Pipe *pipe, PipeTable *table);

@@ -147,6 +147,7 @@ typedef struct PipeEntry
 	uint64		followed;		/* generation of the orders that are followed */
 	bool		loads_done;		/* no table is waiting for its load */
 	int			tables_failed;
+	int			tables_failed_later;	/* of those: will be resynced by themselves */
 	TimestampTz lag_since;		/* commit time of the oldest change not yet
 								 * visible; 0: none */
 	bool		has_counters;

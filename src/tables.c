@@ -31,7 +31,12 @@ typedef struct TableHashEntry
 	PipeTable  *table;
 } TableHashEntry;
 
+/* A table that is resynced by itself again and again waits at most so long before each. */
+#define MAX_RESYNC_DELAY_MS	60000
+
 static void remove_state(Pipe *pipe, TableInfo *info);
+static void set_aside(Pipe *pipe, PipeTable *table, int code, const char *hint,
+					  const char *message);
 static char *recheck_table(Pipe *pipe, PipeTable *table, char **hint, bool *busy);
 
 /* Makes the tables from the catalog, once.  Not in a transaction. */
@@ -190,6 +195,8 @@ tables_reload(Pipe *pipe)
 	ListCell   *lc;
 	bool		modifying = false;
 
+	/* among what is wanted is what we order ourselves */
+	pipe_flush_failures(pipe);
 	worker_begin();
 	infos = catalog_load_tables(pipe->id, mcxt);
 	worker_commit();
@@ -307,6 +314,14 @@ pipe_table_fail(Pipe *pipe, PipeTable *table, int code, const char *hint,
 	va_end(args);
 	message[pg_mbcliplen(message, strlen(message), sizeof(message) - 1)] = '\0';
 
+	set_aside(pipe, table, code, hint, message);
+	pipe_log(pipe, ERROR, table, code, hint, "is set aside: %s", message);
+}
+
+/* Does what sets a table aside, without a word in the log. */
+static void
+set_aside(Pipe *pipe, PipeTable *table, int code, const char *hint, const char *message)
+{
 	table->failure.failed = true;
 	table->failure.durable = false;
 	table->failure.code = code;
@@ -327,10 +342,51 @@ pipe_table_fail(Pipe *pipe, PipeTable *table, int code, const char *hint,
 							"its resync was set aside in the middle of the exchange");
 		table->main->blocked = false;
 	}
-	pipe_log(pipe, ERROR, table, code, hint, "is set aside: %s", message);
 }
 
-/* Makes the failures of tables durable.  Not in a callback or transaction. */
+/* See pipe.h. */
+void
+pipe_table_resync_later(Pipe *pipe, PipeTable *table, const char *hint, const char *fmt,...)
+{
+	PipeTable  *main = table->main != NULL ? table->main : table;
+	char		reason[ERROR_TEXT_LEN];
+	va_list		args;
+
+	if (table->failure.failed)
+		return;
+	va_start(args, fmt);
+	vsnprintf(reason, sizeof(reason), fmt, args);
+	va_end(args);
+	if (table->main == NULL &&
+		(pipe_table_is_history(table) || !pipe_table_is_loaded(pipe, table)))
+	{
+		if (hint == NULL)
+			hint = hint_resync(pipe->info->name, table->info->source_name, NULL);
+		pipe_table_fail(pipe, table, 0, hint, "%s", reason);
+		return;
+	}
+
+	pipe_log(pipe, WARNING, table, 0, hint, "is resynced because %s", reason);
+	strlcpy(reason, psprintf("is resynced because %s", reason), sizeof(reason));
+	reason[pg_mbcliplen(reason, strlen(reason), sizeof(reason) - 1)] = '\0';
+	set_aside(pipe, table, 0, hint, reason);
+	/* the resync that goes on replaces it */
+	if (TABLE_IS_REPLACED(main))
+		return;
+	main->resync_later = true;
+	main->info->resync_done = Min(main->info->resync_done, main->info->resync_wanted - 1);
+	/* whatever makes it begin again and again, it shall not spin */
+	if (main->resyncs_later++ > 0)
+		main->resync_delay_ms = Min(500 << Min(main->resyncs_later, 7), MAX_RESYNC_DELAY_MS);
+	pipe->failure_pending = true;
+	pipe->orders_pending = true;
+	pipe->loads_done = false;
+}
+
+/*
+ * Makes the failures of tables durable, and which of them are resynced by
+ * themselves.  Not in a callback or transaction.
+ */
 void
 pipe_flush_failures(Pipe *pipe)
 {
@@ -339,15 +395,20 @@ pipe_flush_failures(Pipe *pipe)
 	worker_begin();
 	for (int i = 0; i < pipe->ntables; i++)
 	{
-		TableFailure *failure = &pipe->tables[i]->failure;
+		PipeTable  *table = pipe->tables[i];
+		TableFailure *failure = &table->failure;
 
 		if (failure->failed && !failure->durable)
-			catalog_fail_table(pipe->tables[i]->id, failure->code, failure->message,
-							   failure->hint);
+			catalog_fail_table(table->id, failure->code, failure->message, failure->hint);
+		if (table->resync_later)
+			catalog_order_resync(table->id, table->info->resync_done);
 	}
 	worker_commit();
 	for (int i = 0; i < pipe->ntables; i++)
+	{
 		pipe->tables[i]->failure.durable = pipe->tables[i]->failure.failed;
+		pipe->tables[i]->resync_later = false;
+	}
 	pipe->failure_pending = false;
 }
 
