@@ -201,24 +201,36 @@ target_make(Relation rel, const TableOptions *options, const PipeOptions *pipe_o
 			List *shape, const char *default_database, const char *database,
 			const char *table, const TypeCaps *caps, MemoryContext mcxt)
 {
+	SourceKey	key;
+
+	source_key(rel, &key);
+	return target_describe(RelationGetRelid(rel), RelationGetDescr(rel), &key, options,
+						   pipe_options, shape, default_database, database, table, caps, mcxt);
+}
+
+/* See target.h. */
+Target *
+target_describe(Oid relid, TupleDesc desc, const SourceKey *key, const TableOptions *options,
+				const PipeOptions *pipe_options, List *shape, const char *default_database,
+				const char *database, const char *table, const TypeCaps *caps, MemoryContext mcxt)
+{
 	MemoryContext old = MemoryContextSwitchTo(mcxt);
-	TupleDesc	desc = RelationGetDescr(rel);
 	Target	   *target = palloc0(sizeof(Target));
 	RowMap	   *rows = &target->rows;
 	ListCell   *lc;
 
-	target_name(RelationGetRelid(rel), options, default_database,
-				&target->database, &target->table);
 	if (database != NULL && table != NULL)
 	{
 		target->database = pstrdup(database);
 		target->table = pstrdup(table);
 	}
+	else
+		target_name(relid, options, default_database, &target->database, &target->table);
 	utf8_init();
 	target->ch_database = name_in_utf8(target->database);
 	target->ch_table = name_in_utf8(target->table);
 	target->engine = options->table_engine;
-	source_key(rel, &target->key);
+	target->key = *key;
 
 	rows->columns = palloc0(sizeof(ColumnMap) * Max(desc->natts, 1));
 	rows->is_key = palloc0(sizeof(bool) * Max(desc->natts, 1));

@@ -71,6 +71,15 @@ extern Target *target_make(Relation rel, const TableOptions *options,
 						   const char *table, const TypeCaps *caps, MemoryContext mcxt);
 
 /*
+ * The same from a recorded shape (shape.h), whatever the table looks like now.  relid matters
+ * only if there are no names yet.
+ */
+extern Target *target_describe(Oid relid, TupleDesc desc, const SourceKey *key,
+							   const TableOptions *options, const PipeOptions *pipe_options,
+							   List *shape, const char *default_database, const char *database,
+							   const char *table, const TypeCaps *caps, MemoryContext mcxt);
+
+/*
  * Makes sure that the target exists and fits.  In target_table.c, as all that asks ClickHouse
  * but what target_resync.c has.  ours: this pipe made it, so that it may have
  * rows; may_have_rows: it may have them anyway.  may_create: make it if it is not there.
