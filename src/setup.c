@@ -261,15 +261,14 @@ describe(Pipe *pipe, PipeTable *table)
 
 		if (table->shape != NIL)
 		{
-			char	   *difference = source_shape_difference(table->shape, shape);
+			ShapeChange change;
+			char	   *difference = source_shape_difference(table->shape, shape,
+															 pipe_table_is_history(table), &change);
 
 			if (difference != NULL)
-			{
-				reason = psprintf("the table's definition changed (%s)", difference);
-				hint = hint_resync(pipe->info->name, table->info->source_name, NULL);
-			}
+				pipe_table_redefined(pipe, table, difference, change);
 		}
-		if (reason == NULL)
+		if (!table->failure.failed)
 		{
 			ListCell   *lc;
 
@@ -299,6 +298,9 @@ describe(Pipe *pipe, PipeTable *table)
 	{
 		if (hint == NULL)
 			hint = hint_resync(pipe->info->name, table->info->source_name, "Repair the table");
+		else if (table->main != NULL && rel != NULL)
+			hint = psprintf("%s Then r%s", hint,
+							hint_resync(pipe->info->name, table->info->source_name, NULL) + 1);
 		pipe_table_fail(pipe, table, 0, hint, "%s", reason);
 	}
 	if (rel != NULL)

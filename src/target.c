@@ -218,7 +218,9 @@ target_make(Relation rel, const TableOptions *options, const PipeOptions *pipe_o
 	target->ch_database = name_in_utf8(target->database);
 	target->ch_table = name_in_utf8(target->table);
 	target->engine = options->table_engine;
-	source_key(rel, &target->key);
+	/* which index it is from, and in which order, was decided at the capture point */
+	source_shape_key(shape, &target->key);
+	target->key.full = (rel->rd_rel->relreplident == REPLICA_IDENTITY_FULL);
 
 	rows->columns = palloc0(sizeof(ColumnMap) * Max(desc->natts, 1));
 	rows->is_key = palloc0(sizeof(bool) * Max(desc->natts, 1));
