@@ -326,15 +326,17 @@ static bool
 shape_fits(Pipe *pipe, PipeTable *table, Relation rel)
 {
 	List	   *watch;
-	char	   *difference = source_shape_difference(table->shape, source_shape(rel, &watch));
+	ShapeChange change;
+	char	   *difference = source_shape_difference(table->shape, source_shape(rel, &watch),
+													 pipe_table_is_history(table), &change);
 
 	if (difference != NULL)
 	{
-		pipe_table_fail(pipe, table, 0,
-						hint_resync(pipe->info->name, table->info->source_name, NULL),
-						"the table's definition changed (%s)", difference);
+		pipe_table_redefined(pipe, table, difference, change);
 		return false;
 	}
+	/* whole old rows are logged from here on, or not any more */
+	table->target->key.full = (rel->rd_rel->relreplident == REPLICA_IDENTITY_FULL);
 	table->unchecked = false;
 	return true;
 }

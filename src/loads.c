@@ -252,6 +252,7 @@ open_ranges(Pipe *pipe, PipeTable *table, int slot, bool again)
 	Relation	rel;
 	List	   *watch;
 	char	   *difference;
+	ShapeChange change;
 	List	   *chunks = NIL;
 	BlockNumber nblocks;
 	BlockNumber size;
@@ -272,12 +273,11 @@ open_ranges(Pipe *pipe, PipeTable *table, int slot, bool again)
 		worker_commit();
 		return false;
 	}
-	difference = source_shape_difference(table->shape, source_shape(rel, &watch));
+	difference = source_shape_difference(table->shape, source_shape(rel, &watch),
+										 pipe_table_is_history(table), &change);
 	if (difference != NULL)
 	{
-		pipe_table_fail(pipe, table, 0,
-						hint_resync(pipe->info->name, table->info->source_name, NULL),
-						"the table's definition changed (%s)", difference);
+		pipe_table_redefined(pipe, table, difference, change);
 		relation_close(rel, AccessShareLock);
 		worker_commit();
 		return false;
@@ -304,7 +304,7 @@ open_ranges(Pipe *pipe, PipeTable *table, int slot, bool again)
 	load->chunks_out = 0;
 	load->deaths = 0;
 	load->not_before = 0;
-	load->restart = load->failed = false;
+	load->restart = load->failed = load->other_key = false;
 	load->error.at = 0;
 	load->hint[0] = '\0';
 	subtract_chunks(load, nblocks, chunks);
@@ -387,6 +387,7 @@ watch_load(Pipe *pipe, PipeTable *table)
 {
 	LoadSlot   *load = &pipe->entry->loads[table->load_slot];
 	bool		failed;
+	bool		other_key;
 	bool		restart;
 	bool		done;
 	int			left;
@@ -395,6 +396,7 @@ watch_load(Pipe *pipe, PipeTable *table)
 
 	LWLockAcquire(pipe->entry->load_lock, LW_SHARED);
 	failed = load->failed;
+	other_key = load->other_key;
 	restart = load->restart;
 	done = load->nranges == 0 && load->chunks_out == 0;
 	left = load->nranges > 0 ? pipe->options->initial_load_parallelism : 0;
@@ -404,7 +406,10 @@ watch_load(Pipe *pipe, PipeTable *table)
 
 	if (failed)
 	{
-		pipe_table_fail(pipe, table, error.code, hint[0] ? hint : NULL, "%s", error.message);
+		if (other_key)
+			pipe_table_redefined(pipe, table, error.message, SHAPE_OTHER_KEY);
+		else
+			pipe_table_fail(pipe, table, error.code, hint[0] ? hint : NULL, "%s", error.message);
 		loads_end(pipe, table);
 	}
 	else if (restart)

@@ -292,6 +292,9 @@ extern void pipe_table_fail(Pipe *pipe, PipeTable *table, int code, const char *
  */
 extern void pipe_table_resync_later(Pipe *pipe, PipeTable *table, const char *hint,
 									const char *fmt,...) pg_attribute_printf(4, 5);
+/* Does what a change of a table's shape calls for; "difference" is source_shape_difference's. */
+extern void pipe_table_redefined(Pipe *pipe, PipeTable *table, const char *difference,
+								 ShapeChange change);
 extern void pipe_flush_failures(Pipe *pipe);
 extern void pipe_recheck_tables(Pipe *pipe);
 extern bool tables_let_go(Pipe *pipe, PipeTable *table);

@@ -243,7 +243,6 @@ describe_recorded(Pipe *pipe, PipeTable *table)
 {
 	Oid			missing = InvalidOid;
 	TupleDesc	desc = shape_tuple_desc(table->shape, &missing);
-	SourceKey	key;
 	MemoryContext old;
 
 	if (desc == NULL)
@@ -252,8 +251,7 @@ describe_recorded(Pipe *pipe, PipeTable *table)
 								"a column's type (oid %u) was dropped", missing);
 		return;
 	}
-	shape_key(table->shape, &key);
-	table->target = target_describe(table->relid, desc, &key, table->options, pipe->options,
+	table->target = target_describe(table->relid, desc, table->options, pipe->options,
 									table->shape, pipe->server->dbname,
 									table->info->target_database, table->info->target_table,
 									&pipe->ch->caps, table->mcxt);
@@ -324,6 +322,9 @@ describe_source(Pipe *pipe, PipeTable *table)
 	{
 		if (hint == NULL)
 			hint = hint_resync(pipe->info->name, table->info->source_name, "Repair the table");
+		else if (table->main != NULL && rel != NULL)
+			hint = psprintf("%s Then r%s", hint,
+							hint_resync(pipe->info->name, table->info->source_name, NULL) + 1);
 		pipe_table_fail(pipe, table, 0, hint, "%s", reason);
 	}
 	if (rel != NULL)

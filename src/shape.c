@@ -14,7 +14,6 @@
  */
 #include "clickpipe.h"
 
-#include "catalog/pg_class.h"
 #include "utils/lsyscache.h"
 #include "utils/syscache.h"
 
@@ -91,35 +90,6 @@ parse_column(const char *line, ShapeColumn *column)
 	column->generated = '\0';
 	return sscanf(end, "\" of type %u modifier %d generated %c", &column->type, &column->modifier,
 				  &column->generated) >= 2;
-}
-
-/* See shape.h. */
-void
-shape_key(List *shape, SourceKey *key)
-{
-	ListCell   *lc;
-
-	memset(key, 0, sizeof(*key));
-	foreach(lc, shape)
-	{
-		const char *line = lfirst(lc);
-		char		kind;
-		char		persistence;
-		char		identity;
-
-		if (sscanf(line, "table kind %c persistence %c identity %c", &kind, &persistence,
-				   &identity) == 3)
-			key->full = (identity == REPLICA_IDENTITY_FULL);
-		else if (strncmp(line, "key", 3) == 0 && (line[3] == ' ' || line[3] == '\0'))
-		{
-			int			attnum;
-			int			len;
-
-			for (line += 3; sscanf(line, "%d%n", &attnum, &len) == 1 &&
-				 key->natts < INDEX_MAX_KEYS; line += len)
-				key->attnums[key->natts++] = (AttrNumber) attnum;
-		}
-	}
 }
 
 /* See shape.h. */

@@ -15,17 +15,12 @@
 #include "access/tupdesc.h"
 #include "nodes/pg_list.h"
 
-#include "source.h"
-
 /*
  * The columns that a shape (see source_shape) describes, at their attribute numbers; what is
  * not in it is a dropped column.  NULL if a type is no more, then *missing is its oid.
  * In a transaction: the types' storage comes from the catalogs.
  */
 extern TupleDesc shape_tuple_desc(List *shape, Oid *missing);
-
-/* The key that a shape describes. */
-extern void shape_key(List *shape, SourceKey *key);
 
 /* The relations whose change may change the shape, as source_shape names them; as of now. */
 extern List *shape_watch(List *shape);

@@ -37,7 +37,7 @@ typedef struct TableHashEntry
 static void remove_state(Pipe *pipe, TableInfo *info);
 static void set_aside(Pipe *pipe, PipeTable *table, int code, const char *hint,
 					  const char *message);
-static char *recheck_table(Pipe *pipe, PipeTable *table, char **hint, bool *busy);
+static bool recheck_table(Pipe *pipe, PipeTable *table);
 
 /* Makes the tables from the catalog, once.  Not in a transaction. */
 void
@@ -383,6 +383,23 @@ pipe_table_resync_later(Pipe *pipe, PipeTable *table, const char *hint, const ch
 	pipe->loads_done = false;
 }
 
+/* See pipe.h. */
+void
+pipe_table_redefined(Pipe *pipe, PipeTable *table, const char *difference, ShapeChange change)
+{
+	if (change == SHAPE_OTHER_KEY)
+		pipe_table_resync_later(pipe, table, NULL, "%s", difference);
+	else if (change == SHAPE_NO_IDENTITY)
+		pipe_table_fail(pipe, table, 0,
+						hint_resync(pipe->info->name, table->info->source_name,
+									"Updates and deletes do not say which row they are about. Use ALTER TABLE ... REPLICA IDENTITY DEFAULT"),
+						"%s", difference);
+	else
+		pipe_table_fail(pipe, table, 0,
+						hint_resync(pipe->info->name, table->info->source_name, NULL),
+						"the table's definition changed (%s)", difference);
+}
+
 /*
  * Makes the failures of tables durable, and which of them are resynced by
  * themselves.  Not in a callback or transaction.
@@ -425,25 +442,13 @@ pipe_recheck_tables(Pipe *pipe)
 	for (int i = 0; i < pipe->ntables; i++)
 	{
 		PipeTable  *table = pipe->tables[i];
-		char	   *reason;
-		char	   *hint = NULL;
-		bool		busy = false;
 
 		if (!table->recheck_now || !TABLE_IS_LIVE(table))
 			continue;
-		table->recheck_now = false;
 		worker_begin();
-		reason = recheck_table(pipe, table, &hint, &busy);
-		if (reason != NULL && table->info->automatic && get_rel_name(table->relid) == NULL)
-			busy = !tables_let_go(pipe, table);
-		else if (reason != NULL)
-			pipe_table_fail(pipe, table, 0, hint, "%s", reason);
+		table->recheck_now = !recheck_table(pipe, table);
 		worker_commit();
-		if (busy)
-		{
-			table->recheck_now = true;
-			again = true;
-		}
+		again |= table->recheck_now;
 	}
 	/* while somebody alters a table we do not stand in line behind him */
 	pipe->recheck_pending |= again;
@@ -465,32 +470,39 @@ tables_let_go(Pipe *pipe, PipeTable *table)
 	return true;
 }
 
-/* Says why a table cannot go on, NULL if it can.  busy: locked, look later. */
-static char *
-recheck_table(Pipe *pipe, PipeTable *table, char **hint, bool *busy)
+/*
+ * Compares a table with what the catalogs say now; sets it aside if it cannot
+ * go on as it is.  In a transaction.  False: look again later, it is locked.
+ */
+static bool
+recheck_table(Pipe *pipe, PipeTable *table)
 {
 	Relation	rel;
-	char	   *reason = NULL;
+	char	   *reason;
+	char	   *hint = NULL;
 	char	   *difference;
+	ShapeChange change;
 	List	   *watch;
 
-	*hint = hint_resync(pipe->info->name, table->info->source_name, NULL);
 	if (!ConditionalLockRelationOid(table->relid, AccessShareLock))
-	{
-		*busy = true;
-		return NULL;
-	}
+		return false;
 	rel = try_relation_open(table->relid, NoLock);
 	if (rel == NULL)
 	{
-		*hint = hint_remove(pipe->info->name, table->relid);
-		return "the table was dropped";
+		if (table->info->automatic)
+			return tables_let_go(pipe, table);
+		pipe_table_fail(pipe, table, 0, hint_remove(pipe->info->name, table->relid),
+						"the table was dropped");
+		return true;
 	}
-	difference = source_shape_difference(table->shape, source_shape(rel, &watch));
+	difference = source_shape_difference(table->shape, source_shape(rel, &watch),
+										 pipe_table_is_history(table), &change);
 	if (difference != NULL)
-		reason = psprintf("the table's definition changed (%s)", difference);
-	else
-		reason = source_read_refusal(table->relid, pipe->info->owner, hint);
+		pipe_table_redefined(pipe, table, difference, change);
+	else if ((reason = source_read_refusal(table->relid, pipe->info->owner, &hint)) != NULL)
+		pipe_table_fail(pipe, table, 0,
+						hint ? hint : hint_resync(pipe->info->name, table->info->source_name, NULL),
+						"%s", reason);
 	relation_close(rel, AccessShareLock);
-	return reason;
+	return true;
 }

@@ -201,16 +201,13 @@ target_make(Relation rel, const TableOptions *options, const PipeOptions *pipe_o
 			List *shape, const char *default_database, const char *database,
 			const char *table, const TypeCaps *caps, MemoryContext mcxt)
 {
-	SourceKey	key;
-
-	source_key(rel, &key);
-	return target_describe(RelationGetRelid(rel), RelationGetDescr(rel), &key, options,
-						   pipe_options, shape, default_database, database, table, caps, mcxt);
+	return target_describe(RelationGetRelid(rel), RelationGetDescr(rel), options, pipe_options,
+						   shape, default_database, database, table, caps, mcxt);
 }
 
 /* See target.h. */
 Target *
-target_describe(Oid relid, TupleDesc desc, const SourceKey *key, const TableOptions *options,
+target_describe(Oid relid, TupleDesc desc, const TableOptions *options,
 				const PipeOptions *pipe_options, List *shape, const char *default_database,
 				const char *database, const char *table, const TypeCaps *caps, MemoryContext mcxt)
 {
@@ -230,7 +227,8 @@ target_describe(Oid relid, TupleDesc desc, const SourceKey *key, const TableOpti
 	target->ch_database = name_in_utf8(target->database);
 	target->ch_table = name_in_utf8(target->table);
 	target->engine = options->table_engine;
-	target->key = *key;
+	/* which index it is from, and in which order, was decided at the capture point */
+	source_shape_key(shape, &target->key);
 
 	rows->columns = palloc0(sizeof(ColumnMap) * Max(desc->natts, 1));
 	rows->is_key = palloc0(sizeof(bool) * Max(desc->natts, 1));

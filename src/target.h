@@ -74,9 +74,9 @@ extern Target *target_make(Relation rel, const TableOptions *options,
  * The same from a recorded shape (shape.h), whatever the table looks like now.  relid matters
  * only if there are no names yet.
  */
-extern Target *target_describe(Oid relid, TupleDesc desc, const SourceKey *key,
-							   const TableOptions *options, const PipeOptions *pipe_options,
-							   List *shape, const char *default_database, const char *database,
+extern Target *target_describe(Oid relid, TupleDesc desc, const TableOptions *options,
+							   const PipeOptions *pipe_options, List *shape,
+							   const char *default_database, const char *database,
 							   const char *table, const TypeCaps *caps, MemoryContext mcxt);
 
 /*
