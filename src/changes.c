@@ -286,23 +286,32 @@ apply_delete(Pipe *pipe, PipeTable *table, TupleDesc desc, RowMeta *meta, HeapTu
 		table->txn_deleted++;
 }
 
-/* Takes a TRUNCATE: this version cannot follow it, so it must not go unnoticed. */
+/*
+ * Takes a TRUNCATE of some tables, of which those that are not ours are nothing
+ * to us.  A history that has rows of after it was truncated in an earlier life.
+ */
 void
-changes_truncate(Pipe *pipe, ReorderBufferTXN *txn, int nrels, Relation *rels)
+changes_truncate(Pipe *pipe, ReorderBufferTXN *txn, int nrels, Relation *rels,
+				 ReorderBufferChange *change)
 {
+	List	   *tables = NIL;
+	MemoryContext old;
+
 	if (pipe->options->truncate == TRUNCATE_IGNORE)
 		return;
+	old = MemoryContextSwitchTo(pipe->row_mcxt);
 	for (int i = 0; i < nrels; i++)
 	{
 		PipeTable  *table = pipe_find_table(pipe, RelationGetRelid(rels[i]));
 
 		for (; table != NULL; table = table->resync)
-			if (takes_change(pipe, table))
-				pipe_table_fail(pipe, table, 0,
-								hint_resync(pipe->info->name, table->info->source_name,
-											"This version does not follow TRUNCATE. If it shall be ignored, set the pipe option \"truncate\" to \"ignore\" with clickpipe_alter"),
-								"the table was truncated");
+			if (takes_change(pipe, table) && !target_has_change(pipe, table, change))
+				tables = list_append_unique_ptr(tables, table);
 	}
+	if (tables != NIL)
+		truncate_targets(pipe, tables);
+	MemoryContextSwitchTo(old);
+	MemoryContextReset(pipe->row_mcxt);
 }
 
 /* Returns the table that a change is of, or NULL. */

@@ -112,6 +112,7 @@ loads_coordinate(Pipe *pipe)
 
 	if (pipe->loads_done)
 		return;
+	truncate_record_loads(pipe);
 	for (int i = 0; i < pipe->ntables; i++)
 	{
 		PipeTable  *table = pipe->tables[i];
@@ -158,6 +159,8 @@ begin_load(Pipe *pipe, PipeTable *table)
 	if (open_ranges(pipe, table, slot, false))
 	{
 		table->load_slot = slot;
+		/* of workers that are ended, and of answers that do not come */
+		table->stray_inserts = true;
 		entry_set_activity(pipe->entry, "loading %s", table->info->source_name);
 		pipe_log(pipe, LOG, table, 0, NULL, "is being loaded into %s.%s",
 				 table->target->database, table->target->table);

@@ -80,7 +80,8 @@ typedef struct PipeTable
 	double		insert_ms;		/* how long inserts of blocks that are not full take lately */
 	int			refused_code;	/* with which error */
 	TimestampTz refused_since;	/* ClickHouse refuses its blocks for the time being; 0: no */
-	bool		stray_inserts;	/* some of unknown fate may still come to an end */
+	bool		stray_inserts;	/* some of unknown fate, or a TRUNCATE, may still come to an
+								 * end; so may some of workers whose load has ended */
 	char		replaces_uuid[40];	/* resync: of the target, when it began; "": not known */
 	bool		stray_ddl;		/* so may an exchange */
 	bool		blocked;		/* an exchange: nothing is sent until it is made */
@@ -114,6 +115,7 @@ typedef struct PipeTable
 	bool		writers_listed;
 	bool		load_complete;	/* all chunks are acknowledged */
 	XLogRecPtr	load_lsn;		/* newest position that a chunk has seen */
+	bool		load_truncated; /* a TRUNCATE has ended it, which is not recorded yet */
 } PipeTable;
 
 /* Does the table take changes? */
@@ -205,6 +207,7 @@ typedef struct Pipe
 	int			net_tries;		/* network failures in a row */
 	TimestampTz net_retry_at;
 	bool		has_error;		/* the entry shows an error */
+	int			truncate_tries; /* failed ones of the TRUNCATE at hand */
 
 	/* the transaction being decoded */
 	XLogRecPtr	commit_lsn;
@@ -320,13 +323,21 @@ extern void changes_init(Pipe *pipe);
 extern void changes_begin(Pipe *pipe, ReorderBufferTXN *txn);
 extern void changes_apply(Pipe *pipe, ReorderBufferTXN *txn, Relation rel,
 						  ReorderBufferChange *change);
-extern void changes_truncate(Pipe *pipe, ReorderBufferTXN *txn, int nrels, Relation *rels);
+extern void changes_truncate(Pipe *pipe, ReorderBufferTXN *txn, int nrels, Relation *rels,
+							 ReorderBufferChange *change);
 extern void changes_commit(Pipe *pipe, ReorderBufferTXN *txn);
+
+/* truncate.c */
+extern void truncate_targets(Pipe *pipe, List *tables);
+extern void truncate_record_loads(Pipe *pipe);
 
 /* inserts.c */
 extern void inserts_seal(Pipe *pipe, PipeTable *table);
 extern void inserts_pump(Pipe *pipe);
 extern void inserts_backpressure(Pipe *pipe);
+extern void inserts_wait(Pipe *pipe, long ms, uint32 wait_event);
+extern void inserts_clear_error(Pipe *pipe);
+extern bool inserts_refused_too_long(Pipe *pipe, PipeTable *table);
 extern Size inserts_unacked_bytes(Pipe *pipe);
 extern void inserts_flush_due(Pipe *pipe);
 extern long inserts_next_deadline(Pipe *pipe);
@@ -359,6 +370,7 @@ extern int	loads_count_workers(PipeEntry *entry, int slot);
 extern void histories_read_cursors(Pipe *pipe);
 extern void histories_advance(Pipe *pipe);
 extern void histories_abandon(Pipe *pipe);
+extern bool histories_load_again(Pipe *pipe, PipeTable *table);
 
 /* stream.c */
 _Noreturn extern void stream_run(Pipe *pipe);

@@ -123,6 +123,15 @@ extern bool target_views(ChClient *ch, const char *database, const char *table, 
 /* The text that INSERTs into a table begin with. */
 extern char *target_insert_text(const char *database, const char *table);
 
+/*
+ * The TRUNCATE of a target.  bounded: without a setting that servers before 23.12 do not know,
+ * so that their limit of size holds.
+ */
+extern char *target_truncate_sql(const char *database, const char *table, bool bounded);
+
+/* What all our statements begin with that change rows of a target (char *). */
+extern List *target_change_texts(const char *database, const char *table);
+
 /* The CREATE TABLE of a target.  mark: its comment, NULL: none. */
 extern char *target_create_sql(const Target *target, const PipeOptions *options,
 							   const ChServer *server, const char *mark);
