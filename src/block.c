@@ -145,7 +145,7 @@ block_append(RowBlock *block, const RowMeta *meta, const Datum *values,
 		column_data_mark(data, &block->marks[i]);
 		if (unlikely(key_only && !map->is_key[i]))
 			column_append_default(column, data);
-		else if (isnull[attr])
+		else if (isnull[attr] || column->dropped)
 			ok = column_append_null(column, data, &why);
 		else
 			ok = column_append(column, data, values[attr], &why);

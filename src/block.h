@@ -28,6 +28,7 @@ typedef enum RowOperation
 typedef struct RowMap
 {
 	int			ncolumns;
+	int			ndropped;		/* of these, the last: the table has them no more */
 	ColumnMap  *columns;		/* source columns that are mirrored */
 	bool	   *is_key;			/* by column: part of the key */
 	bool		history;		/* target also has operation, LSN and time */

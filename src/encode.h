@@ -61,6 +61,7 @@ struct ColumnMap
 	bool		nullable;		/* type is Nullable */
 	bool		is_array;		/* a NULL has no value in Array(T) */
 	bool		null_to_default;	/* option allow_nullable_columns = false */
+	bool		dropped;		/* the table has it no more: always NULL */
 
 	/* how to encode */
 	EncodeValue encode;

@@ -49,6 +49,8 @@ typedef struct OptionDef
 static const char *const replication_modes[] = {"cdc", "snapshot", "cdc_only", NULL};
 static const char *const flush_modes[] = {"latency", "interval", NULL};
 static const char *const truncate_policies[] = {"replicate", "ignore", NULL};
+static const char *const rewrite_policies[] = {"resync", "fail", NULL};
+static const char *const rename_policies[] = {"rename", "add", NULL};
 static const char *const table_engines[] = {"ReplacingMergeTree", "MergeTree", NULL};
 
 #define PIPE_OPTION(name, type, min, max, values, unit, changeable, description) \
@@ -83,6 +85,12 @@ static const OptionDef pipe_option_defs[] = {
 				"FINAL hides deleted rows, and merges may remove them."),
 	PIPE_OPTION(truncate, OPTION_ENUM, 0, 0, truncate_policies, NULL, true,
 				"What TRUNCATE of a table does to its target."),
+	PIPE_OPTION(on_rewrite, OPTION_ENUM, 0, 0, rewrite_policies, NULL, true,
+				"What a change of the definition does that ALTER TABLE in ClickHouse cannot follow: the table is loaded anew, or set aside."),
+	PIPE_OPTION(on_rename, OPTION_ENUM, 0, 0, rename_policies, NULL, true,
+				"What RENAME COLUMN does in the target: the column is renamed, or another one is added."),
+	PIPE_OPTION(drop_columns, OPTION_BOOL, 0, 0, NULL, NULL, true,
+				"Columns that are dropped are dropped in the target too; else they stay, and are NULL or zero from then on."),
 	PIPE_OPTION(max_retained_wal, OPTION_SIZE, 1048576, 9e18, NULL, "bytes", true,
 				"When the slot retains more WAL, the pipe fails and drops it; none: no limit."),
 	PIPE_OPTION(enable_failover_slots, OPTION_BOOL, 0, 0, NULL, NULL, false,

@@ -37,6 +37,9 @@ typedef struct PipeOptions
 	bool		allow_nullable_columns;
 	bool		delete_on_merge;
 	int			truncate;		/* a TruncatePolicy */
+	int			on_rewrite;		/* a RewritePolicy */
+	int			on_rename;		/* a RenamePolicy */
+	bool		drop_columns;
 	int			replication_mode;	/* a ReplicationMode */
 	int64		max_retained_wal;	/* bytes; 0: no limit */
 	bool		enable_failover_slots;
@@ -64,6 +67,18 @@ typedef enum TruncatePolicy
 	TRUNCATE_IGNORE
 } TruncatePolicy;
 
+typedef enum RewritePolicy
+{
+	REWRITE_RESYNCS,
+	REWRITE_FAILS
+} RewritePolicy;
+
+typedef enum RenamePolicy
+{
+	RENAME_RENAMES,
+	RENAME_ADDS
+} RenamePolicy;
+
 /* A column's wishes. */
 typedef struct ColumnOption
 {
@@ -88,6 +103,10 @@ typedef struct TableOptions
  */
 extern PipeOptions *pipe_options_parse(Jsonb *json);
 extern TableOptions *table_options_parse(Jsonb *json, const char *table);
+
+/* The name that a column shall have in the target, NULL if it is its own; and is it left out? */
+extern const char *table_options_column_name(const TableOptions *options, const char *column);
+extern bool table_options_exclude(const TableOptions *options, const char *column);
 
 /*
  * Merges changes into the options of a pipe; null takes an option back to its default.  ERROR

@@ -54,8 +54,11 @@ typedef struct PipeTable
 	Target	   *target;
 	List	   *shape;			/* as at P */
 	List	   *watch;			/* other relations that matter for the shape */
+	bool		shape_changed;	/* and is not recorded yet */
+	MemoryContext target_mcxt;	/* of target and shape, if they have changed; else NULL */
 	bool		unchecked;		/* invalidated: compare the shape before the next row */
-	bool		recheck_now;	/* compare with what the catalogs say now */
+	bool		recheck_now;	/* compare with what the catalogs say now ... */
+	XLogRecPtr	recheck_lsn;	/* ... when the stream has come to here; 0: to the end of the WAL */
 	XLogRecPtr	capture_lsn;	/* P; invalid: not fixed yet */
 	XLogRecPtr	resume_lsn;		/* what was committed before was delivered, though it is
 								 * decoded once more */
@@ -213,6 +216,7 @@ typedef struct Pipe
 	XLogRecPtr	commit_lsn;
 	TimestampTz commit_ts;
 	bool		txn_opened_block;
+	bool		txn_invalidated;	/* something of a table of ours was */
 	PipeTable **txn_tables;		/* touched by it */
 	int			txn_ntables;
 	MemoryContext row_mcxt;		/* reset for every row */
@@ -326,6 +330,16 @@ extern void changes_apply(Pipe *pipe, ReorderBufferTXN *txn, Relation rel,
 extern void changes_truncate(Pipe *pipe, ReorderBufferTXN *txn, int nrels, Relation *rels,
 							 ReorderBufferChange *change);
 extern void changes_commit(Pipe *pipe, ReorderBufferTXN *txn);
+
+/* alter.c */
+
+/*
+ * Brings the target of a table to the definition that the table has at this place in the
+ * stream: rel, as of the change, whose shape (with watch) differs from the recorded one.  In
+ * the decoding callback; waits for ClickHouse as truncate_targets does.  False: the
+ * table is set aside, or will be resynced.
+ */
+extern bool alter_follow(Pipe *pipe, PipeTable *table, Relation rel, List *now, List *watch);
 
 /* truncate.c */
 extern void truncate_targets(Pipe *pipe, List *tables);

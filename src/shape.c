@@ -8,6 +8,10 @@
  * recorded, not what the catalogs say now; and nobody has to be waited for who
  * has the table locked.
  *
+ * The record also has lines about the target, which no look at the table can
+ * tell: which options are those of a column that was renamed, and columns that
+ * are in the target only, because the table had them once.
+ *
  * Copyright (c) 2026, clickpipe contributors
  *
  *-------------------------------------------------------------------------
@@ -27,22 +31,48 @@ typedef struct ShapeColumn
 	Oid			type;
 	int32		modifier;
 	char		generated;		/* as in pg_attribute */
+	bool		notnull;		/* of a dropped one; others have a line of their own for that */
 } ShapeColumn;
 
+/* The lines about the target */
+#define TARGET_LINE			"target "
+#define OPTIONS_LINE		TARGET_LINE "options of column %d are those of \""
+#define DROPPED_LINE		TARGET_LINE "dropped "
+#define NOT_NULL			" not null"		/* at the end of a dropped column's line */
+
+static TupleDesc make_tuple_desc(List *shape, const char *prefix, Oid *missing);
 static bool parse_column(const char *line, ShapeColumn *column);
+static bool has_line(List *shape, const char *line);
+static const ShapeColumn *find_column(List *shape, int attnum, ShapeColumn *column);
+static bool is_not_null(List *shape, int attnum);
 
 /* See shape.h. */
 TupleDesc
 shape_tuple_desc(List *shape, Oid *missing)
 {
+	return make_tuple_desc(shape, "", missing);
+}
+
+/* See shape.h. */
+TupleDesc
+shape_dropped_columns(List *shape, Oid *missing)
+{
+	return make_tuple_desc(shape, DROPPED_LINE, missing);
+}
+
+/* Puts the columns of all lines that begin with a prefix into their places. */
+static TupleDesc
+make_tuple_desc(List *shape, const char *prefix, Oid *missing)
+{
+	size_t		len = strlen(prefix);
 	TupleDesc	desc;
 	int			natts = 0;
 	ShapeColumn column;
-	int			attnum;
 	ListCell   *lc;
 
 	foreach(lc, shape)
-		if (parse_column(lfirst(lc), &column))
+		if (strncmp(lfirst(lc), prefix, len) == 0 &&
+			parse_column((char *) lfirst(lc) + len, &column))
 			natts = Max(natts, column.attnum);
 	desc = CreateTemplateTupleDesc(natts);
 	for (int i = 0; i < natts; i++)
@@ -54,7 +84,8 @@ shape_tuple_desc(List *shape, Oid *missing)
 	{
 		Form_pg_attribute att;
 
-		if (!parse_column(lfirst(lc), &column))
+		if (strncmp(lfirst(lc), prefix, len) != 0 ||
+			!parse_column((char *) lfirst(lc) + len, &column))
 			continue;
 		if (!SearchSysCacheExists1(TYPEOID, ObjectIdGetDatum(column.type)))
 		{
@@ -64,10 +95,8 @@ shape_tuple_desc(List *shape, Oid *missing)
 		TupleDescInitEntry(desc, column.attnum, column.name, column.type, column.modifier, 0);
 		att = TupleDescAttr(desc, column.attnum - 1);
 		att->attgenerated = column.generated;
+		att->attnotnull = prefix[0] == '\0' ? is_not_null(shape, column.attnum) : column.notnull;
 	}
-	foreach(lc, shape)
-		if (sscanf(lfirst(lc), "not null: column %d", &attnum) == 1 && attnum > 0 && attnum <= natts)
-			TupleDescAttr(desc, attnum - 1)->attnotnull = true;
 	return desc;
 }
 
@@ -88,8 +117,117 @@ parse_column(const char *line, ShapeColumn *column)
 		return false;
 	column->name = pnstrdup(line + start, end - line - start);
 	column->generated = '\0';
+	column->notnull = (strstr(end, NOT_NULL) != NULL);
 	return sscanf(end, "\" of type %u modifier %d generated %c", &column->type, &column->modifier,
 				  &column->generated) >= 2;
+}
+
+/* Has the shape such a line? */
+static bool
+has_line(List *shape, const char *line)
+{
+	ListCell   *lc;
+
+	foreach(lc, shape)
+		if (strcmp(lfirst(lc), line) == 0)
+			return true;
+	return false;
+}
+
+/* Was the column NOT NULL? */
+static bool
+is_not_null(List *shape, int attnum)
+{
+	return has_line(shape, psprintf("not null: column %d", attnum));
+}
+
+/* Finds the line of a column that the table has; NULL if it has none of that number. */
+static const ShapeColumn *
+find_column(List *shape, int attnum, ShapeColumn *column)
+{
+	ListCell   *lc;
+
+	foreach(lc, shape)
+		if (parse_column(lfirst(lc), column) && column->attnum == attnum)
+			return column;
+	return NULL;
+}
+
+/* See shape.h. */
+bool
+shape_line_is_of_target(const char *line)
+{
+	return strncmp(line, TARGET_LINE, strlen(TARGET_LINE)) == 0;
+}
+
+/* See shape.h. */
+List *
+shape_keep_target(List *then, List *now, const TableOptions *options, bool drop_columns,
+				  bool rename_columns)
+{
+	List	   *shape = list_copy(now);
+	ListCell   *lc;
+
+	foreach(lc, then)
+	{
+		char	   *line = lfirst(lc);
+		ShapeColumn column;
+		ShapeColumn successor;
+		int			attnum;
+
+		if (sscanf(line, OPTIONS_LINE, &attnum) == 1)
+		{
+			if (find_column(now, attnum, &successor) != NULL)
+				shape = lappend(shape, line);
+		}
+		else if (strncmp(line, DROPPED_LINE, strlen(DROPPED_LINE)) == 0)
+		{
+			if (!drop_columns)
+				shape = lappend(shape, line);
+		}
+		else if (parse_column(line, &column))
+		{
+			const char *option_name = shape_option_name(then, column.attnum);
+			bool		gone = (find_column(now, column.attnum, &successor) == NULL);
+			bool		renamed = !gone && strcmp(successor.name, column.name) != 0;
+			const char *name;
+
+			if (option_name == NULL)
+			{
+				option_name = column.name;
+				if (renamed)
+					shape = lappend(shape, psprintf(OPTIONS_LINE "%s\"", column.attnum, option_name));
+			}
+			if (column.generated == 'v' || table_options_exclude(options, option_name))
+				continue;
+			name = table_options_column_name(options, option_name);
+			if (name == NULL)
+				name = column.name;
+			if ((gone && !drop_columns) || (renamed && !rename_columns && name == column.name))
+				shape = lappend(shape, psprintf(DROPPED_LINE "column %d \"%s\" of type %u modifier %d%s",
+												column.attnum, name, column.type, column.modifier,
+												is_not_null(then, column.attnum) ? NOT_NULL : ""));
+		}
+	}
+	return shape;
+}
+
+/* See shape.h. */
+char *
+shape_option_name(List *shape, AttrNumber attnum)
+{
+	char	   *prefix = psprintf(OPTIONS_LINE, attnum);
+	size_t		len = strlen(prefix);
+	ListCell   *lc;
+
+	foreach(lc, shape)
+	{
+		char	   *line = lfirst(lc);
+
+		if (strncmp(line, prefix, len) == 0)
+			return pnstrdup(line + len, strlen(line + len) - 1);
+	}
+	return NULL;
 }
 
 /* See shape.h. */

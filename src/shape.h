@@ -15,12 +15,35 @@
 #include "access/tupdesc.h"
 #include "nodes/pg_list.h"
 
+#include "options.h"
+
 /*
  * The columns that a shape (see source_shape) describes, at their attribute numbers; what is
  * not in it is a dropped column.  NULL if a type is no more, then *missing is its oid.
  * In a transaction: the types' storage comes from the catalogs.
  */
 extern TupleDesc shape_tuple_desc(List *shape, Oid *missing);
+
+/*
+ * What a recorded shape says about the target besides what source_shape found, in lines that
+ * begin with "target": adds to the shape "now" what of them goes on to hold after "then".
+ * Columns that are gone stay in the target as dropped ones, unless drop_columns; those that
+ * have another name stay there, too, besides the new one, unless rename_columns.
+ */
+extern List *shape_keep_target(List *then, List *now, const TableOptions *options,
+							   bool drop_columns, bool rename_columns);
+
+/*
+ * The name under which the table options speak of a column: what it was called when it came
+ * into the target.  NULL: as it is called now.
+ */
+extern char *shape_option_name(List *shape, AttrNumber attnum);
+
+/* The columns that are in the target only; as shape_tuple_desc. */
+extern TupleDesc shape_dropped_columns(List *shape, Oid *missing);
+
+/* Is a line of a recorded shape one of these? */
+extern bool shape_line_is_of_target(const char *line);
 
 /* The relations whose change may change the shape, as source_shape names them; as of now. */
 extern List *shape_watch(List *shape);

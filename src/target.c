@@ -15,6 +15,7 @@
 #include "utils/lsyscache.h"
 
 #include "compat.h"
+#include "shape.h"
 #include "target.h"
 #include "target_internal.h"
 #include "utf8.h"
@@ -150,7 +151,7 @@ column_refusals(List *refusals, TupleDesc desc, const TableOptions *options)
 		const char *name;
 
 		if (att->attisdropped || compat_attr_is_virtual(att) ||
-			list_has(options->excluded_columns, NameStr(att->attname)))
+			table_options_exclude(options, NameStr(att->attname)))
 			continue;
 		name = column_target_name(options, NameStr(att->attname));
 		if (strncmp(name, CLICKPIPE_COL_PREFIX, strlen(CLICKPIPE_COL_PREFIX)) == 0)
@@ -214,6 +215,9 @@ target_describe(Oid relid, TupleDesc desc, const TableOptions *options,
 	MemoryContext old = MemoryContextSwitchTo(mcxt);
 	Target	   *target = palloc0(sizeof(Target));
 	RowMap	   *rows = &target->rows;
+	Oid			missing;
+	TupleDesc	dropped = shape_dropped_columns(shape, &missing);
+	int			natts;
 	ListCell   *lc;
 
 	if (database != NULL && table != NULL)
@@ -230,30 +234,50 @@ target_describe(Oid relid, TupleDesc desc, const TableOptions *options,
 	/* which index it is from, and in which order, was decided at the capture point */
 	source_shape_key(shape, &target->key);
 
-	rows->columns = palloc0(sizeof(ColumnMap) * Max(desc->natts, 1));
-	rows->is_key = palloc0(sizeof(bool) * Max(desc->natts, 1));
+	natts = Max(desc->natts + (dropped ? dropped->natts : 0), 1);
+	rows->columns = palloc0(sizeof(ColumnMap) * natts);
+	rows->is_key = palloc0(sizeof(bool) * natts);
 	rows->history = (target->engine == ENGINE_MERGE_TREE);
 	for (int i = 0; i < desc->natts; i++)
 	{
 		Form_pg_attribute att = TupleDescAttr(desc, i);
 		FormData_pg_attribute then;
 		bool		is_key = false;
+		const char *option_name;
+		const char *name;
 
-		if (att->attisdropped || compat_attr_is_virtual(att) ||
-			list_has(options->excluded_columns, NameStr(att->attname)))
+		if (att->attisdropped || compat_attr_is_virtual(att))
 			continue;
+		option_name = shape_option_name(shape, att->attnum);
+		if (option_name == NULL)
+			option_name = NameStr(att->attname);
+		if (table_options_exclude(options, option_name))
+			continue;
+		name = table_options_column_name(options, option_name);
 		for (int k = 0; k < target->key.natts; k++)
 			if (target->key.attnums[k] == att->attnum)
 				is_key = true;
 		then = *att;
 		then.attnotnull = list_has(shape, psprintf("not null: column %d", att->attnum));
 		column_map_init(&rows->columns[rows->ncolumns], &then,
-						column_target_name(options, NameStr(att->attname)),
-						is_key, pipe_options->allow_nullable_columns, caps, mcxt);
+						name ? name : NameStr(att->attname), is_key, pipe_options->allow_nullable_columns, caps, mcxt);
 		rows->is_key[rows->ncolumns] = is_key;
 		if (OidIsValid(rows->columns[rows->ncolumns].output.fn_oid))
 			target->calls_output = true;
 		rows->ncolumns++;
+	}
+	for (int i = 0; dropped != NULL && i < dropped->natts; i++)
+	{
+		Form_pg_attribute att = TupleDescAttr(dropped, i);
+		ColumnMap  *column = &rows->columns[rows->ncolumns];
+
+		if (att->attisdropped)
+			continue;
+		column_map_init(column, att, NULL, false, pipe_options->allow_nullable_columns, caps, mcxt);
+		/* NULL or the type's default from now on, never the default that the column has */
+		column->dropped = column->null_to_default = true;
+		rows->ncolumns++;
+		rows->ndropped++;
 	}
 
 	if (options->sorting_keys != NIL)
@@ -299,16 +323,9 @@ list_has(List *list, const char *name)
 static const char *
 column_target_name(const TableOptions *options, const char *attname)
 {
-	ListCell   *lc;
+	const char *name = table_options_column_name(options, attname);
 
-	foreach(lc, options->columns)
-	{
-		ColumnOption *column = lfirst(lc);
-
-		if (column->name != NULL && strcmp(column->column, attname) == 0)
-			return column->name;
-	}
-	return attname;
+	return name != NULL ? name : attname;
 }
 
 /* Does a name hold a control character? */

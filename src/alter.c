@@ -1,0 +1,589 @@
+/*-------------------------------------------------------------------------
+ *
+ * alter.c
+ *	  Schema changes in the stream: a table has another definition from some
+ *	  change on, and its target follows.
+ *
+ * The place is known from the WAL alone: while a transaction is decoded, its
+ * own invalidations come at the place of the command that caused them, so
+ * before the next row, or at the commit, the table's shape as of there (under
+ * the historic snapshot) is compared with the recorded one.  Nothing is
+ * written for it into the WAL, and no user's command can fail because of it.
+ *
+ * A change is a barrier of its table, in the callback: all rows of before are
+ * acknowledged, snapshot workers have gone, what may still be under way is
+ * killed; then the target is altered, and later rows are encoded in the new
+ * way.  The new shape is recorded by the loop before the slot can pass the
+ * transaction.  If a crash comes before that, the rows of before are inserted
+ * once more into a target that was altered already (columns that it has more
+ * are not named in those INSERTs) and all statements are made once more: they
+ * do nothing the second time.
+ *
+ * What ClickHouse cannot follow without reading the rows again is left to a
+ * resync (option on_rewrite).
+ *
+ * Copyright (c) 2026, clickpipe contributors
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "clickpipe.h"
+
+#include "access/tupdesc_details.h"
+#include "catalog/pg_type.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/rel.h"
+#include "utils/snapmgr.h"
+#include "utils/timestamp.h"
+
+#include "compat.h"
+#include "hints.h"
+#include "pipe.h"
+#include "rowbinary.h"
+#include "shape.h"
+
+#define DDL_TIMEOUT_MS		60000
+#define KILL_TIMEOUT_MS		10000
+#define MAX_NAP_MS			1000
+#define PATIENCE_MS			60000
+
+/* What a change of the definition means for the target. */
+typedef struct AlterPlan
+{
+	List	   *statements;		/* of char *: what comes after ALTER TABLE name */
+	StringInfoData what;		/* for people */
+	const char *obstacle;		/* not NULL: why ALTER TABLE cannot do it */
+} AlterPlan;
+
+static const char *find_obstacle(List *then, List *now);
+static bool is_about_types(const char *line);
+static bool columns_were_redefined(List *then, List *now);
+static void make_plan(Pipe *pipe, PipeTable *table, Relation rel, Target *new, AlterPlan *plan);
+static void plan_column(Pipe *pipe, PipeTable *table, Relation rel, Target *new, int column,
+						AlterPlan *plan);
+static void plan_type(const ColumnMap *then, const ColumnMap *now, bool is_key, AlterPlan *plan);
+static int	find_attribute(const RowMap *rows, AttrNumber attnum);
+static bool has_target_column(const RowMap *rows, const char *name);
+static bool type_keeps_values(Oid then, Oid now);
+static bool default_clause(Pipe *pipe, Relation rel, const ColumnMap *column, StringInfo out,
+						   AlterPlan *plan);
+static void note(AlterPlan *plan, const char *fmt,...) pg_attribute_printf(2, 3);
+static bool alter_target(Pipe *pipe, PipeTable *table, List *statements);
+static bool rows_settled(Pipe *pipe, PipeTable *table);
+static bool try_again(Pipe *pipe, PipeTable *table, const ChError *err, int *tries,
+					  TimestampTz since);
+
+/* See pipe.h. */
+bool
+alter_follow(Pipe *pipe, PipeTable *table, Relation rel, List *now, List *watch)
+{
+	AlterPlan	plan = {0};
+	List	   *shape;
+	MemoryContext mcxt;
+	MemoryContext old;
+	Target	   *target = NULL;
+	ListCell   *lc;
+
+	initStringInfo(&plan.what);
+	plan.obstacle = find_obstacle(table->shape, now);
+	mcxt = AllocSetContextCreate(table->mcxt, "clickpipe target", ALLOCSET_SMALL_SIZES);
+	if (plan.obstacle == NULL)
+	{
+		shape = shape_keep_target(table->shape, now, table->options, pipe->options->drop_columns,
+								  pipe->options->on_rename == RENAME_RENAMES);
+		target = target_describe(table->relid, RelationGetDescr(rel), table->options,
+								 pipe->options, shape, pipe->server->dbname,
+								 table->info->target_database, table->info->target_table,
+								 &pipe->ch->caps, mcxt);
+		make_plan(pipe, table, rel, target, &plan);
+	}
+	if (plan.obstacle != NULL)
+	{
+		MemoryContextDelete(mcxt);
+		if (pipe->options->on_rewrite == REWRITE_RESYNCS)
+			pipe_table_resync_later(pipe, table, NULL, "%s", plan.obstacle);
+		else
+			pipe_table_fail(pipe, table, 0,
+							hint_resync(pipe->info->name, table->info->source_name, NULL),
+							"%s", plan.obstacle);
+		return false;
+	}
+	if (plan.statements != NIL && !alter_target(pipe, table, plan.statements))
+	{
+		MemoryContextDelete(mcxt);
+		return false;
+	}
+
+	/* rows of before may be in the open block: it is of the old columns */
+	if (table->block != NULL)
+	{
+		inserts_seal(pipe, table);
+		block_destroy(table->block);
+		table->block = NULL;
+	}
+	old = MemoryContextSwitchTo(mcxt);
+	table->shape = NIL;
+	foreach(lc, shape)
+		table->shape = lappend(table->shape, pstrdup(lfirst(lc)));
+	list_free(table->watch);
+	table->watch = list_copy(watch);
+	MemoryContextSwitchTo(old);
+	/* sealed blocks need the names of the old columns until they are acknowledged */
+	if (table->target_mcxt != NULL && !inserts_pending(pipe, table))
+		MemoryContextDelete(table->target_mcxt);
+	table->target_mcxt = mcxt;
+	table->target = target;
+	table->unchecked = false;
+	table->shape_changed = pipe->failure_pending = true;
+	if (plan.what.len > 0)
+		pipe_log(pipe, LOG, table, 0, NULL, "was altered: %s", plan.what.data);
+	return true;
+}
+
+/*
+ * Says what of two shapes no ALTER TABLE can follow, NULL if nothing: all but
+ * the columns, which are compared as they are in the target.
+ */
+static const char *
+find_obstacle(List *then, List *now)
+{
+	SourceKey	old_key;
+	SourceKey	new_key;
+	bool		redefined = columns_were_redefined(then, now);
+	ListCell   *lc;
+
+	source_shape_key(then, &old_key);
+	source_shape_key(now, &new_key);
+	if (!source_keys_are_equal(&old_key, &new_key))
+		return "its key has changed";
+	foreach(lc, then)
+	{
+		const char *line = lfirst(lc);
+		const char *successor;
+
+		if (shape_has_line(now, line))
+			continue;
+		successor = source_shape_successor(now, line);
+		if (strncmp(line, "table ", 6) == 0)
+			return psprintf("its definition changed (%s, now %s)", line,
+							successor ? successor : "not");
+		/* labels and fields go with the column that brought them */
+		if (is_about_types(line) && (successor != NULL || !redefined))
+			return psprintf("its definition changed (%s, now %s)", line,
+							successor ? successor : "not");
+	}
+	foreach(lc, now)
+	{
+		const char *line = lfirst(lc);
+
+		if (strncmp(line, "field ", 6) == 0 && !redefined && !shape_has_line(then, line))
+			return psprintf("its definition changed (new: %s)", line);
+	}
+	return NULL;
+}
+
+/* Is a line of a shape about what a type brings along? */
+static bool
+is_about_types(const char *line)
+{
+	return strncmp(line, "enum value ", 11) == 0 || strncmp(line, "field ", 6) == 0;
+}
+
+/* Have columns come or gone, or changed their type? */
+static bool
+columns_were_redefined(List *then, List *now)
+{
+	ListCell   *lc;
+
+	foreach(lc, then)
+		if (strncmp(lfirst(lc), "column ", 7) == 0 && !shape_has_line(now, lfirst(lc)))
+			return true;
+	foreach(lc, now)
+		if (strncmp(lfirst(lc), "column ", 7) == 0 && !shape_has_line(then, lfirst(lc)))
+			return true;
+	return false;
+}
+
+/* Compares the columns of the target as it is with those that it shall have. */
+static void
+make_plan(Pipe *pipe, PipeTable *table, Relation rel, Target *new, AlterPlan *plan)
+{
+	const RowMap *then = &table->target->rows;
+	const RowMap *now = &new->rows;
+
+	for (int i = 0; i < then->ncolumns - then->ndropped && plan->obstacle == NULL; i++)
+	{
+		const ColumnMap *column = &then->columns[i];
+
+		if (find_attribute(now, column->attnum) >= 0)
+			continue;
+		if (then->is_key[i])
+			plan->obstacle = psprintf("column \"%s\" of its key was dropped", column->attname);
+		note(plan, "column \"%s\" was dropped%s", column->attname,
+			 has_target_column(now, column->name) ? ", and stays in the target" : "");
+	}
+	for (int i = 0; i < then->ncolumns && plan->obstacle == NULL; i++)
+		if (!has_target_column(now, then->columns[i].name) &&
+			find_attribute(now, then->columns[i].attnum) < 0)
+		{
+			StringInfoData sql;
+
+			initStringInfo(&sql);
+			appendStringInfoString(&sql, "DROP COLUMN IF EXISTS ");
+			append_ch_identifier(&sql, then->columns[i].name);
+			plan->statements = lappend(plan->statements, sql.data);
+		}
+	for (int i = 0; i < now->ncolumns - now->ndropped && plan->obstacle == NULL; i++)
+		plan_column(pipe, table, rel, new, i, plan);
+	if (plan->obstacle != NULL)
+		plan->obstacle = psprintf("its definition changed (%s)", plan->obstacle);
+}
+
+/* Plans what becomes of one column that the table has now. */
+static void
+plan_column(Pipe *pipe, PipeTable *table, Relation rel, Target *new, int column, AlterPlan *plan)
+{
+	const RowMap *then = &table->target->rows;
+	const ColumnMap *now = &new->rows.columns[column];
+	int			before = find_attribute(then, now->attnum);
+	StringInfoData sql;
+
+	initStringInfo(&sql);
+	if (before >= 0 && strcmp(then->columns[before].name, now->name) == 0)
+	{
+		plan_type(&then->columns[before], now, new->rows.is_key[column], plan);
+		return;
+	}
+
+	/* it would get the values that another column has left there */
+	if (has_target_column(then, now->name))
+	{
+		plan->obstacle = psprintf("column \"%s\" has the name of another one in the target",
+								  now->attname);
+		return;
+	}
+	if (before >= 0 && !has_target_column(&new->rows, then->columns[before].name))
+	{
+		if (new->rows.is_key[column])
+		{
+			plan->obstacle = psprintf("column \"%s\" of its key was renamed to \"%s\"",
+									  then->columns[before].attname, now->attname);
+			return;
+		}
+		appendStringInfoString(&sql, "RENAME COLUMN IF EXISTS ");
+		append_ch_identifier(&sql, then->columns[before].name);
+		appendStringInfoString(&sql, " TO ");
+		append_ch_identifier(&sql, now->name);
+		plan->statements = lappend(plan->statements, sql.data);
+		note(plan, "column \"%s\" was renamed to \"%s\"", then->columns[before].attname, now->attname);
+		plan_type(&then->columns[before], now, false, plan);
+		return;
+	}
+
+	appendStringInfoString(&sql, "ADD COLUMN IF NOT EXISTS ");
+	append_ch_identifier(&sql, now->name);
+	appendStringInfo(&sql, " %s", now->type);
+	if (before >= 0)
+		note(plan, "column \"%s\" was renamed to \"%s\", for which the target has a new one",
+			 then->columns[before].attname, now->attname);
+	else
+	{
+		if (!default_clause(pipe, rel, now, &sql, plan))
+			return;
+		note(plan, "column \"%s\" was added", now->attname);
+	}
+	plan->statements = lappend(plan->statements, sql.data);
+}
+
+/* Plans a change of a column's type. */
+static void
+plan_type(const ColumnMap *then, const ColumnMap *now, bool is_key, AlterPlan *plan)
+{
+	bool		retyped = (then->atttypid != now->atttypid || then->atttypmod != now->atttypmod);
+	StringInfoData sql;
+
+	if (strcmp(then->type, now->type) == 0)
+	{
+		if (retyped && !type_keeps_values(then->atttypid, now->atttypid))
+			plan->obstacle = psprintf("the type of column \"%s\"", now->attname);
+		else if (retyped)
+			note(plan, "column \"%s\" has another type, which is the same in the target", now->attname);
+		return;
+	}
+	if (is_key)
+		plan->obstacle = psprintf("the type of column \"%s\", which is of its key", now->attname);
+	else if (retyped && !(getBaseType(then->atttypid) == NUMERICOID &&
+						  getBaseType(now->atttypid) == NUMERICOID &&
+						  then->precision > 0 && now->precision >= then->precision &&
+						  now->scale == then->scale))
+		plan->obstacle = psprintf("the type of column \"%s\"", now->attname);
+	else if (!retyped && !(then->attnotnull && !now->attnotnull))
+		plan->obstacle = psprintf("the type of column \"%s\" in the target, %s and now %s",
+								  now->attname, then->type, now->type);
+	if (plan->obstacle != NULL)
+		return;
+	initStringInfo(&sql);
+	appendStringInfoString(&sql, "MODIFY COLUMN IF EXISTS ");
+	append_ch_identifier(&sql, now->name);
+	appendStringInfo(&sql, " %s", now->type);
+	plan->statements = lappend(plan->statements, sql.data);
+	note(plan, "column \"%s\" is %s now", now->attname, now->type);
+}
+
+/* Returns the index of the column that the table has with that number, -1 if it has none. */
+static int
+find_attribute(const RowMap *rows, AttrNumber attnum)
+{
+	for (int i = 0; i < rows->ncolumns - rows->ndropped; i++)
+		if (rows->columns[i].attnum == attnum)
+			return i;
+	return -1;
+}
+
+/* Has the target a column of that name? */
+static bool
+has_target_column(const RowMap *rows, const char *name)
+{
+	for (int i = 0; i < rows->ncolumns; i++)
+		if (strcmp(rows->columns[i].name, name) == 0)
+			return true;
+	return false;
+}
+
+/*
+ * Does a value that PostgreSQL did not rewrite look the same in the target under
+ * the other type?
+ */
+static bool
+type_keeps_values(Oid then, Oid now)
+{
+	then = getBaseType(then);
+	now = getBaseType(now);
+	return then == now ||
+		((then == TEXTOID || then == VARCHAROID) && (now == TEXTOID || now == VARCHAROID));
+}
+
+/*
+ * Appends the DEFAULT of a column that was added: the value that PostgreSQL
+ * shows in the rows of before.  ClickHouse itself writes the value down, from
+ * the bytes that we would insert, and reads it back.  False: it cannot.
+ */
+static bool
+default_clause(Pipe *pipe, Relation rel, const ColumnMap *column, StringInfo out, AlterPlan *plan)
+{
+	int			att = column->attnum - 1;
+	TupleConstr *constr = RelationGetDescr(rel)->constr;
+	RowMap		one = {.ncolumns = 1, .columns = (ColumnMap *) column, .is_key = &(bool) {false}};
+	RowEncoder *encoder;
+	Datum	   *values;
+	bool	   *isnull;
+	RowError	error;
+	StringInfoData sql;
+	StringInfoData answer;
+	ChError		err;
+	bool		same;
+
+	if (constr == NULL || constr->missing == NULL || !constr->missing[att].am_present)
+	{
+		/* the rows of before have NULL */
+		if (column->is_array && !column->attnotnull && !column->null_to_default)
+			plan->obstacle = psprintf("column \"%s\" was added, and an array cannot be NULL in ClickHouse",
+									  column->attname);
+		return plan->obstacle == NULL;
+	}
+	values = palloc0(sizeof(Datum) * (att + 1));
+	isnull = palloc0(sizeof(bool) * (att + 1));
+	values[att] = constr->missing[att].am_value;
+	encoder = row_encoder_create(&one, CurrentMemoryContext);
+	if (!row_encode(encoder, values, isnull, &error))
+	{
+		plan->obstacle = psprintf("column \"%s\" was added with a default that has no place in its type %s: %s",
+								  column->attname, column->type, error.why);
+		return false;
+	}
+
+	initStringInfo(&sql);
+	initStringInfo(&answer);
+	appendStringInfoString(&sql, "SELECT hex(toString(c)), (CAST(toString(c) AS ");
+	appendStringInfoString(&sql, column->type);
+	appendStringInfoString(&sql, ") = c) OR (toString(CAST(toString(c) AS ");
+	appendStringInfoString(&sql, column->type);
+	appendStringInfoString(&sql, ")) = toString(c)) FROM format('RowBinary', ");
+	append_ch_literal(&sql, psprintf("c %s", column->type));
+	appendStringInfoString(&sql, ", unhex('");
+	for (Size i = 0; i < encoder->row.len; i++)
+		appendStringInfo(&sql, "%02x", (unsigned char) encoder->row.data[i]);
+	appendStringInfoString(&sql, "')) FORMAT TabSeparatedRaw");
+	/* it waits for an answer, and must not hold back vacuum */
+	InvalidateCatalogSnapshot();
+	if (!ch_query(pipe->ch, sql.data, false, DDL_TIMEOUT_MS, &answer, &err))
+	{
+		/* the worker starts over, and comes here again */
+		if (err.class != CH_PERMANENT)
+			ereport(ERROR,
+					(errcode(ERRCODE_CONNECTION_FAILURE),
+					 errmsg("the default of column \"%s\" cannot be made out: %s", column->attname,
+							err.message)));
+		plan->obstacle = psprintf("the default of column \"%s\" cannot be made out: %s",
+								  column->attname, err.message);
+		return false;
+	}
+	same = false;
+	for (char *tab = answer.data; *tab; tab++)
+		if (*tab == '\t')
+		{
+			*tab = '\0';
+			same = (tab[1] == '1');
+			break;
+		}
+	if (!same)
+	{
+		plan->obstacle = psprintf("the default of column \"%s\" has no text form in ClickHouse",
+								  column->attname);
+		return false;
+	}
+	appendStringInfo(out, " DEFAULT CAST(unhex('%s') AS %s)", answer.data, column->type);
+	return true;
+}
+
+/* Says what was changed. */
+static void
+note(AlterPlan *plan, const char *fmt,...)
+{
+	va_list		args;
+	char		text[512];
+
+	va_start(args, fmt);
+	vsnprintf(text, sizeof(text), fmt, args);
+	va_end(args);
+	if (plan->what.len > 0)
+		appendStringInfoString(&plan->what, "; ");
+	appendStringInfoString(&plan->what, text);
+}
+
+/*
+ * The barrier, and then the statements.  False: the table is set aside.
+ */
+static bool
+alter_target(Pipe *pipe, PipeTable *table, List *statements)
+{
+	static uint32 wait_event = 0;
+	TimestampTz since = GetCurrentTimestamp();
+	char		activity[ACTIVITY_LEN];
+	int			tries = 0;
+	ListCell   *lc;
+	ChError		err;
+
+	if (wait_event == 0)
+		wait_event = compat_wait_event("ClickpipeAlter");
+	/* we may wait for long, and must not hold back vacuum */
+	InvalidateCatalogSnapshot();
+	strlcpy(activity, pipe->entry->activity, sizeof(activity));
+	entry_set_activity(pipe->entry, "altering %s.%s", table->target->database, table->target->table);
+
+	/* what is read from now on is read in the new way */
+	if (table->load_slot >= 0)
+	{
+		if (pipe_table_is_history(table))
+		{
+			pipe_table_resync_later(pipe, table, NULL, "it was altered during its load");
+			return false;
+		}
+		loads_end(pipe, table);
+	}
+	inserts_seal(pipe, table);
+	for (;;)
+	{
+		inserts_pump(pipe);
+		(void) inserts_settle_cursors(pipe);
+		if (table->failure.failed)
+			return false;
+		if (rows_settled(pipe, table))
+		{
+			bool		settled = !table->stray_inserts;
+
+			if (!settled && !loads_have_stragglers(pipe->entry))
+			{
+				settled = ch_kill_any(pipe->ch, pipe_query_prefix(pipe),
+									  target_change_texts(table->target->ch_database,
+														  table->target->ch_table),
+									  KILL_TIMEOUT_MS, &err);
+				if (!settled && !try_again(pipe, table, &err, &tries, since))
+					return false;
+			}
+			if (settled)
+				break;
+		}
+		confirm_advance(pipe);
+		inserts_flush_due(pipe);
+		inserts_wait(pipe, Min(inserts_next_deadline(pipe), MAX_NAP_MS), wait_event);
+	}
+	table->stray_inserts = false;
+
+	foreach(lc, statements)
+	{
+		tries = 0;
+		since = GetCurrentTimestamp();
+		while (!target_alter(pipe->ch, table->target, lfirst(lc), DDL_TIMEOUT_MS, &err))
+		{
+			if (!try_again(pipe, table, &err, &tries, since))
+				return false;
+			inserts_pump(pipe);
+			inserts_wait(pipe, Min(ch_retry_delay(err.class, tries), MAX_NAP_MS), wait_event);
+			if (table->failure.failed)
+				return false;
+		}
+	}
+	entry_set_activity(pipe->entry, "%s", activity);
+	inserts_clear_error(pipe);
+	return true;
+}
+
+/* Are all rows of a table acknowledged?  If ClickHouse refuses them for long, it is set aside. */
+static bool
+rows_settled(Pipe *pipe, PipeTable *table)
+{
+	/* only the loop, or the next start, can end an exchange */
+	if (table->blocked)
+		ereport(ERROR,
+				(errcode(ERRCODE_CONNECTION_FAILURE),
+				 errmsg("the exchange of %s.%s has an unknown fate",
+						table->info->target_database, table->info->target_table),
+				 errdetail("The pipe starts over and looks which table is which.")));
+	if (!inserts_pending(pipe, table))
+		return true;
+	if (inserts_refused_too_long(pipe, table))
+		pipe_table_fail(pipe, table, table->refused_code,
+						hint_resync(pipe->info->name, table->info->source_name,
+									"Repair the target in ClickHouse"),
+						"ClickHouse keeps refusing rows for %s.%s, for which a change of its definition waits",
+						table->target->database, table->target->table);
+	return false;
+}
+
+/* Shall a statement be tried again?  Else the table is set aside, because all others wait. */
+static bool
+try_again(Pipe *pipe, PipeTable *table, const ChError *err, int *tries, TimestampTz since)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	(*tries)++;
+	if (err->class == CH_PERMANENT || err->class == CH_REFRESH ||
+		(err->code != 0 && !ch_error_is_of_server(err->code) &&
+		 TimestampDifferenceExceeds(since, now, PATIENCE_MS)))
+	{
+		pipe_table_fail(pipe, table, err->code,
+						hint_resync(pipe->info->name, table->info->source_name,
+									"Repair the target or the rights in ClickHouse"),
+						"%s.%s cannot follow a change of the table's definition: %s",
+						table->target->database, table->target->table, err->message);
+		return false;
+	}
+	if (*tries == 1)
+		pipe_log(pipe, WARNING, table, err->code, NULL, "ALTER TABLE %s.%s will be tried again: %s",
+				 table->target->database, table->target->table, err->message);
+	entry_set_error(pipe->entry, err->code, err->message,
+					TimestampTzPlusMilliseconds(now, ch_retry_delay(err->class, *tries)), *tries);
+	pipe->has_error = true;
+	return true;
+}
