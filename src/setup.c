@@ -142,6 +142,11 @@ set_up(Pipe *pipe, PipeTable *table)
 		return SETUP_BUSY;
 	}
 
+	/* loaded again into itself: what an earlier load still sends must not count as the new one's */
+	if (table->target->engine == ENGINE_NULL && XLogRecPtrIsInvalid(table->capture_lsn) &&
+		loads_have_stragglers(pipe->entry))
+		return SETUP_BUSY;
+
 	if (target_is_taken(pipe, table))
 	{
 		pipe_table_fail(pipe, table, 0,
@@ -263,7 +268,8 @@ describe(Pipe *pipe, PipeTable *table)
 		{
 			ShapeChange change;
 			char	   *difference = source_shape_difference(table->shape, shape,
-															 pipe_table_is_history(table), &change);
+															 table->options->table_engine != ENGINE_REPLACING_MERGE_TREE,
+															 &change);
 
 			if (difference != NULL)
 				pipe_table_redefined(pipe, table, difference, change);
