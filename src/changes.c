@@ -53,7 +53,7 @@ static void grow_scratch(PipeTable *table, int natts);
 static void deform(PipeTable *table, HeapTuple tuple, TupleDesc desc, Datum *values,
 				   bool *isnull);
 static bool fill_unchanged_toast(Pipe *pipe, PipeTable *table, TupleDesc desc, bool have_old);
-static bool key_changed(PipeTable *table, TupleDesc desc);
+static bool place_changed(PipeTable *table, TupleDesc desc);
 static bool append(Pipe *pipe, PipeTable *table, RowMeta *meta, const Datum *values,
 				   const bool *isnull, bool key_only);
 static bool append_guarded(Pipe *pipe, PipeTable *table, RowMeta *meta, const Datum *values,
@@ -225,7 +225,7 @@ target_has_change(Pipe *pipe, PipeTable *table, ReorderBufferChange *change)
 
 /*
  * An UPDATE is the new row, and a tombstone for the old one where the new one
- * does not replace it: if the key changed, and in histories that are told the
+ * does not replace it: if its place changed, and in histories that are told the
  * whole old row.
  */
 static void
@@ -233,7 +233,7 @@ apply_update(Pipe *pipe, PipeTable *table, TupleDesc desc, RowMeta *meta,
 			 HeapTuple oldtuple, HeapTuple newtuple)
 {
 	SourceKey  *key = &table->target->key;
-	bool		history = (table->target->engine == ENGINE_MERGE_TREE);
+	bool		history = table->target->rows.history;
 
 	if (oldtuple == NULL && key->natts == 0)
 	{
@@ -250,7 +250,7 @@ apply_update(Pipe *pipe, PipeTable *table, TupleDesc desc, RowMeta *meta,
 		return;
 
 	meta->operation = ROW_UPDATE;
-	if (oldtuple != NULL && ((history && key->full) || key_changed(table, desc)))
+	if (oldtuple != NULL && ((history && key->full) || place_changed(table, desc)))
 	{
 		RowMeta		tombstone = *meta;
 
@@ -269,7 +269,7 @@ static void
 apply_delete(Pipe *pipe, PipeTable *table, TupleDesc desc, RowMeta *meta, HeapTuple oldtuple)
 {
 	SourceKey  *key = &table->target->key;
-	bool		history = (table->target->engine == ENGINE_MERGE_TREE);
+	bool		history = table->target->rows.history;
 
 	if (oldtuple == NULL || (key->natts == 0 && !key->full))
 	{
@@ -334,16 +334,8 @@ table_of_change(Pipe *pipe, Relation rel)
 static bool
 shape_fits(Pipe *pipe, PipeTable *table, Relation rel)
 {
-	List	   *watch;
-	ShapeChange change;
-	char	   *difference = source_shape_difference(table->shape, source_shape(rel, &watch),
-													 pipe_table_is_history(table), &change);
-
-	if (difference != NULL)
-	{
-		pipe_table_redefined(pipe, table, difference, change);
+	if (!pipe_table_fits(pipe, table, rel))
 		return false;
-	}
 	/* whole old rows are logged from here on, or not any more */
 	table->target->key.full = (rel->rd_rel->relreplident == REPLICA_IDENTITY_FULL);
 	table->unchecked = false;
@@ -432,15 +424,15 @@ fill_unchanged_toast(Pipe *pipe, PipeTable *table, TupleDesc desc, bool have_old
 	return true;
 }
 
-/* Do old and new row differ in a key column's bytes? */
+/* Do old and new row differ in the bytes of a column that decides where the row is? */
 static bool
-key_changed(PipeTable *table, TupleDesc desc)
+place_changed(PipeTable *table, TupleDesc desc)
 {
-	SourceKey  *key = &table->target->key;
+	Target	   *target = table->target;
 
-	for (int i = 0; i < key->natts; i++)
+	for (int i = 0; i < target->nplaces; i++)
 	{
-		int			att = key->attnums[i] - 1;
+		int			att = target->places[i] - 1;
 		Form_pg_attribute form = TupleDescAttr(desc, att);
 		Datum		old_value = table->old_values[att];
 		Datum		new_value = table->values[att];

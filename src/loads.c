@@ -253,9 +253,6 @@ open_ranges(Pipe *pipe, PipeTable *table, int slot, bool again)
 {
 	LoadSlot   *load = &pipe->entry->loads[slot];
 	Relation	rel;
-	List	   *watch;
-	char	   *difference;
-	ShapeChange change;
 	List	   *chunks = NIL;
 	BlockNumber nblocks;
 	BlockNumber size;
@@ -276,11 +273,8 @@ open_ranges(Pipe *pipe, PipeTable *table, int slot, bool again)
 		worker_commit();
 		return false;
 	}
-	difference = source_shape_difference(table->shape, source_shape(rel, &watch),
-										 pipe_table_is_history(table), &change);
-	if (difference != NULL)
+	if (!pipe_table_fits(pipe, table, rel))
 	{
-		pipe_table_redefined(pipe, table, difference, change);
 		relation_close(rel, AccessShareLock);
 		worker_commit();
 		return false;

@@ -295,6 +295,12 @@ extern void pipe_table_fail(Pipe *pipe, PipeTable *table, int code, const char *
  */
 extern void pipe_table_resync_later(Pipe *pipe, PipeTable *table, const char *hint,
 									const char *fmt,...) pg_attribute_printf(4, 5);
+/*
+ * Does the table, as some catalogs have it, fit what was recorded and its target?  If not, it
+ * is set aside or resynced later.  Callable anywhere where a relation can be open.
+ */
+extern bool pipe_table_fits(Pipe *pipe, PipeTable *table, Relation rel);
+
 /* Does what a change of a table's shape calls for; "difference" is source_shape_difference's. */
 extern void pipe_table_redefined(Pipe *pipe, PipeTable *table, const char *difference,
 								 ShapeChange change);

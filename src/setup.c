@@ -146,6 +146,11 @@ set_up(Pipe *pipe, PipeTable *table)
 		return SETUP_BUSY;
 	}
 
+	/* loaded again into itself: what an earlier load still sends must not count as the new one's */
+	if (table->target->engine == ENGINE_NULL && XLogRecPtrIsInvalid(table->capture_lsn) &&
+		loads_have_stragglers(pipe->entry))
+		return SETUP_BUSY;
+
 	if (target_is_taken(pipe, table))
 	{
 		pipe_table_fail(pipe, table, 0,

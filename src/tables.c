@@ -279,7 +279,7 @@ pipe_find_table_by_id(Pipe *pipe, int32 id)
 	return NULL;
 }
 
-/* Is the table's target an append-only history? */
+/* Is the table's target an append-only history that ClickHouse keeps? */
 bool
 pipe_table_is_history(const PipeTable *table)
 {
@@ -358,7 +358,8 @@ pipe_table_resync_later(Pipe *pipe, PipeTable *table, const char *hint, const ch
 	vsnprintf(reason, sizeof(reason), fmt, args);
 	va_end(args);
 	if (table->main == NULL &&
-		(pipe_table_is_history(table) || !pipe_table_is_loaded(pipe, table)))
+		(table->options->table_engine != ENGINE_REPLACING_MERGE_TREE ||
+		 !pipe_table_is_loaded(pipe, table)))
 	{
 		if (hint == NULL)
 			hint = hint_resync(pipe->info->name, table->info->source_name, NULL);
@@ -381,6 +382,33 @@ pipe_table_resync_later(Pipe *pipe, PipeTable *table, const char *hint, const ch
 	pipe->failure_pending = true;
 	pipe->orders_pending = true;
 	pipe->loads_done = false;
+}
+
+/* See pipe.h. */
+bool
+pipe_table_fits(Pipe *pipe, PipeTable *table, Relation rel)
+{
+	List	   *watch;
+	ShapeChange change;
+	char	   *difference = source_shape_difference(table->shape, source_shape(rel, &watch),
+													 table->options->table_engine != ENGINE_REPLACING_MERGE_TREE,
+													 &change);
+
+	if (difference != NULL)
+	{
+		pipe_table_redefined(pipe, table, difference, change);
+		return false;
+	}
+	if (table->target != NULL && TARGET_NEEDS_FULL(table->target) &&
+		rel->rd_rel->relreplident != REPLICA_IDENTITY_FULL)
+	{
+		pipe_table_fail(pipe, table, 0,
+						hint_resync(pipe->info->name, table->info->source_name,
+									"Its target is sorted or partitioned by columns outside the key, of which nothing else says the old values. Use ALTER TABLE ... REPLICA IDENTITY FULL"),
+						"its replica identity is not FULL any more");
+		return false;
+	}
+	return true;
 }
 
 /* See pipe.h. */
@@ -480,9 +508,6 @@ recheck_table(Pipe *pipe, PipeTable *table)
 	Relation	rel;
 	char	   *reason;
 	char	   *hint = NULL;
-	char	   *difference;
-	ShapeChange change;
-	List	   *watch;
 
 	if (!ConditionalLockRelationOid(table->relid, AccessShareLock))
 		return false;
@@ -495,11 +520,8 @@ recheck_table(Pipe *pipe, PipeTable *table)
 						"the table was dropped");
 		return true;
 	}
-	difference = source_shape_difference(table->shape, source_shape(rel, &watch),
-										 pipe_table_is_history(table), &change);
-	if (difference != NULL)
-		pipe_table_redefined(pipe, table, difference, change);
-	else if ((reason = source_read_refusal(table->relid, pipe->info->owner, &hint)) != NULL)
+	if (pipe_table_fits(pipe, table, rel) &&
+		(reason = source_read_refusal(table->relid, pipe->info->owner, &hint)) != NULL)
 		pipe_table_fail(pipe, table, 0,
 						hint ? hint : hint_resync(pipe->info->name, table->info->source_name, NULL),
 						"%s", reason);

@@ -123,17 +123,7 @@ target_refusals(Relation rel, const TableOptions *options)
 											((ColumnOption *) lfirst(lc))->column),
 								   NULL);
 
-	if (options->sorting_keys != NIL)
-	{
-		bool		same = (list_length(options->sorting_keys) == key.natts);
-
-		for (int i = 0; i < key.natts; i++)
-			same = same && list_has(options->sorting_keys,
-									NameStr(TupleDescAttr(desc, key.attnums[i] - 1)->attname));
-		if (!same)
-			refusals = refusal_add(refusals, "its sorting_keys are not the columns of its key",
-								   "This version supports the columns of the key only, in any order.");
-	}
+	refusals = place_refusals(refusals, rel, options, &key);
 	return column_refusals(refusals, desc, options);
 }
 
@@ -232,7 +222,7 @@ target_describe(Oid relid, TupleDesc desc, const TableOptions *options,
 
 	rows->columns = palloc0(sizeof(ColumnMap) * Max(desc->natts, 1));
 	rows->is_key = palloc0(sizeof(bool) * Max(desc->natts, 1));
-	rows->history = (target->engine == ENGINE_MERGE_TREE);
+	rows->history = (target->engine != ENGINE_REPLACING_MERGE_TREE);
 	for (int i = 0; i < desc->natts; i++)
 	{
 		Form_pg_attribute att = TupleDescAttr(desc, i);
@@ -255,6 +245,10 @@ target_describe(Oid relid, TupleDesc desc, const TableOptions *options,
 			target->calls_output = true;
 		rows->ncolumns++;
 	}
+
+	place_init(target, options);
+	if (options->partition_by_expr != NULL)
+		target->partition_by = name_in_utf8(options->partition_by_expr);
 
 	if (options->sorting_keys != NIL)
 	{

@@ -201,7 +201,8 @@ open_source(VerifyTable *table, Relation *result)
 	if (reason == NULL)
 	{
 		difference = source_shape_difference(table->info->shape, source_shape(rel, &watch),
-											 table->options->table_engine == ENGINE_MERGE_TREE, NULL);
+											 table->options->table_engine != ENGINE_REPLACING_MERGE_TREE,
+											 NULL);
 		if (difference != NULL)
 			reason = psprintf("its definition changed (%s)", difference);
 	}
