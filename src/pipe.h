@@ -102,6 +102,8 @@ typedef struct PipeTable
 	TableCounts counts;			/* all that is confirmed */
 	bool		counts_dirty;
 
+	struct ToastQueue *toast;	/* rows to be read by their keys; NULL: never had any */
+
 	/* scratch space of the decoder */
 	int			natts;
 	Datum	   *values;
@@ -198,6 +200,10 @@ typedef struct Pipe
 	List	   *refused;		/* tables that the option "schemas" found and cannot mirror */
 
 	Size		sealed_bytes;	/* of all sealed blocks */
+	Size		toast_bytes;	/* memory of the queues of rows to be read */
+	uint64		toast_rows;		/* such rows */
+	TimestampTz toast_resolved; /* when they were looked at */
+	bool		toast_shown;	/* the views say that they wait */
 	int			inflight;
 	TimestampTz waiting_since;	/* flush_mode interval: the first row that is not sealed; 0: none */
 	PipeTable  *last_success;	/* whose insert was acknowledged last, and when */
@@ -212,6 +218,8 @@ typedef struct Pipe
 	/* the transaction being decoded */
 	XLogRecPtr	commit_lsn;
 	TimestampTz commit_ts;
+	TransactionId xid;			/* of the top level */
+	Oid			change_relid;	/* the table whose row the change at hand is */
 	bool		txn_opened_block;
 	PipeTable **txn_tables;		/* touched by it */
 	int			txn_ntables;
@@ -332,6 +340,20 @@ extern void changes_apply(Pipe *pipe, ReorderBufferTXN *txn, Relation rel,
 extern void changes_truncate(Pipe *pipe, ReorderBufferTXN *txn, int nrels, Relation *rels,
 							 ReorderBufferChange *change);
 extern void changes_commit(Pipe *pipe, ReorderBufferTXN *txn);
+extern void changes_deform(PipeTable *table, HeapTuple tuple, TupleDesc desc);
+extern bool changes_append_read(Pipe *pipe, PipeTable *table, RowMeta *meta,
+								XLogRecPtr first_lsn);
+
+/* toast.c */
+typedef struct ToastQueue ToastQueue;
+
+extern void toast_defer(Pipe *pipe, PipeTable *table, Oid relid, const RowMeta *meta);
+extern bool toast_resolve(Pipe *pipe, bool more_wal);
+extern bool toast_pending(const PipeTable *table);
+extern XLogRecPtr toast_first_lsn(const PipeTable *table);
+extern void toast_discard(Pipe *pipe, PipeTable *table);
+extern bool toast_holds_decoding(Pipe *pipe);
+extern long toast_next_try(Pipe *pipe);
 
 /* truncate.c */
 extern void truncate_targets(Pipe *pipe, List *tables);
