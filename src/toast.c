@@ -671,7 +671,7 @@ check_table(Pipe *pipe, PipeTable *table)
 	rel = try_relation_open(table->relid, NoLock);
 	if (rel == NULL)
 		return OPEN_DIFFERENT;
-	if (source_shape_difference(table->shape, source_shape(rel, &watch)) != NULL ||
+	if (source_shape_difference(table->shape, source_shape(rel, &watch), false, NULL) != NULL ||
 		source_read_refusal(table->relid, pipe->info->owner, &hint) != NULL)
 		result = OPEN_DIFFERENT;
 	relation_close(rel, NoLock);
