@@ -49,12 +49,9 @@ snapshot_load_chunks(SnapshotJob *job)
 	BlockRange	range;
 	Oid			filenode;
 	int64		rows;
-	ListCell   *lc;
 
 	worker_begin();
-	foreach(lc, catalog_load_tables(job->pipe_id, job->ch->mcxt))
-		if (((TableInfo *) lfirst(lc))->id == job->load->table)
-			job->table = lfirst(lc);
+	job->table = catalog_load_table(job->load->table, job->ch->mcxt);
 	worker_commit();
 	if (job->table == NULL)
 		return;

@@ -329,6 +329,7 @@ extern void confirm_persist(Pipe *pipe);
 /* loads.c */
 extern void loads_stop(PipeEntry *entry);
 extern void loads_coordinate(Pipe *pipe);
+extern bool loads_have_news(Pipe *pipe);
 extern void loads_end(Pipe *pipe, PipeTable *table);
 extern void loads_start_workers(Pipe *pipe, int slot, int wanted);
 extern bool loads_have_stragglers(PipeEntry *entry);
