@@ -28,6 +28,8 @@ $node->safe_psql('postgres', qq{
 		FOR i IN 1 .. $n LOOP
 			EXECUTE format('CREATE TABLE t%s (id int PRIMARY KEY, v text, n %s)', i,
 				(ARRAY['int', 'bigint', 'text', 'smallint'])[1 + i % 4]);
+			-- most are empty, which spares a worker for each
+			CONTINUE WHEN i % 20 > 0;
 			EXECUTE format('INSERT INTO t%s SELECT g, %L, g FROM generate_series(1, 3) g', i, 'loaded ' || i);
 		END LOOP;
 	END \$\$});
