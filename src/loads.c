@@ -264,6 +264,7 @@ open_ranges(Pipe *pipe, PipeTable *table, int slot, bool again)
 	if (!ConditionalLockRelationOid(table->relid, AccessShareLock))
 	{
 		worker_commit();
+		entry_set_activity(pipe->entry, "load of %s waits for a lock", table->info->source_name);
 		return false;
 	}
 	rel = try_relation_open(table->relid, NoLock);
@@ -306,7 +307,7 @@ open_ranges(Pipe *pipe, PipeTable *table, int slot, bool again)
 	load->chunks_out = 0;
 	load->deaths = 0;
 	load->not_before = 0;
-	load->restart = load->failed = false;
+	load->restart = load->failed = load->locked = false;
 	load->error.at = 0;
 	load->hint[0] = '\0';
 	subtract_chunks(load, nblocks, chunks);
@@ -394,6 +395,7 @@ watch_load(Pipe *pipe, PipeTable *table)
 	bool		failed;
 	bool		restart;
 	bool		done;
+	bool		locked;
 	int			wanted;
 	ErrorReport error;
 	char		hint[ERROR_TEXT_LEN];
@@ -402,11 +404,18 @@ watch_load(Pipe *pipe, PipeTable *table)
 	failed = load->failed;
 	restart = load->restart;
 	done = load->nranges == 0 && load->chunks_out == 0;
+	locked = load->locked;
 	wanted = workers_needed(pipe, load);
 	error = load->error;
 	strlcpy(hint, load->hint, sizeof(hint));
 	LWLockRelease(pipe->entry->load_lock);
 
+	if (locked != table->load_locked)
+	{
+		table->load_locked = locked;
+		entry_set_activity(pipe->entry, locked ? "load of %s waits for a lock" : "loading %s",
+						   table->info->source_name);
+	}
 	if (failed)
 	{
 		pipe_table_fail(pipe, table, error.code, hint[0] ? hint : NULL, "%s", error.message);

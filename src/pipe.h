@@ -109,6 +109,7 @@ typedef struct PipeTable
 	int			load_slot;		/* index in the entry's loads, -1: none */
 	List	   *writers;		/* Writer *: waited for */
 	bool		writers_listed;
+	bool		load_locked;	/* said to wait for a lock */
 	bool		load_complete;	/* all chunks are acknowledged */
 	XLogRecPtr	load_lsn;		/* newest position that a chunk has seen */
 } PipeTable;
