@@ -115,6 +115,7 @@ typedef struct PipeTable
 	int			load_slot;		/* index in the entry's loads, -1: none */
 	List	   *writers;		/* Writer *: waited for */
 	bool		writers_listed;
+	bool		load_locked;	/* said to wait for a lock */
 	bool		load_complete;	/* all chunks are acknowledged */
 	XLogRecPtr	load_lsn;		/* newest position that a chunk has seen */
 	bool		load_truncated; /* a TRUNCATE has ended it, which is not recorded yet */
@@ -389,6 +390,7 @@ extern void confirm_persist(Pipe *pipe);
 /* loads.c */
 extern void loads_stop(PipeEntry *entry);
 extern void loads_coordinate(Pipe *pipe);
+extern bool loads_have_news(Pipe *pipe);
 extern void loads_end(Pipe *pipe, PipeTable *table);
 extern void loads_start_workers(Pipe *pipe, int slot, int wanted);
 extern bool loads_have_stragglers(PipeEntry *entry);

@@ -165,7 +165,8 @@ coordinate(Pipe *pipe)
 	/* a barrier is short: nothing else begins meanwhile */
 	if (resync_advance(pipe))
 		return false;
-	if (TimestampDifferenceExceeds(pipe->loads_checked, GetCurrentTimestamp(), LOADS_INTERVAL_MS))
+	if (TimestampDifferenceExceeds(pipe->loads_checked, GetCurrentTimestamp(), LOADS_INTERVAL_MS) ||
+		loads_have_news(pipe))
 	{
 		more = setup_advance(pipe);
 		histories_advance(pipe);
