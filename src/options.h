@@ -16,12 +16,16 @@
 #include "utils/jsonb.h"
 
 #include "clickhouse.h"
+#include "metadata.h"
 
 typedef enum TargetEngine
 {
 	ENGINE_REPLACING_MERGE_TREE,
 	ENGINE_MERGE_TREE			/* append-only history of changes */
 } TargetEngine;
+
+/* of a set of metadata columns */
+#define METADATA_NOT_GIVEN	(-1)
 
 typedef struct PipeOptions
 {
@@ -42,6 +46,7 @@ typedef struct PipeOptions
 	bool		enable_failover_slots;
 	char	   *replication_slot_name;	/* NULL: made up */
 	List	   *schemas;		/* of char *; NIL: none */
+	int			metadata_columns;	/* METADATA_BITs, or METADATA_NOT_GIVEN */
 	Jsonb	   *tables;			/* by table name: table options; NULL: none */
 } PipeOptions;
 
@@ -80,6 +85,7 @@ typedef struct TableOptions
 	List	   *excluded_columns;	/* of char * */
 	List	   *sorting_keys;	/* of char *, NIL: the key */
 	List	   *columns;		/* of ColumnOption * */
+	int			metadata_columns;	/* METADATA_BITs, or METADATA_NOT_GIVEN: the pipe's */
 } TableOptions;
 
 /*

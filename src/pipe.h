@@ -202,6 +202,7 @@ typedef struct Pipe
 	/* the transaction being decoded */
 	XLogRecPtr	commit_lsn;
 	TimestampTz commit_ts;
+	TransactionId xid;
 	bool		txn_opened_block;
 	PipeTable **txn_tables;		/* touched by it */
 	int			txn_ntables;
