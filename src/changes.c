@@ -86,7 +86,7 @@ changes_begin(Pipe *pipe, ReorderBufferTXN *txn)
 	pipe->in_callback = true;
 	pipe->commit_lsn = txn->final_lsn;
 	pipe->commit_ts = txn->xact_time.commit_time;
-	pipe->xid = txn->xid;
+	pipe->xid = txn->xid;		/* the top-level one, of two-phase commits too */
 	pipe->txn_opened_block = false;
 	pipe->txn_ntables = 0;
 
@@ -187,6 +187,7 @@ apply_to_table(Pipe *pipe, PipeTable *table, Relation rel, ReorderBufferChange *
 	meta.version_lo = change->lsn;
 	meta.is_deleted = false;
 	meta.commit_ts = pipe->commit_ts;
+	meta.xid = pipe->xid;
 	switch (change->action)
 	{
 		case REORDER_BUFFER_CHANGE_INSERT:

@@ -226,6 +226,10 @@ target_describe(Oid relid, TupleDesc desc, const TableOptions *options,
 	rows->columns = palloc0(sizeof(ColumnMap) * Max(desc->natts, 1));
 	rows->is_key = palloc0(sizeof(bool) * Max(desc->natts, 1));
 	rows->history = (target->engine != ENGINE_REPLACING_MERGE_TREE);
+	rows->metadata = options->metadata_columns != METADATA_NOT_GIVEN ? options->metadata_columns :
+		pipe_options->metadata_columns != METADATA_NOT_GIVEN ? pipe_options->metadata_columns : 0;
+	if (rows->history)
+		rows->metadata |= METADATA_HISTORY;
 	for (int i = 0; i < desc->natts; i++)
 	{
 		Form_pg_attribute att = TupleDescAttr(desc, i);
