@@ -53,7 +53,7 @@ static void grow_scratch(PipeTable *table, int natts);
 static void deform(PipeTable *table, HeapTuple tuple, TupleDesc desc, Datum *values,
 				   bool *isnull);
 static bool fill_unchanged_toast(Pipe *pipe, PipeTable *table, TupleDesc desc, bool have_old);
-static bool key_changed(PipeTable *table, TupleDesc desc);
+static bool place_changed(PipeTable *table, TupleDesc desc);
 static bool append(Pipe *pipe, PipeTable *table, RowMeta *meta, const Datum *values,
 				   const bool *isnull, bool key_only);
 static bool append_guarded(Pipe *pipe, PipeTable *table, RowMeta *meta, const Datum *values,
@@ -225,7 +225,7 @@ target_has_change(Pipe *pipe, PipeTable *table, ReorderBufferChange *change)
 
 /*
  * An UPDATE is the new row, and a tombstone for the old one where the new one
- * does not replace it: if the key changed, and in histories that are told the
+ * does not replace it: if its place changed, and in histories that are told the
  * whole old row.
  */
 static void
@@ -233,7 +233,7 @@ apply_update(Pipe *pipe, PipeTable *table, TupleDesc desc, RowMeta *meta,
 			 HeapTuple oldtuple, HeapTuple newtuple)
 {
 	SourceKey  *key = &table->target->key;
-	bool		history = (table->target->engine == ENGINE_MERGE_TREE);
+	bool		history = table->target->rows.history;
 
 	if (oldtuple == NULL && key->natts == 0)
 	{
@@ -250,7 +250,7 @@ apply_update(Pipe *pipe, PipeTable *table, TupleDesc desc, RowMeta *meta,
 		return;
 
 	meta->operation = ROW_UPDATE;
-	if (oldtuple != NULL && ((history && key->full) || key_changed(table, desc)))
+	if (oldtuple != NULL && ((history && key->full) || place_changed(table, desc)))
 	{
 		RowMeta		tombstone = *meta;
 
@@ -269,7 +269,7 @@ static void
 apply_delete(Pipe *pipe, PipeTable *table, TupleDesc desc, RowMeta *meta, HeapTuple oldtuple)
 {
 	SourceKey  *key = &table->target->key;
-	bool		history = (table->target->engine == ENGINE_MERGE_TREE);
+	bool		history = table->target->rows.history;
 
 	if (oldtuple == NULL || (key->natts == 0 && !key->full))
 	{
@@ -286,23 +286,32 @@ apply_delete(Pipe *pipe, PipeTable *table, TupleDesc desc, RowMeta *meta, HeapTu
 		table->txn_deleted++;
 }
 
-/* Takes a TRUNCATE: this version cannot follow it, so it must not go unnoticed. */
+/*
+ * Takes a TRUNCATE of some tables, of which those that are not ours are nothing
+ * to us.  A history that has rows of after it was truncated in an earlier life.
+ */
 void
-changes_truncate(Pipe *pipe, ReorderBufferTXN *txn, int nrels, Relation *rels)
+changes_truncate(Pipe *pipe, ReorderBufferTXN *txn, int nrels, Relation *rels,
+				 ReorderBufferChange *change)
 {
+	List	   *tables = NIL;
+	MemoryContext old;
+
 	if (pipe->options->truncate == TRUNCATE_IGNORE)
 		return;
+	old = MemoryContextSwitchTo(pipe->row_mcxt);
 	for (int i = 0; i < nrels; i++)
 	{
 		PipeTable  *table = pipe_find_table(pipe, RelationGetRelid(rels[i]));
 
 		for (; table != NULL; table = table->resync)
-			if (takes_change(pipe, table))
-				pipe_table_fail(pipe, table, 0,
-								hint_resync(pipe->info->name, table->info->source_name,
-											"This version does not follow TRUNCATE. If it shall be ignored, set the pipe option \"truncate\" to \"ignore\" with clickpipe_alter"),
-								"the table was truncated");
+			if (takes_change(pipe, table) && !target_has_change(pipe, table, change))
+				tables = list_append_unique_ptr(tables, table);
 	}
+	if (tables != NIL)
+		truncate_targets(pipe, tables);
+	MemoryContextSwitchTo(old);
+	MemoryContextReset(pipe->row_mcxt);
 }
 
 /* Returns the table that a change is of, or NULL. */
@@ -325,16 +334,10 @@ table_of_change(Pipe *pipe, Relation rel)
 static bool
 shape_fits(Pipe *pipe, PipeTable *table, Relation rel)
 {
-	List	   *watch;
-	char	   *difference = source_shape_difference(table->shape, source_shape(rel, &watch));
-
-	if (difference != NULL)
-	{
-		pipe_table_fail(pipe, table, 0,
-						hint_resync(pipe->info->name, table->info->source_name, NULL),
-						"the table's definition changed (%s)", difference);
+	if (!pipe_table_fits(pipe, table, rel))
 		return false;
-	}
+	/* whole old rows are logged from here on, or not any more */
+	table->target->key.full = (rel->rd_rel->relreplident == REPLICA_IDENTITY_FULL);
 	table->unchecked = false;
 	return true;
 }
@@ -421,15 +424,15 @@ fill_unchanged_toast(Pipe *pipe, PipeTable *table, TupleDesc desc, bool have_old
 	return true;
 }
 
-/* Do old and new row differ in a key column's bytes? */
+/* Do old and new row differ in the bytes of a column that decides where the row is? */
 static bool
-key_changed(PipeTable *table, TupleDesc desc)
+place_changed(PipeTable *table, TupleDesc desc)
 {
-	SourceKey  *key = &table->target->key;
+	Target	   *target = table->target;
 
-	for (int i = 0; i < key->natts; i++)
+	for (int i = 0; i < target->nplaces; i++)
 	{
-		int			att = key->attnums[i] - 1;
+		int			att = target->places[i] - 1;
 		Form_pg_attribute form = TupleDescAttr(desc, att);
 		Datum		old_value = table->old_values[att];
 		Datum		new_value = table->values[att];

@@ -112,6 +112,7 @@ loads_coordinate(Pipe *pipe)
 
 	if (pipe->loads_done)
 		return;
+	truncate_record_loads(pipe);
 	for (int i = 0; i < pipe->ntables; i++)
 	{
 		PipeTable  *table = pipe->tables[i];
@@ -158,6 +159,8 @@ begin_load(Pipe *pipe, PipeTable *table)
 	if (open_ranges(pipe, table, slot, false))
 	{
 		table->load_slot = slot;
+		/* of workers that are ended, and of answers that do not come */
+		table->stray_inserts = true;
 		entry_set_activity(pipe->entry, "loading %s", table->info->source_name);
 		pipe_log(pipe, LOG, table, 0, NULL, "is being loaded into %s.%s",
 				 table->target->database, table->target->table);
@@ -251,8 +254,6 @@ open_ranges(Pipe *pipe, PipeTable *table, int slot, bool again)
 {
 	LoadSlot   *load = &pipe->entry->loads[slot];
 	Relation	rel;
-	List	   *watch;
-	char	   *difference;
 	List	   *chunks = NIL;
 	BlockNumber nblocks;
 	BlockNumber size;
@@ -273,12 +274,8 @@ open_ranges(Pipe *pipe, PipeTable *table, int slot, bool again)
 		worker_commit();
 		return false;
 	}
-	difference = source_shape_difference(table->shape, source_shape(rel, &watch));
-	if (difference != NULL)
+	if (!pipe_table_fits(pipe, table, rel))
 	{
-		pipe_table_fail(pipe, table, 0,
-						hint_resync(pipe->info->name, table->info->source_name, NULL),
-						"the table's definition changed (%s)", difference);
 		relation_close(rel, AccessShareLock);
 		worker_commit();
 		return false;
@@ -305,7 +302,7 @@ open_ranges(Pipe *pipe, PipeTable *table, int slot, bool again)
 	load->chunks_out = 0;
 	load->deaths = 0;
 	load->not_before = 0;
-	load->restart = load->failed = false;
+	load->restart = load->failed = load->other_key = false;
 	load->error.at = 0;
 	load->hint[0] = '\0';
 	subtract_chunks(load, nblocks, chunks);
@@ -388,6 +385,7 @@ watch_load(Pipe *pipe, PipeTable *table)
 {
 	LoadSlot   *load = &pipe->entry->loads[table->load_slot];
 	bool		failed;
+	bool		other_key;
 	bool		restart;
 	bool		done;
 	int			left;
@@ -396,6 +394,7 @@ watch_load(Pipe *pipe, PipeTable *table)
 
 	LWLockAcquire(pipe->entry->load_lock, LW_SHARED);
 	failed = load->failed;
+	other_key = load->other_key;
 	restart = load->restart;
 	done = load->nranges == 0 && load->chunks_out == 0;
 	left = load->nranges > 0 ? pipe->options->initial_load_parallelism : 0;
@@ -405,7 +404,10 @@ watch_load(Pipe *pipe, PipeTable *table)
 
 	if (failed)
 	{
-		pipe_table_fail(pipe, table, error.code, hint[0] ? hint : NULL, "%s", error.message);
+		if (other_key)
+			pipe_table_redefined(pipe, table, error.message, SHAPE_OTHER_KEY);
+		else
+			pipe_table_fail(pipe, table, error.code, hint[0] ? hint : NULL, "%s", error.message);
 		loads_end(pipe, table);
 	}
 	else if (restart)
@@ -484,6 +486,8 @@ complete_tables(Pipe *pipe)
 	{
 		PipeTable  *table = pipe->tables[i];
 
+		if (table->main == NULL && TABLE_RESYNC_IS_DUE(table))
+			all = false;
 		/* a target that is about to be replaced need not be complete */
 		if (table->failure.failed || table->state == TABLE_RUNNING ||
 			table->state == TABLE_COMPLETED || TABLE_IS_REPLACED(table))
@@ -506,6 +510,7 @@ complete_tables(Pipe *pipe)
 		catalog_set_table_state(table->id, TABLE_RUNNING);
 		worker_commit();
 		table->state = TABLE_RUNNING;
+		table->resyncs_later = 0;
 	}
 	if (!all)
 		return;

@@ -20,7 +20,8 @@
 typedef enum TargetEngine
 {
 	ENGINE_REPLACING_MERGE_TREE,
-	ENGINE_MERGE_TREE			/* append-only history of changes */
+	ENGINE_MERGE_TREE,			/* append-only history of changes */
+	ENGINE_NULL					/* the same, kept by nobody: for materialized views */
 } TargetEngine;
 
 typedef struct PipeOptions
@@ -79,6 +80,7 @@ typedef struct TableOptions
 	bool		initial_load;
 	List	   *excluded_columns;	/* of char * */
 	List	   *sorting_keys;	/* of char *, NIL: the key */
+	char	   *partition_by_expr;	/* ClickHouse's; NULL: none */
 	List	   *columns;		/* of ColumnOption * */
 } TableOptions;
 

@@ -379,6 +379,8 @@ wait_for_work(Pipe *pipe, TimestampTz last_traffic)
 		ms = Min(ms, HOLD_POLL_MS);
 	if (pipe->schemas_unchecked)
 		ms = Min(ms, POLL_IDLE_MS);
+	if (pipe->orders_pending)
+		ms = Min(ms, RETRY_READ_MS);
 
 	/* an idle pipe needs no buffers */
 	if (quiet && !memory_returned)
