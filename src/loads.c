@@ -203,7 +203,8 @@ writers_gone(Pipe *pipe, PipeTable *table)
 		foreach(lc2, now)
 			if (compat_vxid_equal(then->vxid, ((Writer *) lfirst(lc2))->vxid))
 			{
-				left = lappend(left, then);
+				/* as it is now: it may have been prepared since */
+				left = lappend(left, lfirst(lc2));
 				break;
 			}
 	}
