@@ -30,6 +30,7 @@
 
 #include "access/tupdesc_details.h"
 #include "catalog/pg_type.h"
+#include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
@@ -55,18 +56,20 @@ typedef struct AlterPlan
 	const char *obstacle;		/* not NULL: why ALTER TABLE cannot do it */
 } AlterPlan;
 
-static const char *find_obstacle(List *then, List *now);
-static bool is_about_types(const char *line);
-static bool columns_were_redefined(List *then, List *now);
+static const char *find_obstacle(List *then, List *now, bool history);
+static const char *composite_of(const char *line);
+static bool has_composite(List *shape, const char *composite);
 static void make_plan(Pipe *pipe, PipeTable *table, Relation rel, Target *new, AlterPlan *plan);
 static void plan_column(Pipe *pipe, PipeTable *table, Relation rel, Target *new, int column,
 						AlterPlan *plan);
-static void plan_type(const ColumnMap *then, const ColumnMap *now, bool is_key, AlterPlan *plan);
+static void plan_type(const ColumnMap *then, const ColumnMap *now, bool is_place, AlterPlan *plan);
+static void keep_places(const Target *then, Target *now);
 static int	find_attribute(const RowMap *rows, AttrNumber attnum);
 static bool has_target_column(const RowMap *rows, const char *name);
 static bool type_keeps_values(Oid then, Oid now);
 static bool default_clause(Pipe *pipe, Relation rel, const ColumnMap *column, StringInfo out,
 						   AlterPlan *plan);
+static char *unhex(const char *digits);
 static void note(AlterPlan *plan, const char *fmt,...) pg_attribute_printf(2, 3);
 static bool alter_target(Pipe *pipe, PipeTable *table, List *statements);
 static bool rows_settled(Pipe *pipe, PipeTable *table);
@@ -85,7 +88,7 @@ alter_follow(Pipe *pipe, PipeTable *table, Relation rel, List *now, List *watch)
 	ListCell   *lc;
 
 	initStringInfo(&plan.what);
-	plan.obstacle = find_obstacle(table->shape, now);
+	plan.obstacle = find_obstacle(table->shape, now, table->target->rows.history);
 	mcxt = AllocSetContextCreate(table->mcxt, "clickpipe target", ALLOCSET_SMALL_SIZES);
 	if (plan.obstacle == NULL)
 	{
@@ -108,19 +111,18 @@ alter_follow(Pipe *pipe, PipeTable *table, Relation rel, List *now, List *watch)
 							"%s", plan.obstacle);
 		return false;
 	}
-	if (plan.statements != NIL && !alter_target(pipe, table, plan.statements))
+	/* also if nothing is altered: blocks of before are described by what is replaced here */
+	if (!alter_target(pipe, table, plan.statements))
 	{
 		MemoryContextDelete(mcxt);
 		return false;
 	}
-
-	/* rows of before may be in the open block: it is of the old columns */
 	if (table->block != NULL)
 	{
-		inserts_seal(pipe, table);
 		block_destroy(table->block);
 		table->block = NULL;
 	}
+	keep_places(table->target, target);
 	old = MemoryContextSwitchTo(mcxt);
 	table->shape = NIL;
 	foreach(lc, shape)
@@ -128,8 +130,7 @@ alter_follow(Pipe *pipe, PipeTable *table, Relation rel, List *now, List *watch)
 	list_free(table->watch);
 	table->watch = list_copy(watch);
 	MemoryContextSwitchTo(old);
-	/* sealed blocks need the names of the old columns until they are acknowledged */
-	if (table->target_mcxt != NULL && !inserts_pending(pipe, table))
+	if (table->target_mcxt != NULL)
 		MemoryContextDelete(table->target_mcxt);
 	table->target_mcxt = mcxt;
 	table->target = target;
@@ -145,30 +146,26 @@ alter_follow(Pipe *pipe, PipeTable *table, Relation rel, List *now, List *watch)
  * the columns, which are compared as they are in the target.
  */
 static const char *
-find_obstacle(List *then, List *now)
+find_obstacle(List *then, List *now, bool history)
 {
-	SourceKey	old_key;
-	SourceKey	new_key;
-	bool		redefined = columns_were_redefined(then, now);
+	char	   *difference;
 	ListCell   *lc;
 
-	source_shape_key(then, &old_key);
-	source_shape_key(now, &new_key);
-	if (!source_keys_are_equal(&old_key, &new_key))
-		return "its key has changed";
+	difference = source_key_difference(then, now, history, NULL);
+	if (difference != NULL)
+		return difference;
 	foreach(lc, then)
 	{
 		const char *line = lfirst(lc);
 		const char *successor;
 
-		if (shape_has_line(now, line))
+		if (source_shape_has(now, line))
 			continue;
 		successor = source_shape_successor(now, line);
-		if (strncmp(line, "table ", 6) == 0)
-			return psprintf("its definition changed (%s, now %s)", line,
-							successor ? successor : "not");
-		/* labels and fields go with the column that brought them */
-		if (is_about_types(line) && (successor != NULL || !redefined))
+		/* labels go with the column that brought them, but not their names */
+		if (strncmp(line, "table ", 6) == 0 ||
+			(strncmp(line, "enum value ", 11) == 0 && successor != NULL) ||
+			(composite_of(line) != NULL && has_composite(now, composite_of(line))))
 			return psprintf("its definition changed (%s, now %s)", line,
 							successor ? successor : "not");
 	}
@@ -176,31 +173,41 @@ find_obstacle(List *then, List *now)
 	{
 		const char *line = lfirst(lc);
 
-		if (strncmp(line, "field ", 6) == 0 && !redefined && !shape_has_line(then, line))
+		if (!source_shape_has(then, line) &&
+			composite_of(line) != NULL && has_composite(then, composite_of(line)))
 			return psprintf("its definition changed (new: %s)", line);
 	}
 	return NULL;
 }
 
-/* Is a line of a shape about what a type brings along? */
-static bool
-is_about_types(const char *line)
+/* Returns the part of a field's line that names the composite type, NULL if it is another line. */
+static const char *
+composite_of(const char *line)
 {
-	return strncmp(line, "enum value ", 11) == 0 || strncmp(line, "field ", 6) == 0;
+	static const char composite[] = "\" of composite type ";
+	const char *end = NULL;
+
+	if (strncmp(line, "field ", 6) != 0)
+		return NULL;
+	for (const char *at = line; (at = strstr(at, composite)) != NULL; at++)
+		end = at + strlen(composite);
+	return end;
 }
 
-/* Have columns come or gone, or changed their type? */
+/* Has the shape fields of that composite type?  Named by what composite_of returns. */
 static bool
-columns_were_redefined(List *then, List *now)
+has_composite(List *shape, const char *composite)
 {
+	size_t		len = strcspn(composite, " ");
 	ListCell   *lc;
 
-	foreach(lc, then)
-		if (strncmp(lfirst(lc), "column ", 7) == 0 && !shape_has_line(now, lfirst(lc)))
+	foreach(lc, shape)
+	{
+		const char *other = composite_of(lfirst(lc));
+
+		if (other != NULL && strncmp(other, composite, len) == 0 && other[len] == ' ')
 			return true;
-	foreach(lc, now)
-		if (strncmp(lfirst(lc), "column ", 7) == 0 && !shape_has_line(then, lfirst(lc)))
-			return true;
+	}
 	return false;
 }
 
@@ -217,8 +224,8 @@ make_plan(Pipe *pipe, PipeTable *table, Relation rel, Target *new, AlterPlan *pl
 
 		if (find_attribute(now, column->attnum) >= 0)
 			continue;
-		if (then->is_key[i])
-			plan->obstacle = psprintf("column \"%s\" of its key was dropped", column->attname);
+		if (then->is_place[i])
+			plan->obstacle = psprintf("column \"%s\" of its sorting key was dropped", column->attname);
 		note(plan, "column \"%s\" was dropped%s", column->attname,
 			 has_target_column(now, column->name) ? ", and stays in the target" : "");
 	}
@@ -251,7 +258,7 @@ plan_column(Pipe *pipe, PipeTable *table, Relation rel, Target *new, int column,
 	initStringInfo(&sql);
 	if (before >= 0 && strcmp(then->columns[before].name, now->name) == 0)
 	{
-		plan_type(&then->columns[before], now, new->rows.is_key[column], plan);
+		plan_type(&then->columns[before], now, then->is_place[before], plan);
 		return;
 	}
 
@@ -264,9 +271,9 @@ plan_column(Pipe *pipe, PipeTable *table, Relation rel, Target *new, int column,
 	}
 	if (before >= 0 && !has_target_column(&new->rows, then->columns[before].name))
 	{
-		if (new->rows.is_key[column])
+		if (then->is_place[before])
 		{
-			plan->obstacle = psprintf("column \"%s\" of its key was renamed to \"%s\"",
+			plan->obstacle = psprintf("column \"%s\" of its sorting key was renamed to \"%s\"",
 									  then->columns[before].attname, now->attname);
 			return;
 		}
@@ -297,7 +304,7 @@ plan_column(Pipe *pipe, PipeTable *table, Relation rel, Target *new, int column,
 
 /* Plans a change of a column's type. */
 static void
-plan_type(const ColumnMap *then, const ColumnMap *now, bool is_key, AlterPlan *plan)
+plan_type(const ColumnMap *then, const ColumnMap *now, bool is_place, AlterPlan *plan)
 {
 	bool		retyped = (then->atttypid != now->atttypid || then->atttypmod != now->atttypmod);
 	StringInfoData sql;
@@ -310,8 +317,8 @@ plan_type(const ColumnMap *then, const ColumnMap *now, bool is_key, AlterPlan *p
 			note(plan, "column \"%s\" has another type, which is the same in the target", now->attname);
 		return;
 	}
-	if (is_key)
-		plan->obstacle = psprintf("the type of column \"%s\", which is of its key", now->attname);
+	if (is_place)
+		plan->obstacle = psprintf("the type of column \"%s\", which is of its sorting key", now->attname);
 	else if (retyped && !(getBaseType(then->atttypid) == NUMERICOID &&
 						  getBaseType(now->atttypid) == NUMERICOID &&
 						  then->precision > 0 && now->precision >= then->precision &&
@@ -328,6 +335,25 @@ plan_type(const ColumnMap *then, const ColumnMap *now, bool is_key, AlterPlan *p
 	appendStringInfo(&sql, " %s", now->type);
 	plan->statements = lappend(plan->statements, sql.data);
 	note(plan, "column \"%s\" is %s now", now->attname, now->type);
+}
+
+/*
+ * Where rows are is decided by the columns that decided it before: those that the
+ * target is partitioned by only ClickHouse knows.
+ */
+static void
+keep_places(const Target *then, Target *now)
+{
+	for (int i = 0; i < then->rows.ncolumns; i++)
+	{
+		int			column = then->rows.is_place[i] ?
+			find_attribute(&now->rows, then->rows.columns[i].attnum) : -1;
+
+		if (column < 0 || now->rows.is_place[column])
+			continue;
+		now->rows.is_place[column] = true;
+		now->places[now->nplaces++] = now->rows.columns[column].attnum;
+	}
 }
 
 /* Returns the index of the column that the table has with that number, -1 if it has none. */
@@ -436,14 +462,30 @@ default_clause(Pipe *pipe, Relation rel, const ColumnMap *column, StringInfo out
 			same = (tab[1] == '1');
 			break;
 		}
+	/* it could not be written as a literal here */
+	for (char *digit = answer.data; same && *digit; digit += 2)
+		same = (digit[0] != '0' || digit[1] != '0');
 	if (!same)
 	{
 		plan->obstacle = psprintf("the default of column \"%s\" has no text form in ClickHouse",
 								  column->attname);
 		return false;
 	}
-	appendStringInfo(out, " DEFAULT CAST(unhex('%s') AS %s)", answer.data, column->type);
+	appendStringInfoString(out, " DEFAULT CAST(");
+	append_ch_literal(out, unhex(answer.data));
+	appendStringInfo(out, " AS %s)", column->type);
 	return true;
+}
+
+/* Returns what hexadecimal digits stand for, which holds no zero byte; palloc'ed. */
+static char *
+unhex(const char *digits)
+{
+	size_t		len = strlen(digits) / 2;
+	char	   *bytes = palloc(len + 1);
+
+	bytes[hex_decode(digits, len * 2, bytes)] = '\0';
+	return bytes;
 }
 
 /* Says what was changed. */
@@ -550,7 +592,8 @@ rows_settled(Pipe *pipe, PipeTable *table)
 				 errmsg("the exchange of %s.%s has an unknown fate",
 						table->info->target_database, table->info->target_table),
 				 errdetail("The pipe starts over and looks which table is which.")));
-	if (!inserts_pending(pipe, table))
+	/* rows whose large values are still to be read will be of the new columns */
+	if (!inserts_has_blocks(table))
 		return true;
 	if (inserts_refused_too_long(pipe, table))
 		pipe_table_fail(pipe, table, table->refused_code,

@@ -178,6 +178,14 @@ catalog_fail_table(int32 table, int code, const char *message, const char *hint)
 					   catalog_literal(hint), table);
 }
 
+/* Records what a table looks like from some change on. */
+void
+catalog_set_shape(int32 table, List *shape)
+{
+	(void) catalog_run("UPDATE clickpipe.table_state SET shape = %s WHERE id = %d",
+					   catalog_text_array(shape), table);
+}
+
 /*
  * Orders a resync that no verb has ordered: none of those that are wanted counts as
  * begun any more beyond resync_done.

@@ -22,6 +22,7 @@
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
+#include "utils/relcache.h"
 #include "utils/syscache.h"
 
 #include "compat.h"
@@ -40,6 +41,7 @@
 #define MAX_SHOWN_VALUE			200
 
 static PipeTable *table_of_change(Pipe *pipe, Relation rel);
+static void follow_definitions(Pipe *pipe);
 static bool takes_change(Pipe *pipe, PipeTable *table);
 static void apply_to_table(Pipe *pipe, PipeTable *table, Relation rel, ReorderBufferChange *change);
 static bool target_has_change(Pipe *pipe, PipeTable *table, ReorderBufferChange *change);
@@ -52,8 +54,9 @@ static void make_room(Pipe *pipe, PipeTable *table, XLogRecPtr lsn);
 static void grow_scratch(PipeTable *table, int natts);
 static void deform(PipeTable *table, HeapTuple tuple, TupleDesc desc, Datum *values,
 				   bool *isnull);
-static bool fill_unchanged_toast(Pipe *pipe, PipeTable *table, TupleDesc desc, bool have_old);
-static bool key_changed(PipeTable *table, TupleDesc desc);
+static bool fill_unchanged_toast(Pipe *pipe, PipeTable *table, TupleDesc desc, bool have_old,
+								 bool *missing);
+static bool place_changed(PipeTable *table, TupleDesc desc);
 static bool append(Pipe *pipe, PipeTable *table, RowMeta *meta, const Datum *values,
 				   const bool *isnull, bool key_only);
 static bool append_guarded(Pipe *pipe, PipeTable *table, RowMeta *meta, const Datum *values,
@@ -61,6 +64,7 @@ static bool append_guarded(Pipe *pipe, PipeTable *table, RowMeta *meta, const Da
 static char *describe_key(PipeTable *table, TupleDesc desc, const Datum *values,
 						  const bool *isnull);
 static void relcache_callback(Datum arg, Oid relid);
+static void note_invalidation(Pipe *pipe, PipeTable *table);
 static void enum_callback(Datum arg, int cacheid, uint32 hashvalue);
 static void server_callback(Datum arg, int cacheid, uint32 hashvalue);
 
@@ -85,7 +89,9 @@ changes_begin(Pipe *pipe, ReorderBufferTXN *txn)
 	pipe->in_callback = true;
 	pipe->commit_lsn = txn->final_lsn;
 	pipe->commit_ts = txn->xact_time.commit_time;
+	pipe->xid = txn->xid;		/* the top-level one, of two-phase commits too */
 	pipe->txn_opened_block = false;
+	pipe->txn_invalidated = false;
 	pipe->txn_ntables = 0;
 
 	/*
@@ -100,10 +106,42 @@ changes_begin(Pipe *pipe, ReorderBufferTXN *txn)
 void
 changes_commit(Pipe *pipe, ReorderBufferTXN *txn)
 {
+	if (pipe->txn_invalidated)
+		follow_definitions(pipe);
 	if (pipe->txn_ntables > 0)
 		confirm_commit(pipe, pipe->commit_lsn, pipe->commit_ts);
 	pipe->read_commit_ts = pipe->commit_ts;
 	pipe->in_callback = false;
+}
+
+/*
+ * At the end of a transaction that has altered tables: follows what no row of it
+ * has shown.
+ */
+static void
+follow_definitions(Pipe *pipe)
+{
+	MemoryContext old = MemoryContextSwitchTo(pipe->row_mcxt);
+
+	for (int i = 0; i < pipe->ntables; i++)
+	{
+		PipeTable  *table = pipe->tables[i];
+		Relation	rel;
+
+		if (!table->unchecked || !takes_change(pipe, table))
+			continue;
+		rel = RelationIdGetRelation(table->relid);
+		if (rel != NULL)
+		{
+			(void) shape_fits(pipe, table, rel);
+			RelationClose(rel);
+		}
+		else if (!table->info->automatic)
+			pipe_table_fail(pipe, table, 0, hint_remove(pipe->info->name, table->relid),
+							"the table was dropped");
+		MemoryContextReset(pipe->row_mcxt);
+	}
+	MemoryContextSwitchTo(old);
 }
 
 /*
@@ -117,6 +155,7 @@ changes_apply(Pipe *pipe, ReorderBufferTXN *txn, Relation rel, ReorderBufferChan
 	bool		ours = false;
 	MemoryContext old;
 
+	pipe->change_relid = RelationGetRelid(rel);
 	old = MemoryContextSwitchTo(pipe->row_mcxt);
 	for (; table != NULL; table = table->resync)
 		if (takes_change(pipe, table))
@@ -158,9 +197,12 @@ apply_to_table(Pipe *pipe, PipeTable *table, Relation rel, ReorderBufferChange *
 
 	if (OidIsValid(rel->rd_rel->relrewrite))
 	{
-		pipe_table_fail(pipe, table, 0,
-						hint_resync(pipe->info->name, table->info->source_name, NULL),
-						"the table was rewritten by ALTER TABLE");
+		if (pipe->options->on_rewrite == REWRITE_RESYNCS)
+			pipe_table_resync_later(pipe, table, NULL, "it was rewritten by ALTER TABLE");
+		else
+			pipe_table_fail(pipe, table, 0,
+							hint_resync(pipe->info->name, table->info->source_name, NULL),
+							"the table was rewritten by ALTER TABLE");
 		return;
 	}
 	if (table->unchecked && !shape_fits(pipe, table, rel))
@@ -184,6 +226,7 @@ apply_to_table(Pipe *pipe, PipeTable *table, Relation rel, ReorderBufferChange *
 	meta.version_lo = change->lsn;
 	meta.is_deleted = false;
 	meta.commit_ts = pipe->commit_ts;
+	meta.xid = pipe->xid;
 	switch (change->action)
 	{
 		case REORDER_BUFFER_CHANGE_INSERT:
@@ -225,7 +268,7 @@ target_has_change(Pipe *pipe, PipeTable *table, ReorderBufferChange *change)
 
 /*
  * An UPDATE is the new row, and a tombstone for the old one where the new one
- * does not replace it: if the key changed, and in histories that are told the
+ * does not replace it: if its place changed, and in histories that are told the
  * whole old row.
  */
 static void
@@ -233,7 +276,8 @@ apply_update(Pipe *pipe, PipeTable *table, TupleDesc desc, RowMeta *meta,
 			 HeapTuple oldtuple, HeapTuple newtuple)
 {
 	SourceKey  *key = &table->target->key;
-	bool		history = (table->target->engine == ENGINE_MERGE_TREE);
+	bool		history = table->target->rows.history;
+	bool		missing = false;
 
 	if (oldtuple == NULL && key->natts == 0)
 	{
@@ -246,11 +290,12 @@ apply_update(Pipe *pipe, PipeTable *table, TupleDesc desc, RowMeta *meta,
 	deform(table, newtuple, desc, table->values, table->isnull);
 	if (oldtuple != NULL)
 		deform(table, oldtuple, desc, table->old_values, table->old_isnull);
-	if (!fill_unchanged_toast(pipe, table, desc, oldtuple != NULL))
+	if (HeapTupleHasExternal(newtuple) &&
+		!fill_unchanged_toast(pipe, table, desc, oldtuple != NULL, &missing))
 		return;
 
 	meta->operation = ROW_UPDATE;
-	if (oldtuple != NULL && ((history && key->full) || key_changed(table, desc)))
+	if (oldtuple != NULL && ((history && key->full) || place_changed(table, desc)))
 	{
 		RowMeta		tombstone = *meta;
 
@@ -260,7 +305,12 @@ apply_update(Pipe *pipe, PipeTable *table, TupleDesc desc, RowMeta *meta,
 		if (!append(pipe, table, &tombstone, table->old_values, table->old_isnull, !key->full))
 			return;
 	}
-	if (append(pipe, table, meta, table->values, table->isnull, false))
+	if (missing)
+	{
+		toast_defer(pipe, table, pipe->change_relid, meta);
+		table->txn_updated++;
+	}
+	else if (append(pipe, table, meta, table->values, table->isnull, false))
 		table->txn_updated++;
 }
 
@@ -269,7 +319,7 @@ static void
 apply_delete(Pipe *pipe, PipeTable *table, TupleDesc desc, RowMeta *meta, HeapTuple oldtuple)
 {
 	SourceKey  *key = &table->target->key;
-	bool		history = (table->target->engine == ENGINE_MERGE_TREE);
+	bool		history = table->target->rows.history;
 
 	if (oldtuple == NULL || (key->natts == 0 && !key->full))
 	{
@@ -334,16 +384,8 @@ table_of_change(Pipe *pipe, Relation rel)
 static bool
 shape_fits(Pipe *pipe, PipeTable *table, Relation rel)
 {
-	List	   *watch;
-	ShapeChange change;
-	char	   *difference = source_shape_difference(table->shape, source_shape(rel, &watch),
-													 pipe_table_is_history(table), &change);
-
-	if (difference != NULL)
-	{
-		pipe_table_redefined(pipe, table, difference, change);
+	if (!pipe_table_fits(pipe, table, rel))
 		return false;
-	}
 	/* whole old rows are logged from here on, or not any more */
 	table->target->key.full = (rel->rd_rel->relreplident == REPLICA_IDENTITY_FULL);
 	table->unchecked = false;
@@ -400,10 +442,13 @@ deform(PipeTable *table, HeapTuple tuple, TupleDesc desc, Datum *values, bool *i
 /*
  * Finds the values that an UPDATE left unchanged and out of line, which its
  * WAL record does not carry.  They are in the old row if REPLICA IDENTITY is
- * FULL.  False: the table had to be set aside.
+ * FULL.  *missing: some are not, and the row must be read from the table, which
+ * no history can do: it needs the values as of this change.  False: the table
+ * had to be set aside.
  */
 static bool
-fill_unchanged_toast(Pipe *pipe, PipeTable *table, TupleDesc desc, bool have_old)
+fill_unchanged_toast(Pipe *pipe, PipeTable *table, TupleDesc desc, bool have_old,
+					 bool *missing)
 {
 	RowMap	   *rows = &table->target->rows;
 
@@ -421,9 +466,14 @@ fill_unchanged_toast(Pipe *pipe, PipeTable *table, TupleDesc desc, bool have_old
 			table->values[att] = table->old_values[att];
 			continue;
 		}
+		if (table->target->engine == ENGINE_REPLACING_MERGE_TREE && !rows->is_key[i])
+		{
+			*missing = true;
+			continue;
+		}
 		pipe_table_fail(pipe, table, 0,
 						hint_resync(pipe->info->name, table->info->source_name,
-									"This version needs ALTER TABLE ... REPLICA IDENTITY FULL for tables with large values: set it"),
+									"Append-only targets of tables with large values need ALTER TABLE ... REPLICA IDENTITY FULL: set it"),
 						"an UPDATE left the large value of column \"%s\" unchanged (%s)",
 						rows->columns[i].attname,
 						describe_key(table, desc, table->values, table->isnull));
@@ -432,15 +482,15 @@ fill_unchanged_toast(Pipe *pipe, PipeTable *table, TupleDesc desc, bool have_old
 	return true;
 }
 
-/* Do old and new row differ in a key column's bytes? */
+/* Do old and new row differ in the bytes of a column that decides where the row is? */
 static bool
-key_changed(PipeTable *table, TupleDesc desc)
+place_changed(PipeTable *table, TupleDesc desc)
 {
-	SourceKey  *key = &table->target->key;
+	Target	   *target = table->target;
 
-	for (int i = 0; i < key->natts; i++)
+	for (int i = 0; i < target->nplaces; i++)
 	{
-		int			att = key->attnums[i] - 1;
+		int			att = target->places[i] - 1;
 		Form_pg_attribute form = TupleDescAttr(desc, att);
 		Datum		old_value = table->old_values[att];
 		Datum		new_value = table->values[att];
@@ -496,6 +546,39 @@ append(Pipe *pipe, PipeTable *table, RowMeta *meta, const Datum *values,
 	}
 	table->last_version_hi = meta->version_hi;
 	table->last_version_lo = meta->version_lo;
+	return true;
+}
+
+/* Takes a row apart that was read from the table, into the scratch space. */
+void
+changes_deform(PipeTable *table, HeapTuple tuple, TupleDesc desc)
+{
+	if (desc->natts > table->natts)
+		grow_scratch(table, desc->natts);
+	deform(table, tuple, desc, table->values, table->isnull);
+}
+
+/*
+ * Appends the row in the scratch space, on behalf of changes that were decoded
+ * before.  first_lsn: the commit LSN of the first of them.  In row_mcxt, not in
+ * a callback.
+ */
+bool
+changes_append_read(Pipe *pipe, PipeTable *table, RowMeta *meta, XLogRecPtr first_lsn)
+{
+	uint64		hi = table->last_version_hi;
+	uint64		lo = table->last_version_lo;
+
+	pipe->commit_lsn = first_lsn;
+	if (!append(pipe, table, meta, table->values, table->isnull, false))
+		return false;
+	table->block_first_lsn = Min(table->block_first_lsn, first_lsn);
+	/* the block may have later rows already */
+	if (table->block->nrows > 1 && hi > table->last_version_hi)
+	{
+		table->last_version_hi = hi;
+		table->last_version_lo = lo;
+	}
 	return true;
 }
 
@@ -588,10 +671,19 @@ relcache_callback(Datum arg, Oid relid)
 		if (OidIsValid(relid) && relid != table->relid &&
 			!list_member_oid(table->watch, relid))
 			continue;
-		table->unchecked = true;
-		table->recheck_now = true;
-		pipe->recheck_pending = true;
+		note_invalidation(pipe, table);
 	}
+}
+
+/* Something of a table was invalidated: compare its definition at this place, and as of now. */
+static void
+note_invalidation(Pipe *pipe, PipeTable *table)
+{
+	table->unchecked = true;
+	table->recheck_now = true;
+	table->recheck_lsn = InvalidXLogRecPtr;
+	pipe->recheck_pending = true;
+	pipe->txn_invalidated |= pipe->in_callback;
 }
 
 /* An enum changed: forget its labels, and look at all tables again. */
@@ -610,9 +702,7 @@ enum_callback(Datum arg, int cacheid, uint32 hashvalue)
 			continue;
 		for (int c = 0; c < table->target->rows.ncolumns; c++)
 			column_map_forget_labels(&table->target->rows.columns[c]);
-		table->unchecked = true;
-		table->recheck_now = true;
-		pipe->recheck_pending = true;
+		note_invalidation(pipe, table);
 	}
 }
 

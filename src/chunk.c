@@ -29,16 +29,22 @@
 #include "worker.h"
 
 /* Why reading a chunk ended. */
+/* How often a table is looked at again that was altered. */
+#define REDEFINED_RETRY_MS	200
+
 typedef enum ReadResult
 {
 	READ_DONE,					/* the range is read to its end */
 	READ_FULL,					/* the buffer is full; go on from *from */
 	READ_BUSY,					/* the table is locked; nothing was read */
+	READ_REDEFINED,				/* its definition is not the one that was recorded */
 	READ_REWRITTEN				/* it is another heap now */
 } ReadResult;
 
+static bool load_table(SnapshotJob *job);
 static bool take_chunk(SnapshotJob *job, BlockRange *range, Oid *filenode);
 static bool load_chunk(SnapshotJob *job, BlockRange range, Oid filenode, int64 *rows);
+static void report_lock(SnapshotJob *job, bool locked);
 static ReadResult read_chunk(SnapshotJob *job, Oid filenode, ItemPointer from,
 							 BlockNumber end, XLogRecPtr *seen_lsn);
 
@@ -49,14 +55,8 @@ snapshot_load_chunks(SnapshotJob *job)
 	BlockRange	range;
 	Oid			filenode;
 	int64		rows;
-	ListCell   *lc;
 
-	worker_begin();
-	foreach(lc, catalog_load_tables(job->pipe_id, job->ch->mcxt))
-		if (((TableInfo *) lfirst(lc))->id == job->load->table)
-			job->table = lfirst(lc);
-	worker_commit();
-	if (job->table == NULL)
+	if (!load_table(job))
 		return;
 	while (take_chunk(job, &range, &filenode))
 	{
@@ -67,6 +67,25 @@ snapshot_load_chunks(SnapshotJob *job)
 			break;
 		snapshot_return_chunk(job, true, rows);
 	}
+}
+
+/*
+ * Reads what the catalog has of the table, and forgets how it is encoded.  False:
+ * the catalog has it no more.
+ */
+static bool
+load_table(SnapshotJob *job)
+{
+	static MemoryContext mcxt = NULL;
+
+	if (mcxt == NULL)
+		mcxt = AllocSetContextCreate(job->ch->mcxt, "clickpipe table", ALLOCSET_SMALL_SIZES);
+	MemoryContextReset(mcxt);
+	job->target = NULL;
+	worker_begin();
+	job->table = catalog_load_table(job->load->table, mcxt);
+	worker_commit();
+	return job->table != NULL;
 }
 
 /* Takes the next chunk of the load; false if there is none. */
@@ -118,9 +137,18 @@ load_chunk(SnapshotJob *job, BlockRange range, Oid filenode, int64 *rows)
 	do
 	{
 		result = read_chunk(job, filenode, &from, range.end, &seen_lsn);
+		report_lock(job, result == READ_BUSY);
 		if (result == READ_BUSY)
 		{
 			snapshot_nap(job, TimestampTzPlusMilliseconds(GetCurrentTimestamp(), SNAPSHOT_LOCK_RETRY_MS));
+			continue;
+		}
+		if (result == READ_REDEFINED)
+		{
+			/* the stream will come to the change, and the target will follow */
+			snapshot_nap(job, TimestampTzPlusMilliseconds(GetCurrentTimestamp(), REDEFINED_RETRY_MS));
+			if (!load_table(job))
+				return false;
 			continue;
 		}
 		if (result == READ_REWRITTEN)
@@ -140,6 +168,20 @@ load_chunk(SnapshotJob *job, BlockRange range, Oid filenode, int64 *rows)
 	catalog_add_chunk(job->table->id, filenode, range, *rows, seen_lsn);
 	worker_commit();
 	return true;
+}
+
+/* Has the pipe worker say whether a chunk waits for a lock on the table. */
+static void
+report_lock(SnapshotJob *job, bool locked)
+{
+	LoadSlot   *load = job->load;
+
+	if (load->locked == locked)
+		return;
+	LWLockAcquire(job->entry->load_lock, LW_EXCLUSIVE);
+	if (load->load_id == job->load_id)
+		load->locked = locked;
+	LWLockRelease(job->entry->load_lock);
 }
 
 /*
@@ -180,19 +222,14 @@ read_chunk(SnapshotJob *job, Oid filenode, ItemPointer from, BlockNumber end,
 	}
 	else
 	{
-		ShapeChange change;
-		char	   *difference = source_shape_difference(job->table->shape,
-														 source_shape(rel, &watch), false, &change);
-
-		if (change == SHAPE_OTHER_KEY)
-			snapshot_fail_by_key(job, difference);
-		if (difference != NULL)
+		if (source_shape_difference(job->table->shape, source_shape(rel, &watch), false,
+									NULL) != NULL)
 		{
-			reason = psprintf("the table's definition changed (%s)", difference);
-			hint = hint_resync(job->info->name, job->table->source_name, NULL);
+			relation_close(rel, AccessShareLock);
+			AbortCurrentTransaction();
+			return READ_REDEFINED;
 		}
-		else
-			reason = source_read_refusal(relid, job->info->owner, &hint);
+		reason = source_read_refusal(relid, job->info->owner, &hint);
 	}
 	if (reason != NULL)
 		snapshot_fail(job, 0, hint, reason);

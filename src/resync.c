@@ -73,6 +73,12 @@ resync_begin(Pipe *pipe, PipeTable *table)
 	worker_begin();
 	if (again)
 		catalog_delete_table(table->resync->id);
+	if (table->options->table_engine == ENGINE_NULL)
+	{
+		/* there are no rows to be replaced: its views get all of them once more */
+		info->capture_lsn = InvalidXLogRecPtr;
+		catalog_set_load(table->id, InvalidOid, -1, -1, 0, true);
+	}
 	id = catalog_begin_resync(info, info->target_database,
 							  psprintf("%s%s", info->target_table ? info->target_table : "",
 									   RESYNC_SUFFIX));

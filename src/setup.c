@@ -58,17 +58,22 @@ void
 setup_tables(Pipe *pipe)
 {
 	static uint32 wait_event = 0;
+	MemoryContext mcxt;
 
 	if (wait_event == 0)
 		wait_event = compat_wait_event("ClickpipeTarget");
+	mcxt = AllocSetContextCreate(pipe->mcxt, "clickpipe set-up", ALLOCSET_DEFAULT_SIZES);
 	for (int i = 0; i < pipe->ntables; i++)
 	{
 		PipeTable  *table = pipe->tables[i];
 
 		while (needs_setup(table) && table->retry_at != PG_INT64_MAX)
 		{
+			MemoryContext old = MemoryContextSwitchTo(mcxt);
 			SetupResult result = set_up(pipe, table);
 
+			MemoryContextSwitchTo(old);
+			MemoryContextReset(mcxt);
 			if (result == SETUP_BUSY)
 				pipe_wait_until(pipe,
 								TimestampTzPlusMilliseconds(GetCurrentTimestamp(), BUSY_RETRY_MS),
@@ -77,6 +82,7 @@ setup_tables(Pipe *pipe)
 				pipe_wait_until(pipe, table->retry_at, wait_event);
 		}
 	}
+	MemoryContextDelete(mcxt);
 	pipe_flush_failures(pipe);
 }
 
@@ -145,6 +151,11 @@ set_up(Pipe *pipe, PipeTable *table)
 		entry_set_activity(pipe->entry, "waiting for an older pipe to drop its targets");
 		return SETUP_BUSY;
 	}
+
+	/* loaded again into itself: what an earlier load still sends must not count as the new one's */
+	if (table->target->engine == ENGINE_NULL && XLogRecPtrIsInvalid(table->capture_lsn) &&
+		loads_have_stragglers(pipe->entry))
+		return SETUP_BUSY;
 
 	if (target_is_taken(pipe, table))
 	{
@@ -411,4 +422,7 @@ capture(Pipe *pipe, PipeTable *table, XLogRecPtr lsn)
 	worker_commit();
 	table->capture_lsn = table->info->capture_lsn = lsn;
 	table->state = state;
+	/* it may have been altered since it was described */
+	table->unchecked = table->recheck_now = pipe->recheck_pending = true;
+	table->recheck_lsn = InvalidXLogRecPtr;
 }

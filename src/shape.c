@@ -35,7 +35,7 @@ typedef struct ShapeColumn
 } ShapeColumn;
 
 /* The lines about the target */
-#define TARGET_LINE			"target "
+#define TARGET_LINE			"target: "
 #define OPTIONS_LINE		TARGET_LINE "options of column %d are those of \""
 #define DROPPED_LINE		TARGET_LINE "dropped "
 #define NOT_NULL			" not null"		/* at the end of a dropped column's line */

@@ -33,6 +33,7 @@
 #include "utils/typcache.h"
 
 #include "compat.h"
+#include "shape.h"
 #include "source.h"
 
 /* The line of a shape that says where the key comes from. */
@@ -41,11 +42,8 @@
 static Oid	find_unique_index(Relation rel);
 static void key_of_index(Oid indexoid, SourceKey *key);
 static List *shape_of_type(List *shape, Oid typid, List **watch, int depth);
-static char *key_difference(List *then, List *now, bool history, ShapeChange *change);
 static bool is_key_line(const char *line);
 static char *key_columns(List *shape, const SourceKey *key);
-static const char *find_same_subject(List *lines, const char *line);
-static bool list_has_string(List *list, const char *s);
 static bool line_may_be_new(const char *line);
 
 /* See source.h. */
@@ -296,7 +294,7 @@ shape_of_type(List *shape, Oid typid, List **watch, int depth)
 			Form_pg_enum form = (Form_pg_enum) GETSTRUCT(tuple);
 			char	   *line = psprintf("enum value %u \"%s\"", form->oid, NameStr(form->enumlabel));
 
-			if (!list_has_string(shape, line))
+			if (!source_shape_has(shape, line))
 				shape = lappend(shape, line);
 		}
 		systable_endscan(scan);
@@ -319,7 +317,7 @@ shape_of_type(List *shape, Oid typid, List **watch, int depth)
 				continue;
 			line = psprintf("field %d \"%s\" of composite type %u of type %u modifier %d",
 							att->attnum, NameStr(att->attname), base, att->atttypid, att->atttypmod);
-			if (list_has_string(shape, line))
+			if (source_shape_has(shape, line))
 				continue;
 			shape = lappend(shape, line);
 			shape = shape_of_type(shape, att->atttypid, watch, depth + 1);
@@ -333,7 +331,7 @@ shape_of_type(List *shape, Oid typid, List **watch, int depth)
 char *
 source_shape_difference(List *then, List *now, bool history, ShapeChange *change)
 {
-	char	   *difference = key_difference(then, now, history, change);
+	char	   *difference = source_key_difference(then, now, history, change);
 	ListCell   *lc;
 
 	foreach(lc, then)
@@ -341,9 +339,9 @@ source_shape_difference(List *then, List *now, bool history, ShapeChange *change
 		const char *line = lfirst(lc);
 		const char *successor;
 
-		if (is_key_line(line) || list_has_string(now, line))
+		if (is_key_line(line) || shape_line_is_of_target(line) || source_shape_has(now, line))
 			continue;
-		successor = find_same_subject(now, line);
+		successor = source_shape_successor(now, line);
 		if (change != NULL)
 			*change = SHAPE_DIFFERS;
 		if (successor != NULL)
@@ -351,7 +349,7 @@ source_shape_difference(List *then, List *now, bool history, ShapeChange *change
 		return psprintf("no longer: %s", line);
 	}
 	foreach(lc, now)
-		if (!is_key_line(lfirst(lc)) && !list_has_string(then, lfirst(lc)) &&
+		if (!is_key_line(lfirst(lc)) && !source_shape_has(then, lfirst(lc)) &&
 			!line_may_be_new(lfirst(lc)))
 		{
 			if (change != NULL)
@@ -361,9 +359,9 @@ source_shape_difference(List *then, List *now, bool history, ShapeChange *change
 	return difference;
 }
 
-/* Says how the key of the rows has changed, NULL if it is the same. */
-static char *
-key_difference(List *then, List *now, bool history, ShapeChange *change)
+/* See source.h. */
+char *
+source_key_difference(List *then, List *now, bool history, ShapeChange *change)
 {
 	SourceKey	old;
 	SourceKey	new;
@@ -382,7 +380,7 @@ key_difference(List *then, List *now, bool history, ShapeChange *change)
 	}
 	if (change != NULL)
 		*change = SHAPE_FITS;
-	if (list_has_string(now, IDENTITY_LINE("n")))
+	if (source_shape_has(now, IDENTITY_LINE("n")))
 	{
 		if (change != NULL)
 			*change = SHAPE_NO_IDENTITY;
@@ -414,7 +412,7 @@ source_shape_key(List *shape, SourceKey *key)
 	ListCell   *lc;
 
 	memset(key, 0, sizeof(*key));
-	key->full = list_has_string(shape, IDENTITY_LINE("f"));
+	key->full = source_shape_has(shape, IDENTITY_LINE("f"));
 	foreach(lc, shape)
 	{
 		char	   *at = lfirst(lc);
@@ -469,14 +467,14 @@ line_may_be_new(const char *line)
 	return strncmp(line, "enum value ", 11) == 0 || strncmp(line, "not null: ", 10) == 0;
 }
 
-/* Returns the line about the same thing: whose first two words are the same.  NULL if none. */
-static const char *
-find_same_subject(List *lines, const char *line)
+/* See source.h: the line whose first words are the same, two of them, or three of an enum value. */
+const char *
+source_shape_successor(List *lines, const char *line)
 {
 	size_t		len = strcspn(line, " ");
 	ListCell   *lc;
 
-	if (line[len] != '\0')
+	for (int words = strncmp(line, "enum ", 5) == 0 ? 2 : 1; words > 0 && line[len] != '\0'; words--)
 		len += 1 + strcspn(line + len + 1, " ");
 	foreach(lc, lines)
 	{
@@ -488,9 +486,9 @@ find_same_subject(List *lines, const char *line)
 	return NULL;
 }
 
-/* Is the string in the list? */
-static bool
-list_has_string(List *list, const char *s)
+/* See source.h. */
+bool
+source_shape_has(List *list, const char *s)
 {
 	ListCell   *lc;
 

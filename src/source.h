@@ -75,6 +75,13 @@ typedef enum ShapeChange
  */
 extern char *source_shape_difference(List *then, List *now, bool history, ShapeChange *change);
 
+/* Says how the key has changed, NULL if it is the same to what "history" says; see above. */
+extern char *source_key_difference(List *then, List *now, bool history, ShapeChange *change);
+
+/* Is the line in the shape?  And does it say something else of the same enum value, field or thing? */
+extern bool source_shape_has(List *shape, const char *line);
+extern const char *source_shape_successor(List *shape, const char *line);
+
 /* Takes the key out of a shape; key->full is as it was then. */
 extern void source_shape_key(List *shape, SourceKey *key);
 

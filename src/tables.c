@@ -279,7 +279,7 @@ pipe_find_table_by_id(Pipe *pipe, int32 id)
 	return NULL;
 }
 
-/* Is the table's target an append-only history? */
+/* Is the table's target an append-only history that ClickHouse keeps? */
 bool
 pipe_table_is_history(const PipeTable *table)
 {
@@ -358,7 +358,8 @@ pipe_table_resync_later(Pipe *pipe, PipeTable *table, const char *hint, const ch
 	vsnprintf(reason, sizeof(reason), fmt, args);
 	va_end(args);
 	if (table->main == NULL &&
-		(pipe_table_is_history(table) || !pipe_table_is_loaded(pipe, table)))
+		(table->options->table_engine != ENGINE_REPLACING_MERGE_TREE ||
+		 !pipe_table_is_loaded(pipe, table)))
 	{
 		if (hint == NULL)
 			hint = hint_resync(pipe->info->name, table->info->source_name, NULL);
@@ -384,6 +385,50 @@ pipe_table_resync_later(Pipe *pipe, PipeTable *table, const char *hint, const ch
 }
 
 /* See pipe.h. */
+bool
+pipe_table_fits(Pipe *pipe, PipeTable *table, Relation rel)
+{
+	List	   *watch;
+	List	   *now = source_shape(rel, &watch);
+	ShapeChange change;
+	char	   *difference = source_shape_difference(table->shape, now,
+													 table->options->table_engine != ENGINE_REPLACING_MERGE_TREE,
+													 &change);
+
+	if (difference != NULL && !pipe->in_callback)
+	{
+		/* the stream will come to the place where it was altered */
+		if (XLogRecPtrIsInvalid(table->recheck_lsn))
+			table->recheck_lsn = compat_wal_insert_end();
+		if (pipe->read_lsn < table->recheck_lsn)
+		{
+			table->recheck_now = pipe->recheck_pending = true;
+			return false;
+		}
+	}
+	if (difference != NULL && pipe->in_callback && change == SHAPE_DIFFERS)
+	{
+		if (!alter_follow(pipe, table, rel, now, watch))
+			return false;
+	}
+	else if (difference != NULL)
+	{
+		pipe_table_redefined(pipe, table, difference, change);
+		return false;
+	}
+	if (table->target != NULL && TARGET_NEEDS_FULL(table->target) &&
+		rel->rd_rel->relreplident != REPLICA_IDENTITY_FULL)
+	{
+		pipe_table_fail(pipe, table, 0,
+						hint_resync(pipe->info->name, table->info->source_name,
+									"Its target is sorted or partitioned by columns outside the key, of which nothing else says the old values. Use ALTER TABLE ... REPLICA IDENTITY FULL"),
+						"its replica identity is not FULL any more");
+		return false;
+	}
+	return true;
+}
+
+/* See pipe.h. */
 void
 pipe_table_redefined(Pipe *pipe, PipeTable *table, const char *difference, ShapeChange change)
 {
@@ -395,9 +440,7 @@ pipe_table_redefined(Pipe *pipe, PipeTable *table, const char *difference, Shape
 									"Updates and deletes do not say which row they are about. Use ALTER TABLE ... REPLICA IDENTITY DEFAULT"),
 						"%s", difference);
 	else
-		pipe_table_fail(pipe, table, 0,
-						hint_resync(pipe->info->name, table->info->source_name, NULL),
-						"the table's definition changed (%s)", difference);
+		pipe_table_resync_later(pipe, table, NULL, "its definition changed (%s)", difference);
 }
 
 /*
@@ -417,6 +460,8 @@ pipe_flush_failures(Pipe *pipe)
 
 		if (failure->failed && !failure->durable)
 			catalog_fail_table(table->id, failure->code, failure->message, failure->hint);
+		if (table->shape_changed)
+			catalog_set_shape(table->id, table->shape);
 		if (table->resync_later)
 			catalog_order_resync(table->id, table->info->resync_done);
 	}
@@ -425,6 +470,7 @@ pipe_flush_failures(Pipe *pipe)
 	{
 		pipe->tables[i]->failure.durable = pipe->tables[i]->failure.failed;
 		pipe->tables[i]->resync_later = false;
+		pipe->tables[i]->shape_changed = false;
 	}
 	pipe->failure_pending = false;
 }
@@ -445,8 +491,15 @@ pipe_recheck_tables(Pipe *pipe)
 
 		if (!table->recheck_now || !TABLE_IS_LIVE(table))
 			continue;
+		if (pipe->read_lsn < table->recheck_lsn)
+		{
+			again = true;
+			continue;
+		}
 		worker_begin();
-		table->recheck_now = !recheck_table(pipe, table);
+		table->recheck_now = false;
+		if (!recheck_table(pipe, table))
+			table->recheck_now = true;
 		worker_commit();
 		again |= table->recheck_now;
 	}
@@ -480,9 +533,6 @@ recheck_table(Pipe *pipe, PipeTable *table)
 	Relation	rel;
 	char	   *reason;
 	char	   *hint = NULL;
-	char	   *difference;
-	ShapeChange change;
-	List	   *watch;
 
 	if (!ConditionalLockRelationOid(table->relid, AccessShareLock))
 		return false;
@@ -491,15 +541,17 @@ recheck_table(Pipe *pipe, PipeTable *table)
 	{
 		if (table->info->automatic)
 			return tables_let_go(pipe, table);
+		/* what was changed before is delivered */
+		if (XLogRecPtrIsInvalid(table->recheck_lsn))
+			table->recheck_lsn = compat_wal_insert_end();
+		if (pipe->read_lsn < table->recheck_lsn)
+			return false;
 		pipe_table_fail(pipe, table, 0, hint_remove(pipe->info->name, table->relid),
 						"the table was dropped");
 		return true;
 	}
-	difference = source_shape_difference(table->shape, source_shape(rel, &watch),
-										 pipe_table_is_history(table), &change);
-	if (difference != NULL)
-		pipe_table_redefined(pipe, table, difference, change);
-	else if ((reason = source_read_refusal(table->relid, pipe->info->owner, &hint)) != NULL)
+	if (pipe_table_fits(pipe, table, rel) &&
+		(reason = source_read_refusal(table->relid, pipe->info->owner, &hint)) != NULL)
 		pipe_table_fail(pipe, table, 0,
 						hint ? hint : hint_resync(pipe->info->name, table->info->source_name, NULL),
 						"%s", reason);

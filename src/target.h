@@ -34,6 +34,9 @@ typedef struct Target
 	SourceKey	key;
 	List	   *key_names;		/* ORDER BY, names in the target (char *) */
 	List	   *ch_key_names;	/* the same in UTF8 */
+	int			nplaces;
+	AttrNumber *places;			/* columns that decide where a row is, in no order */
+	char	   *partition_by;	/* expression for new targets, in UTF8; NULL: none */
 	char	   *insert_columns; /* of INSERT INTO ... (...) */
 	bool		calls_output;	/* some column goes through its output function */
 } Target;
@@ -86,7 +89,7 @@ extern Target *target_describe(Oid relid, TupleDesc desc, const TableOptions *op
  * False: *err says why (class CH_PERMANENT if it does not fit), *hint what to do (NULL: no
  * special hint).  Waits for the network; not in a transaction.
  */
-extern bool target_prepare(ChClient *ch, const Target *target, const PipeOptions *options,
+extern bool target_prepare(ChClient *ch, Target *target, const PipeOptions *options,
 						   int32 pipe_id, bool ours, bool may_create, bool may_have_rows,
 						   ChError *err, const char **hint);
 
@@ -96,7 +99,7 @@ extern bool target_prepare(ChClient *ch, const Target *target, const PipeOptions
  * their indexes, projections and TTL as far as they fit.  *lost: what did not (char *).
  * Otherwise as target_prepare.  In target_resync.c, as are the exchange and what goes with it.
  */
-extern bool target_prepare_resync(ChClient *ch, const Target *target, const char *old_table,
+extern bool target_prepare_resync(ChClient *ch, Target *target, const char *old_table,
 								  const PipeOptions *options, int32 pipe_id, bool old_ours,
 								  List **lost, ChError *err, const char **hint);
 
@@ -159,6 +162,17 @@ extern bool target_check_engine(ChClient *ch, const Target *target, const PipeOp
 extern bool target_check_columns(ChClient *ch, const Target *target, ChError *err,
 								 const char **hint);
 
+/*
+ * Asks by which columns the table in ClickHouse is partitioned, and takes them among the
+ * target's places.  False: *err, of class CH_PERMANENT if the old rows that PostgreSQL logs do
+ * not say them all.  In target_places.c.
+ */
+extern bool target_learn_partitions(ChClient *ch, Target *target, ChError *err,
+									const char **hint);
+
+/* Does the target need old rows in full, because its places are not in the key? */
+#define TARGET_NEEDS_FULL(target) ((target)->nplaces > (target)->key.natts)
+
 /* What to do about a target with rows, and about one of another pipe. */
 extern const char *const target_rows_hint;
 extern const char *const target_owner_hint;
@@ -166,6 +180,10 @@ extern const char *const target_owner_hint;
 /* Does the target (names in UTF8) bear the pipe's mark?  False: not known, see *err. */
 extern bool target_is_marked(ChClient *ch, int32 pipe_id, const char *database,
 							 const char *table, int timeout_ms, bool *marked, ChError *err);
+
+/* ALTER TABLE, with what comes after its name.  Does not wait for the rows to be rewritten. */
+extern bool target_alter(ChClient *ch, const Target *target, const char *action, int timeout_ms,
+						 ChError *err);
 
 /* Puts a new, empty table of the same definition in the target's place. */
 extern bool target_renew(ChClient *ch, const Target *target, int timeout_ms, ChError *err);

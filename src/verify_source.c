@@ -91,6 +91,8 @@ verify_describe(VerifyTable *table)
 		table->target = target_make(rel, table->options, verify->options, table->info->shape,
 									verify->ch->server.dbname, table->info->target_database,
 									table->info->target_table, &verify->ch->caps, table->mcxt);
+		/* of columns that the table has no more there is nothing to compare */
+		table->target->rows.ncolumns -= table->target->rows.ndropped;
 		table->encoder = row_encoder_create(&table->target->rows, table->mcxt);
 		relation_close(rel, AccessShareLock);
 	}
@@ -201,7 +203,8 @@ open_source(VerifyTable *table, Relation *result)
 	if (reason == NULL)
 	{
 		difference = source_shape_difference(table->info->shape, source_shape(rel, &watch),
-											 table->options->table_engine == ENGINE_MERGE_TREE, NULL);
+											 table->options->table_engine != ENGINE_REPLACING_MERGE_TREE,
+											 NULL);
 		if (difference != NULL)
 			reason = psprintf("its definition changed (%s)", difference);
 	}
