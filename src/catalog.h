@@ -188,6 +188,7 @@ extern void catalog_set_capture(int32 table, XLogRecPtr lsn);
 extern void catalog_set_load(int32 table, Oid filenode, int64 blocks, double rows,
 							 int64 chunks_total, bool forget_chunks);
 extern void catalog_end_load(int32 table);
+extern void catalog_end_truncated_load(int32 table);
 extern void catalog_add_chunk(int32 table, Oid filenode, BlockRange range, int64 rows,
 							  XLogRecPtr seen_lsn);
 extern void catalog_delete_table(int32 table);

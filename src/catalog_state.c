@@ -224,6 +224,16 @@ catalog_end_load(int32 table)
 					   "WHERE id = %d AND load_ended_at IS NULL", table);
 }
 
+/* Records that a TRUNCATE has ended a load: no more chunks will come. */
+void
+catalog_end_truncated_load(int32 table)
+{
+	catalog_end_load(table);
+	(void) catalog_run("UPDATE clickpipe.table_state SET chunks_total = "
+					   "(SELECT pg_catalog.count(*) FROM clickpipe.chunk WHERE table_state = %d) "
+					   "WHERE id = %d", table, table);
+}
+
 /*
  * Records a chunk that ClickHouse has acknowledged, and what it may have seen;
  * unless the load has begun again meanwhile, with another heap, of which the

@@ -80,7 +80,8 @@ typedef struct PipeTable
 	double		insert_ms;		/* how long inserts of blocks that are not full take lately */
 	int			refused_code;	/* with which error */
 	TimestampTz refused_since;	/* ClickHouse refuses its blocks for the time being; 0: no */
-	bool		stray_inserts;	/* some of unknown fate may still come to an end */
+	bool		stray_inserts;	/* some of unknown fate, or a TRUNCATE, may still come to an
+								 * end; so may some of workers whose load has ended */
 	char		replaces_uuid[40];	/* resync: of the target, when it began; "": not known */
 	bool		stray_ddl;		/* so may an exchange */
 	bool		blocked;		/* an exchange: nothing is sent until it is made */
@@ -101,6 +102,8 @@ typedef struct PipeTable
 	TableCounts counts;			/* all that is confirmed */
 	bool		counts_dirty;
 
+	struct ToastQueue *toast;	/* rows to be read by their keys; NULL: never had any */
+
 	/* scratch space of the decoder */
 	int			natts;
 	Datum	   *values;
@@ -112,8 +115,10 @@ typedef struct PipeTable
 	int			load_slot;		/* index in the entry's loads, -1: none */
 	List	   *writers;		/* Writer *: waited for */
 	bool		writers_listed;
+	bool		load_locked;	/* said to wait for a lock */
 	bool		load_complete;	/* all chunks are acknowledged */
 	XLogRecPtr	load_lsn;		/* newest position that a chunk has seen */
+	bool		load_truncated; /* a TRUNCATE has ended it, which is not recorded yet */
 } PipeTable;
 
 /* Does the table take changes? */
@@ -196,6 +201,10 @@ typedef struct Pipe
 	List	   *refused;		/* tables that the option "schemas" found and cannot mirror */
 
 	Size		sealed_bytes;	/* of all sealed blocks */
+	Size		toast_bytes;	/* memory of the queues of rows to be read */
+	uint64		toast_rows;		/* such rows */
+	TimestampTz toast_resolved; /* when they were looked at */
+	bool		toast_shown;	/* the views say that they wait */
 	int			inflight;
 	TimestampTz waiting_since;	/* flush_mode interval: the first row that is not sealed; 0: none */
 	PipeTable  *last_success;	/* whose insert was acknowledged last, and when */
@@ -205,10 +214,13 @@ typedef struct Pipe
 	int			net_tries;		/* network failures in a row */
 	TimestampTz net_retry_at;
 	bool		has_error;		/* the entry shows an error */
+	int			truncate_tries; /* failed ones of the TRUNCATE at hand */
 
 	/* the transaction being decoded */
 	XLogRecPtr	commit_lsn;
 	TimestampTz commit_ts;
+	TransactionId xid;			/* of the top level */
+	Oid			change_relid;	/* the table whose row the change at hand is */
 	bool		txn_opened_block;
 	PipeTable **txn_tables;		/* touched by it */
 	int			txn_ntables;
@@ -326,13 +338,35 @@ extern void changes_init(Pipe *pipe);
 extern void changes_begin(Pipe *pipe, ReorderBufferTXN *txn);
 extern void changes_apply(Pipe *pipe, ReorderBufferTXN *txn, Relation rel,
 						  ReorderBufferChange *change);
-extern void changes_truncate(Pipe *pipe, ReorderBufferTXN *txn, int nrels, Relation *rels);
+extern void changes_truncate(Pipe *pipe, ReorderBufferTXN *txn, int nrels, Relation *rels,
+							 ReorderBufferChange *change);
 extern void changes_commit(Pipe *pipe, ReorderBufferTXN *txn);
+extern void changes_deform(PipeTable *table, HeapTuple tuple, TupleDesc desc);
+extern bool changes_append_read(Pipe *pipe, PipeTable *table, RowMeta *meta,
+								XLogRecPtr first_lsn);
+
+/* toast.c */
+typedef struct ToastQueue ToastQueue;
+
+extern void toast_defer(Pipe *pipe, PipeTable *table, Oid relid, const RowMeta *meta);
+extern bool toast_resolve(Pipe *pipe, bool more_wal);
+extern bool toast_pending(const PipeTable *table);
+extern XLogRecPtr toast_first_lsn(const PipeTable *table);
+extern void toast_discard(Pipe *pipe, PipeTable *table);
+extern bool toast_holds_decoding(Pipe *pipe);
+extern long toast_next_try(Pipe *pipe);
+
+/* truncate.c */
+extern void truncate_targets(Pipe *pipe, List *tables);
+extern void truncate_record_loads(Pipe *pipe);
 
 /* inserts.c */
 extern void inserts_seal(Pipe *pipe, PipeTable *table);
 extern void inserts_pump(Pipe *pipe);
 extern void inserts_backpressure(Pipe *pipe);
+extern void inserts_wait(Pipe *pipe, long ms, uint32 wait_event);
+extern void inserts_clear_error(Pipe *pipe);
+extern bool inserts_refused_too_long(Pipe *pipe, PipeTable *table);
 extern Size inserts_unacked_bytes(Pipe *pipe);
 extern void inserts_flush_due(Pipe *pipe);
 extern long inserts_next_deadline(Pipe *pipe);
@@ -356,6 +390,7 @@ extern void confirm_persist(Pipe *pipe);
 /* loads.c */
 extern void loads_stop(PipeEntry *entry);
 extern void loads_coordinate(Pipe *pipe);
+extern bool loads_have_news(Pipe *pipe);
 extern void loads_end(Pipe *pipe, PipeTable *table);
 extern void loads_start_workers(Pipe *pipe, int slot, int wanted);
 extern bool loads_have_stragglers(PipeEntry *entry);
@@ -365,6 +400,7 @@ extern int	loads_count_workers(PipeEntry *entry, int slot);
 extern void histories_read_cursors(Pipe *pipe);
 extern void histories_advance(Pipe *pipe);
 extern void histories_abandon(Pipe *pipe);
+extern bool histories_load_again(Pipe *pipe, PipeTable *table);
 
 /* stream.c */
 _Noreturn extern void stream_run(Pipe *pipe);

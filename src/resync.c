@@ -147,8 +147,8 @@ resync_prepare_target(Pipe *pipe, PipeTable *table, ChError *err, const char **h
 	strlcpy(table->replaces_uuid, identity.uuid, sizeof(table->replaces_uuid));
 	/* rows of an attempt before this one have an older P */
 	if (table->stray_inserts &&
-		!ch_kill_queries(pipe->ch, pipe_query_prefix(pipe),
-						 target_insert_text(names.database, names.resync), KILL_TIMEOUT_MS, err))
+		!ch_kill_any(pipe->ch, pipe_query_prefix(pipe),
+					 target_change_texts(names.database, names.resync), KILL_TIMEOUT_MS, err))
 		return false;
 	table->stray_inserts = false;
 	old = pnstrdup(table->info->target_table,
@@ -296,13 +296,13 @@ settle_strays(Pipe *pipe, PipeTable *table, ExchangeNames *names, ChError *err)
 	if (!settle_ddl(pipe, table, err))
 		return false;
 	if (table->main->stray_inserts &&
-		!ch_kill_queries(pipe->ch, pipe_query_prefix(pipe),
-						 target_insert_text(names->database, names->target), KILL_TIMEOUT_MS, err))
+		!ch_kill_any(pipe->ch, pipe_query_prefix(pipe),
+					 target_change_texts(names->database, names->target), KILL_TIMEOUT_MS, err))
 		return false;
 	table->main->stray_inserts = false;
 	if (table->stray_inserts &&
-		!ch_kill_queries(pipe->ch, pipe_query_prefix(pipe),
-						 target_insert_text(names->database, names->resync), KILL_TIMEOUT_MS, err))
+		!ch_kill_any(pipe->ch, pipe_query_prefix(pipe),
+					 target_change_texts(names->database, names->resync), KILL_TIMEOUT_MS, err))
 		return false;
 	table->stray_inserts = false;
 	return true;

@@ -74,6 +74,15 @@ extern Target *target_make(Relation rel, const TableOptions *options,
 						   const char *table, const TypeCaps *caps, MemoryContext mcxt);
 
 /*
+ * The same from a recorded shape (shape.h), whatever the table looks like now.  relid matters
+ * only if there are no names yet.
+ */
+extern Target *target_describe(Oid relid, TupleDesc desc, const TableOptions *options,
+							   const PipeOptions *pipe_options, List *shape,
+							   const char *default_database, const char *database,
+							   const char *table, const TypeCaps *caps, MemoryContext mcxt);
+
+/*
  * Makes sure that the target exists and fits.  In target_table.c, as all that asks ClickHouse
  * but what target_resync.c has.  ours: this pipe made it, so that it may have
  * rows; may_have_rows: it may have them anyway.  may_create: make it if it is not there.
@@ -116,6 +125,15 @@ extern bool target_views(ChClient *ch, const char *database, const char *table, 
 
 /* The text that INSERTs into a table begin with. */
 extern char *target_insert_text(const char *database, const char *table);
+
+/*
+ * The TRUNCATE of a target.  bounded: without a setting that servers before 23.12 do not know,
+ * so that their limit of size holds.
+ */
+extern char *target_truncate_sql(const char *database, const char *table, bool bounded);
+
+/* What all our statements begin with that change rows of a target (char *). */
+extern List *target_change_texts(const char *database, const char *table);
 
 /* The CREATE TABLE of a target.  mark: its comment, NULL: none. */
 extern char *target_create_sql(const Target *target, const PipeOptions *options,

@@ -304,3 +304,27 @@ target_insert_text(const char *database, const char *table)
 	appendStringInfoChar(&text, ' ');
 	return text.data;
 }
+
+/* See target.h. */
+char *
+target_truncate_sql(const char *database, const char *table, bool bounded)
+{
+	StringInfoData sql;
+
+	initStringInfo(&sql);
+	appendStringInfoString(&sql, "TRUNCATE TABLE ");
+	target_append_name(&sql, database, table);
+	/* also begins the text that tells it from those of other tables */
+	appendStringInfoChar(&sql, ' ');
+	if (!bounded)
+		appendStringInfoString(&sql, "SETTINGS max_table_size_to_drop = 0");
+	return sql.data;
+}
+
+/* See target.h. */
+List *
+target_change_texts(const char *database, const char *table)
+{
+	return list_make2(target_insert_text(database, table),
+					  target_truncate_sql(database, table, true));
+}
