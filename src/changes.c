@@ -52,8 +52,9 @@ static void make_room(Pipe *pipe, PipeTable *table, XLogRecPtr lsn);
 static void grow_scratch(PipeTable *table, int natts);
 static void deform(PipeTable *table, HeapTuple tuple, TupleDesc desc, Datum *values,
 				   bool *isnull);
-static bool fill_unchanged_toast(Pipe *pipe, PipeTable *table, TupleDesc desc, bool have_old);
-static bool key_changed(PipeTable *table, TupleDesc desc);
+static bool fill_unchanged_toast(Pipe *pipe, PipeTable *table, TupleDesc desc, bool have_old,
+								 bool *missing);
+static bool place_changed(PipeTable *table, TupleDesc desc);
 static bool append(Pipe *pipe, PipeTable *table, RowMeta *meta, const Datum *values,
 				   const bool *isnull, bool key_only);
 static bool append_guarded(Pipe *pipe, PipeTable *table, RowMeta *meta, const Datum *values,
@@ -85,6 +86,7 @@ changes_begin(Pipe *pipe, ReorderBufferTXN *txn)
 	pipe->in_callback = true;
 	pipe->commit_lsn = txn->final_lsn;
 	pipe->commit_ts = txn->xact_time.commit_time;
+	pipe->xid = txn->xid;		/* the top-level one, of two-phase commits too */
 	pipe->txn_opened_block = false;
 	pipe->txn_ntables = 0;
 
@@ -117,6 +119,7 @@ changes_apply(Pipe *pipe, ReorderBufferTXN *txn, Relation rel, ReorderBufferChan
 	bool		ours = false;
 	MemoryContext old;
 
+	pipe->change_relid = RelationGetRelid(rel);
 	old = MemoryContextSwitchTo(pipe->row_mcxt);
 	for (; table != NULL; table = table->resync)
 		if (takes_change(pipe, table))
@@ -184,6 +187,7 @@ apply_to_table(Pipe *pipe, PipeTable *table, Relation rel, ReorderBufferChange *
 	meta.version_lo = change->lsn;
 	meta.is_deleted = false;
 	meta.commit_ts = pipe->commit_ts;
+	meta.xid = pipe->xid;
 	switch (change->action)
 	{
 		case REORDER_BUFFER_CHANGE_INSERT:
@@ -225,7 +229,7 @@ target_has_change(Pipe *pipe, PipeTable *table, ReorderBufferChange *change)
 
 /*
  * An UPDATE is the new row, and a tombstone for the old one where the new one
- * does not replace it: if the key changed, and in histories that are told the
+ * does not replace it: if its place changed, and in histories that are told the
  * whole old row.
  */
 static void
@@ -233,7 +237,8 @@ apply_update(Pipe *pipe, PipeTable *table, TupleDesc desc, RowMeta *meta,
 			 HeapTuple oldtuple, HeapTuple newtuple)
 {
 	SourceKey  *key = &table->target->key;
-	bool		history = (table->target->engine == ENGINE_MERGE_TREE);
+	bool		history = table->target->rows.history;
+	bool		missing = false;
 
 	if (oldtuple == NULL && key->natts == 0)
 	{
@@ -246,11 +251,12 @@ apply_update(Pipe *pipe, PipeTable *table, TupleDesc desc, RowMeta *meta,
 	deform(table, newtuple, desc, table->values, table->isnull);
 	if (oldtuple != NULL)
 		deform(table, oldtuple, desc, table->old_values, table->old_isnull);
-	if (!fill_unchanged_toast(pipe, table, desc, oldtuple != NULL))
+	if (HeapTupleHasExternal(newtuple) &&
+		!fill_unchanged_toast(pipe, table, desc, oldtuple != NULL, &missing))
 		return;
 
 	meta->operation = ROW_UPDATE;
-	if (oldtuple != NULL && ((history && key->full) || key_changed(table, desc)))
+	if (oldtuple != NULL && ((history && key->full) || place_changed(table, desc)))
 	{
 		RowMeta		tombstone = *meta;
 
@@ -260,7 +266,12 @@ apply_update(Pipe *pipe, PipeTable *table, TupleDesc desc, RowMeta *meta,
 		if (!append(pipe, table, &tombstone, table->old_values, table->old_isnull, !key->full))
 			return;
 	}
-	if (append(pipe, table, meta, table->values, table->isnull, false))
+	if (missing)
+	{
+		toast_defer(pipe, table, pipe->change_relid, meta);
+		table->txn_updated++;
+	}
+	else if (append(pipe, table, meta, table->values, table->isnull, false))
 		table->txn_updated++;
 }
 
@@ -269,7 +280,7 @@ static void
 apply_delete(Pipe *pipe, PipeTable *table, TupleDesc desc, RowMeta *meta, HeapTuple oldtuple)
 {
 	SourceKey  *key = &table->target->key;
-	bool		history = (table->target->engine == ENGINE_MERGE_TREE);
+	bool		history = table->target->rows.history;
 
 	if (oldtuple == NULL || (key->natts == 0 && !key->full))
 	{
@@ -286,23 +297,32 @@ apply_delete(Pipe *pipe, PipeTable *table, TupleDesc desc, RowMeta *meta, HeapTu
 		table->txn_deleted++;
 }
 
-/* Takes a TRUNCATE: this version cannot follow it, so it must not go unnoticed. */
+/*
+ * Takes a TRUNCATE of some tables, of which those that are not ours are nothing
+ * to us.  A history that has rows of after it was truncated in an earlier life.
+ */
 void
-changes_truncate(Pipe *pipe, ReorderBufferTXN *txn, int nrels, Relation *rels)
+changes_truncate(Pipe *pipe, ReorderBufferTXN *txn, int nrels, Relation *rels,
+				 ReorderBufferChange *change)
 {
+	List	   *tables = NIL;
+	MemoryContext old;
+
 	if (pipe->options->truncate == TRUNCATE_IGNORE)
 		return;
+	old = MemoryContextSwitchTo(pipe->row_mcxt);
 	for (int i = 0; i < nrels; i++)
 	{
 		PipeTable  *table = pipe_find_table(pipe, RelationGetRelid(rels[i]));
 
 		for (; table != NULL; table = table->resync)
-			if (takes_change(pipe, table))
-				pipe_table_fail(pipe, table, 0,
-								hint_resync(pipe->info->name, table->info->source_name,
-											"This version does not follow TRUNCATE. If it shall be ignored, set the pipe option \"truncate\" to \"ignore\" with clickpipe_alter"),
-								"the table was truncated");
+			if (takes_change(pipe, table) && !target_has_change(pipe, table, change))
+				tables = list_append_unique_ptr(tables, table);
 	}
+	if (tables != NIL)
+		truncate_targets(pipe, tables);
+	MemoryContextSwitchTo(old);
+	MemoryContextReset(pipe->row_mcxt);
 }
 
 /* Returns the table that a change is of, or NULL. */
@@ -325,16 +345,10 @@ table_of_change(Pipe *pipe, Relation rel)
 static bool
 shape_fits(Pipe *pipe, PipeTable *table, Relation rel)
 {
-	List	   *watch;
-	char	   *difference = source_shape_difference(table->shape, source_shape(rel, &watch));
-
-	if (difference != NULL)
-	{
-		pipe_table_fail(pipe, table, 0,
-						hint_resync(pipe->info->name, table->info->source_name, NULL),
-						"the table's definition changed (%s)", difference);
+	if (!pipe_table_fits(pipe, table, rel))
 		return false;
-	}
+	/* whole old rows are logged from here on, or not any more */
+	table->target->key.full = (rel->rd_rel->relreplident == REPLICA_IDENTITY_FULL);
 	table->unchecked = false;
 	return true;
 }
@@ -389,10 +403,13 @@ deform(PipeTable *table, HeapTuple tuple, TupleDesc desc, Datum *values, bool *i
 /*
  * Finds the values that an UPDATE left unchanged and out of line, which its
  * WAL record does not carry.  They are in the old row if REPLICA IDENTITY is
- * FULL.  False: the table had to be set aside.
+ * FULL.  *missing: some are not, and the row must be read from the table, which
+ * no history can do: it needs the values as of this change.  False: the table
+ * had to be set aside.
  */
 static bool
-fill_unchanged_toast(Pipe *pipe, PipeTable *table, TupleDesc desc, bool have_old)
+fill_unchanged_toast(Pipe *pipe, PipeTable *table, TupleDesc desc, bool have_old,
+					 bool *missing)
 {
 	RowMap	   *rows = &table->target->rows;
 
@@ -410,9 +427,14 @@ fill_unchanged_toast(Pipe *pipe, PipeTable *table, TupleDesc desc, bool have_old
 			table->values[att] = table->old_values[att];
 			continue;
 		}
+		if (table->target->engine == ENGINE_REPLACING_MERGE_TREE && !rows->is_key[i])
+		{
+			*missing = true;
+			continue;
+		}
 		pipe_table_fail(pipe, table, 0,
 						hint_resync(pipe->info->name, table->info->source_name,
-									"This version needs ALTER TABLE ... REPLICA IDENTITY FULL for tables with large values: set it"),
+									"Append-only targets of tables with large values need ALTER TABLE ... REPLICA IDENTITY FULL: set it"),
 						"an UPDATE left the large value of column \"%s\" unchanged (%s)",
 						rows->columns[i].attname,
 						describe_key(table, desc, table->values, table->isnull));
@@ -421,15 +443,15 @@ fill_unchanged_toast(Pipe *pipe, PipeTable *table, TupleDesc desc, bool have_old
 	return true;
 }
 
-/* Do old and new row differ in a key column's bytes? */
+/* Do old and new row differ in the bytes of a column that decides where the row is? */
 static bool
-key_changed(PipeTable *table, TupleDesc desc)
+place_changed(PipeTable *table, TupleDesc desc)
 {
-	SourceKey  *key = &table->target->key;
+	Target	   *target = table->target;
 
-	for (int i = 0; i < key->natts; i++)
+	for (int i = 0; i < target->nplaces; i++)
 	{
-		int			att = key->attnums[i] - 1;
+		int			att = target->places[i] - 1;
 		Form_pg_attribute form = TupleDescAttr(desc, att);
 		Datum		old_value = table->old_values[att];
 		Datum		new_value = table->values[att];
@@ -485,6 +507,39 @@ append(Pipe *pipe, PipeTable *table, RowMeta *meta, const Datum *values,
 	}
 	table->last_version_hi = meta->version_hi;
 	table->last_version_lo = meta->version_lo;
+	return true;
+}
+
+/* Takes a row apart that was read from the table, into the scratch space. */
+void
+changes_deform(PipeTable *table, HeapTuple tuple, TupleDesc desc)
+{
+	if (desc->natts > table->natts)
+		grow_scratch(table, desc->natts);
+	deform(table, tuple, desc, table->values, table->isnull);
+}
+
+/*
+ * Appends the row in the scratch space, on behalf of changes that were decoded
+ * before.  first_lsn: the commit LSN of the first of them.  In row_mcxt, not in
+ * a callback.
+ */
+bool
+changes_append_read(Pipe *pipe, PipeTable *table, RowMeta *meta, XLogRecPtr first_lsn)
+{
+	uint64		hi = table->last_version_hi;
+	uint64		lo = table->last_version_lo;
+
+	pipe->commit_lsn = first_lsn;
+	if (!append(pipe, table, meta, table->values, table->isnull, false))
+		return false;
+	table->block_first_lsn = Min(table->block_first_lsn, first_lsn);
+	/* the block may have later rows already */
+	if (table->block->nrows > 1 && hi > table->last_version_hi)
+	{
+		table->last_version_hi = hi;
+		table->last_version_lo = lo;
+	}
 	return true;
 }
 

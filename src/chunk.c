@@ -193,9 +193,12 @@ read_chunk(SnapshotJob *job, Oid filenode, ItemPointer from, BlockNumber end,
 	}
 	else
 	{
+		ShapeChange change;
 		char	   *difference = source_shape_difference(job->table->shape,
-														 source_shape(rel, &watch));
+														 source_shape(rel, &watch), false, &change);
 
+		if (change == SHAPE_OTHER_KEY)
+			snapshot_fail_by_key(job, difference);
 		if (difference != NULL)
 		{
 			reason = psprintf("the table's definition changed (%s)", difference);

@@ -113,6 +113,7 @@ loads_coordinate(Pipe *pipe)
 
 	if (pipe->loads_done)
 		return;
+	truncate_record_loads(pipe);
 	for (int i = 0; i < pipe->ntables; i++)
 	{
 		PipeTable  *table = pipe->tables[i];
@@ -160,6 +161,8 @@ begin_load(Pipe *pipe, PipeTable *table)
 	if (open_ranges(pipe, table, slot, false))
 	{
 		table->load_slot = slot;
+		/* of workers that are ended, and of answers that do not come */
+		table->stray_inserts = true;
 		entry_set_activity(pipe->entry, "loading %s", table->info->source_name);
 		pipe_log(pipe, LOG, table, 0, NULL, "is being loaded into %s.%s",
 				 table->target->database, table->target->table);
@@ -200,7 +203,8 @@ writers_gone(Pipe *pipe, PipeTable *table)
 		foreach(lc2, now)
 			if (compat_vxid_equal(then->vxid, ((Writer *) lfirst(lc2))->vxid))
 			{
-				left = lappend(left, then);
+				/* as it is now: it may have been prepared since */
+				left = lappend(left, lfirst(lc2));
 				break;
 			}
 	}
@@ -252,8 +256,6 @@ open_ranges(Pipe *pipe, PipeTable *table, int slot, bool again)
 {
 	LoadSlot   *load = &pipe->entry->loads[slot];
 	Relation	rel;
-	List	   *watch;
-	char	   *difference;
 	List	   *chunks = NIL;
 	BlockNumber nblocks;
 	BlockNumber size;
@@ -275,12 +277,8 @@ open_ranges(Pipe *pipe, PipeTable *table, int slot, bool again)
 		worker_commit();
 		return false;
 	}
-	difference = source_shape_difference(table->shape, source_shape(rel, &watch));
-	if (difference != NULL)
+	if (!pipe_table_fits(pipe, table, rel))
 	{
-		pipe_table_fail(pipe, table, 0,
-						hint_resync(pipe->info->name, table->info->source_name, NULL),
-						"the table's definition changed (%s)", difference);
 		relation_close(rel, AccessShareLock);
 		worker_commit();
 		return false;
@@ -307,7 +305,7 @@ open_ranges(Pipe *pipe, PipeTable *table, int slot, bool again)
 	load->chunks_out = 0;
 	load->deaths = 0;
 	load->not_before = 0;
-	load->restart = load->failed = load->locked = false;
+	load->restart = load->failed = load->other_key = load->locked = false;
 	load->error.at = 0;
 	load->hint[0] = '\0';
 	subtract_chunks(load, nblocks, chunks);
@@ -393,6 +391,7 @@ watch_load(Pipe *pipe, PipeTable *table)
 {
 	LoadSlot   *load = &pipe->entry->loads[table->load_slot];
 	bool		failed;
+	bool		other_key;
 	bool		restart;
 	bool		done;
 	bool		locked;
@@ -402,6 +401,7 @@ watch_load(Pipe *pipe, PipeTable *table)
 
 	LWLockAcquire(pipe->entry->load_lock, LW_SHARED);
 	failed = load->failed;
+	other_key = load->other_key;
 	restart = load->restart;
 	done = load->nranges == 0 && load->chunks_out == 0;
 	locked = load->locked;
@@ -418,7 +418,10 @@ watch_load(Pipe *pipe, PipeTable *table)
 	}
 	if (failed)
 	{
-		pipe_table_fail(pipe, table, error.code, hint[0] ? hint : NULL, "%s", error.message);
+		if (other_key)
+			pipe_table_redefined(pipe, table, error.message, SHAPE_OTHER_KEY);
+		else
+			pipe_table_fail(pipe, table, error.code, hint[0] ? hint : NULL, "%s", error.message);
 		loads_end(pipe, table);
 	}
 	else if (restart)
@@ -536,6 +539,8 @@ complete_tables(Pipe *pipe)
 	{
 		PipeTable  *table = pipe->tables[i];
 
+		if (table->main == NULL && TABLE_RESYNC_IS_DUE(table))
+			all = false;
 		/* a target that is about to be replaced need not be complete */
 		if (table->failure.failed || table->state == TABLE_RUNNING ||
 			table->state == TABLE_COMPLETED || TABLE_IS_REPLACED(table))
@@ -558,6 +563,7 @@ complete_tables(Pipe *pipe)
 		catalog_set_table_state(table->id, TABLE_RUNNING);
 		worker_commit();
 		table->state = TABLE_RUNNING;
+		table->resyncs_later = 0;
 	}
 	if (!all)
 		return;

@@ -200,7 +200,9 @@ open_source(VerifyTable *table, Relation *result)
 		reason = "it cannot be read in ranges of rows";
 	if (reason == NULL)
 	{
-		difference = source_shape_difference(table->info->shape, source_shape(rel, &watch));
+		difference = source_shape_difference(table->info->shape, source_shape(rel, &watch),
+											 table->options->table_engine != ENGINE_REPLACING_MERGE_TREE,
+											 NULL);
 		if (difference != NULL)
 			reason = psprintf("its definition changed (%s)", difference);
 	}
