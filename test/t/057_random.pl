@@ -145,7 +145,7 @@ my %event = (
 		$relay->release('held'); } ],
 	'other options' => [ 2, sub {
 		verb("SELECT clickpipe_alter('p', '" . $random->one_of(
-				'{"pull_batch_size": 1}', '{"pull_batch_size": 7}', '{"pull_batch_size": 100000}', '{"sync_interval_seconds": 0.5}',
+				'{"pull_batch_size": 20}', '{"pull_batch_size": 200}', '{"pull_batch_size": 100000}', '{"sync_interval_seconds": 0.5}',
 				'{"sync_interval_seconds": 0.05}', '{"max_inserts_per_second": 1000}', '{"initial_load_parallelism": 4}') . "')"); } ],
 );
 my %weight = map { $_ => $event{$_}[0] } keys %event;
@@ -177,8 +177,9 @@ for my $round (1 .. $rounds)
 
 	# Everything is given back
 	$relay->release;
-	resume();
 	wait_for_server($node);
+	resume();
+	verb(q{SELECT clickpipe_alter('p', '{"pull_batch_size": 100000, "sync_interval_seconds": 0.05}')});
 	add($_) for sort keys %missing;
 	# the pause before a worker that ended is started again has grown
 	if (verb(q{SELECT clickpipe_pause('p')}))
