@@ -52,7 +52,8 @@ static void make_room(Pipe *pipe, PipeTable *table, XLogRecPtr lsn);
 static void grow_scratch(PipeTable *table, int natts);
 static void deform(PipeTable *table, HeapTuple tuple, TupleDesc desc, Datum *values,
 				   bool *isnull);
-static bool fill_unchanged_toast(Pipe *pipe, PipeTable *table, TupleDesc desc, bool have_old);
+static bool fill_unchanged_toast(Pipe *pipe, PipeTable *table, TupleDesc desc, bool have_old,
+								 bool *missing);
 static bool place_changed(PipeTable *table, TupleDesc desc);
 static bool append(Pipe *pipe, PipeTable *table, RowMeta *meta, const Datum *values,
 				   const bool *isnull, bool key_only);
@@ -85,6 +86,7 @@ changes_begin(Pipe *pipe, ReorderBufferTXN *txn)
 	pipe->in_callback = true;
 	pipe->commit_lsn = txn->final_lsn;
 	pipe->commit_ts = txn->xact_time.commit_time;
+	pipe->xid = txn->xid;		/* the top-level one, of two-phase commits too */
 	pipe->txn_opened_block = false;
 	pipe->txn_ntables = 0;
 
@@ -117,6 +119,7 @@ changes_apply(Pipe *pipe, ReorderBufferTXN *txn, Relation rel, ReorderBufferChan
 	bool		ours = false;
 	MemoryContext old;
 
+	pipe->change_relid = RelationGetRelid(rel);
 	old = MemoryContextSwitchTo(pipe->row_mcxt);
 	for (; table != NULL; table = table->resync)
 		if (takes_change(pipe, table))
@@ -184,6 +187,7 @@ apply_to_table(Pipe *pipe, PipeTable *table, Relation rel, ReorderBufferChange *
 	meta.version_lo = change->lsn;
 	meta.is_deleted = false;
 	meta.commit_ts = pipe->commit_ts;
+	meta.xid = pipe->xid;
 	switch (change->action)
 	{
 		case REORDER_BUFFER_CHANGE_INSERT:
@@ -234,6 +238,7 @@ apply_update(Pipe *pipe, PipeTable *table, TupleDesc desc, RowMeta *meta,
 {
 	SourceKey  *key = &table->target->key;
 	bool		history = table->target->rows.history;
+	bool		missing = false;
 
 	if (oldtuple == NULL && key->natts == 0)
 	{
@@ -246,7 +251,8 @@ apply_update(Pipe *pipe, PipeTable *table, TupleDesc desc, RowMeta *meta,
 	deform(table, newtuple, desc, table->values, table->isnull);
 	if (oldtuple != NULL)
 		deform(table, oldtuple, desc, table->old_values, table->old_isnull);
-	if (!fill_unchanged_toast(pipe, table, desc, oldtuple != NULL))
+	if (HeapTupleHasExternal(newtuple) &&
+		!fill_unchanged_toast(pipe, table, desc, oldtuple != NULL, &missing))
 		return;
 
 	meta->operation = ROW_UPDATE;
@@ -260,7 +266,12 @@ apply_update(Pipe *pipe, PipeTable *table, TupleDesc desc, RowMeta *meta,
 		if (!append(pipe, table, &tombstone, table->old_values, table->old_isnull, !key->full))
 			return;
 	}
-	if (append(pipe, table, meta, table->values, table->isnull, false))
+	if (missing)
+	{
+		toast_defer(pipe, table, pipe->change_relid, meta);
+		table->txn_updated++;
+	}
+	else if (append(pipe, table, meta, table->values, table->isnull, false))
 		table->txn_updated++;
 }
 
@@ -392,10 +403,13 @@ deform(PipeTable *table, HeapTuple tuple, TupleDesc desc, Datum *values, bool *i
 /*
  * Finds the values that an UPDATE left unchanged and out of line, which its
  * WAL record does not carry.  They are in the old row if REPLICA IDENTITY is
- * FULL.  False: the table had to be set aside.
+ * FULL.  *missing: some are not, and the row must be read from the table, which
+ * no history can do: it needs the values as of this change.  False: the table
+ * had to be set aside.
  */
 static bool
-fill_unchanged_toast(Pipe *pipe, PipeTable *table, TupleDesc desc, bool have_old)
+fill_unchanged_toast(Pipe *pipe, PipeTable *table, TupleDesc desc, bool have_old,
+					 bool *missing)
 {
 	RowMap	   *rows = &table->target->rows;
 
@@ -413,9 +427,14 @@ fill_unchanged_toast(Pipe *pipe, PipeTable *table, TupleDesc desc, bool have_old
 			table->values[att] = table->old_values[att];
 			continue;
 		}
+		if (table->target->engine == ENGINE_REPLACING_MERGE_TREE && !rows->is_key[i])
+		{
+			*missing = true;
+			continue;
+		}
 		pipe_table_fail(pipe, table, 0,
 						hint_resync(pipe->info->name, table->info->source_name,
-									"This version needs ALTER TABLE ... REPLICA IDENTITY FULL for tables with large values: set it"),
+									"Append-only targets of tables with large values need ALTER TABLE ... REPLICA IDENTITY FULL: set it"),
 						"an UPDATE left the large value of column \"%s\" unchanged (%s)",
 						rows->columns[i].attname,
 						describe_key(table, desc, table->values, table->isnull));
@@ -488,6 +507,39 @@ append(Pipe *pipe, PipeTable *table, RowMeta *meta, const Datum *values,
 	}
 	table->last_version_hi = meta->version_hi;
 	table->last_version_lo = meta->version_lo;
+	return true;
+}
+
+/* Takes a row apart that was read from the table, into the scratch space. */
+void
+changes_deform(PipeTable *table, HeapTuple tuple, TupleDesc desc)
+{
+	if (desc->natts > table->natts)
+		grow_scratch(table, desc->natts);
+	deform(table, tuple, desc, table->values, table->isnull);
+}
+
+/*
+ * Appends the row in the scratch space, on behalf of changes that were decoded
+ * before.  first_lsn: the commit LSN of the first of them.  In row_mcxt, not in
+ * a callback.
+ */
+bool
+changes_append_read(Pipe *pipe, PipeTable *table, RowMeta *meta, XLogRecPtr first_lsn)
+{
+	uint64		hi = table->last_version_hi;
+	uint64		lo = table->last_version_lo;
+
+	pipe->commit_lsn = first_lsn;
+	if (!append(pipe, table, meta, table->values, table->isnull, false))
+		return false;
+	table->block_first_lsn = Min(table->block_first_lsn, first_lsn);
+	/* the block may have later rows already */
+	if (table->block->nrows > 1 && hi > table->last_version_hi)
+	{
+		table->last_version_hi = hi;
+		table->last_version_lo = lo;
+	}
 	return true;
 }
 

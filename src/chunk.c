@@ -39,6 +39,7 @@ typedef enum ReadResult
 
 static bool take_chunk(SnapshotJob *job, BlockRange *range, Oid *filenode);
 static bool load_chunk(SnapshotJob *job, BlockRange range, Oid filenode, int64 *rows);
+static void report_lock(SnapshotJob *job, bool locked);
 static ReadResult read_chunk(SnapshotJob *job, Oid filenode, ItemPointer from,
 							 BlockNumber end, XLogRecPtr *seen_lsn);
 
@@ -49,12 +50,9 @@ snapshot_load_chunks(SnapshotJob *job)
 	BlockRange	range;
 	Oid			filenode;
 	int64		rows;
-	ListCell   *lc;
 
 	worker_begin();
-	foreach(lc, catalog_load_tables(job->pipe_id, job->ch->mcxt))
-		if (((TableInfo *) lfirst(lc))->id == job->load->table)
-			job->table = lfirst(lc);
+	job->table = catalog_load_table(job->load->table, job->ch->mcxt);
 	worker_commit();
 	if (job->table == NULL)
 		return;
@@ -118,6 +116,7 @@ load_chunk(SnapshotJob *job, BlockRange range, Oid filenode, int64 *rows)
 	do
 	{
 		result = read_chunk(job, filenode, &from, range.end, &seen_lsn);
+		report_lock(job, result == READ_BUSY);
 		if (result == READ_BUSY)
 		{
 			snapshot_nap(job, TimestampTzPlusMilliseconds(GetCurrentTimestamp(), SNAPSHOT_LOCK_RETRY_MS));
@@ -140,6 +139,20 @@ load_chunk(SnapshotJob *job, BlockRange range, Oid filenode, int64 *rows)
 	catalog_add_chunk(job->table->id, filenode, range, *rows, seen_lsn);
 	worker_commit();
 	return true;
+}
+
+/* Has the pipe worker say whether a chunk waits for a lock on the table. */
+static void
+report_lock(SnapshotJob *job, bool locked)
+{
+	LoadSlot   *load = job->load;
+
+	if (load->locked == locked)
+		return;
+	LWLockAcquire(job->entry->load_lock, LW_EXCLUSIVE);
+	if (load->load_id == job->load_id)
+		load->locked = locked;
+	LWLockRelease(job->entry->load_lock);
 }
 
 /*

@@ -190,6 +190,8 @@ acknowledged_lsn(Pipe *pipe)
 
 		if (table->block != NULL && table->block->nrows > 0)
 			lsn = Min(lsn, table->block_first_lsn);
+		if (toast_pending(table))
+			lsn = Min(lsn, toast_first_lsn(table));
 		dlist_foreach(iter, &table->sealed)
 		{
 			SealedBlock *sealed = dlist_container(SealedBlock, node, iter.cur);

@@ -52,6 +52,7 @@ static double flush_interval_ms(Pipe *pipe, PipeTable *table, int waiting);
 static int	count_waiting(Pipe *pipe);
 static bool holds_back_others(Pipe *pipe, PipeTable *table, ChErrorClass class, TimestampTz now);
 static bool only_refused_is_left(Pipe *pipe);
+static bool has_blocks(PipeTable *table);
 static void report_batch(Pipe *pipe, SealedBlock *sealed, TimestampTz now);
 static void seal_largest(Pipe *pipe);
 
@@ -96,7 +97,7 @@ inserts_seal(Pipe *pipe, PipeTable *table)
 Size
 inserts_unacked_bytes(Pipe *pipe)
 {
-	Size		bytes = pipe->sealed_bytes;
+	Size		bytes = pipe->sealed_bytes + pipe->toast_bytes;
 
 	for (int i = 0; i < pipe->ntables; i++)
 		if (pipe->tables[i]->block != NULL && pipe->tables[i]->block->nrows > 0)
@@ -379,7 +380,7 @@ only_refused_is_left(Pipe *pipe)
 	if (inserts_unacked_bytes(pipe) <= pipe->options->max_unacked_bytes)
 		return false;
 	for (int i = 0; i < pipe->ntables; i++)
-		if (inserts_pending(pipe, pipe->tables[i]) &&
+		if (has_blocks(pipe->tables[i]) &&
 			(pipe->tables[i]->refused_since == 0 ||
 			 !ch_error_is_of_table(pipe->tables[i]->refused_code)))
 			return false;
@@ -419,6 +420,7 @@ inserts_discard(Pipe *pipe, PipeTable *table)
 		block_destroy(table->block);
 		table->block = NULL;
 	}
+	toast_discard(pipe, table);
 	table->refused_since = 0;
 	/* what was tried again for this table alone is not any more */
 	if (pipe->net_tries == 0)
@@ -428,6 +430,13 @@ inserts_discard(Pipe *pipe, PipeTable *table)
 /* Has the table rows that are not acknowledged?  (Of one that is set aside none are expected.) */
 bool
 inserts_pending(Pipe *pipe, PipeTable *table)
+{
+	return has_blocks(table) || toast_pending(table);
+}
+
+/* Has the table rows in blocks? */
+static bool
+has_blocks(PipeTable *table)
 {
 	return !dlist_is_empty(&table->sealed) ||
 		(table->block != NULL && table->block->nrows > 0);
@@ -606,6 +615,9 @@ inserts_backpressure(Pipe *pipe)
 	{
 		if (pipe->sealed_bytes < pipe->options->max_unacked_bytes / 2)
 			seal_largest(pipe);
+		/* buffers of queues (toast.c) get free when they are read, not here */
+		if (pipe->sealed_bytes == 0 && count_waiting(pipe) == 0)
+			break;
 		inserts_pump(pipe);
 		if (inserts_unacked_bytes(pipe) <= pipe->options->max_unacked_bytes)
 			break;

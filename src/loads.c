@@ -56,7 +56,8 @@ static List *list_writers(Oid relid);
 static bool open_ranges(Pipe *pipe, PipeTable *table, int slot, bool again);
 static void subtract_chunks(LoadSlot *load, BlockNumber nblocks, List *chunks);
 static BlockNumber chunk_size(Pipe *pipe, Relation rel, BlockNumber nblocks);
-static void watch_load(Pipe *pipe, PipeTable *table);
+static bool watch_load(Pipe *pipe, PipeTable *table);
+static int	workers_needed(Pipe *pipe, LoadSlot *load);
 static void finish_load(Pipe *pipe, PipeTable *table);
 static void complete_tables(Pipe *pipe);
 static int	find_free_slot(PipeEntry *entry);
@@ -138,8 +139,9 @@ loads_coordinate(Pipe *pipe)
 			if (table->load_slot >= 0)
 				active++;
 		}
-		if (table->load_slot >= 0)
-			watch_load(pipe, table);
+		/* an end makes room for the next table at once */
+		if (table->load_slot >= 0 && watch_load(pipe, table))
+			active--;
 	}
 	pipe_flush_failures(pipe);
 	complete_tables(pipe);
@@ -264,6 +266,7 @@ open_ranges(Pipe *pipe, PipeTable *table, int slot, bool again)
 	if (!ConditionalLockRelationOid(table->relid, AccessShareLock))
 	{
 		worker_commit();
+		entry_set_activity(pipe->entry, "load of %s waits for a lock", table->info->source_name);
 		return false;
 	}
 	rel = try_relation_open(table->relid, NoLock);
@@ -302,7 +305,7 @@ open_ranges(Pipe *pipe, PipeTable *table, int slot, bool again)
 	load->chunks_out = 0;
 	load->deaths = 0;
 	load->not_before = 0;
-	load->restart = load->failed = load->other_key = false;
+	load->restart = load->failed = load->other_key = load->locked = false;
 	load->error.at = 0;
 	load->hint[0] = '\0';
 	subtract_chunks(load, nblocks, chunks);
@@ -379,8 +382,11 @@ loads_estimate_rows(Relation rel, BlockNumber nblocks)
 	return pages == 0 ? 0 : tuples / pages * nblocks;
 }
 
-/* Looks after a load under way: workers, a rewritten heap, failures, its end. */
-static void
+/*
+ * Looks after a load under way: workers, a rewritten heap, failures, its end.
+ * True if it has ended.
+ */
+static bool
 watch_load(Pipe *pipe, PipeTable *table)
 {
 	LoadSlot   *load = &pipe->entry->loads[table->load_slot];
@@ -388,7 +394,8 @@ watch_load(Pipe *pipe, PipeTable *table)
 	bool		other_key;
 	bool		restart;
 	bool		done;
-	int			left;
+	bool		locked;
+	int			wanted;
 	ErrorReport error;
 	char		hint[ERROR_TEXT_LEN];
 
@@ -397,11 +404,18 @@ watch_load(Pipe *pipe, PipeTable *table)
 	other_key = load->other_key;
 	restart = load->restart;
 	done = load->nranges == 0 && load->chunks_out == 0;
-	left = load->nranges > 0 ? pipe->options->initial_load_parallelism : 0;
+	locked = load->locked;
+	wanted = workers_needed(pipe, load);
 	error = load->error;
 	strlcpy(hint, load->hint, sizeof(hint));
 	LWLockRelease(pipe->entry->load_lock);
 
+	if (locked != table->load_locked)
+	{
+		table->load_locked = locked;
+		entry_set_activity(pipe->entry, locked ? "load of %s waits for a lock" : "loading %s",
+						   table->info->source_name);
+	}
 	if (failed)
 	{
 		if (other_key)
@@ -418,7 +432,48 @@ watch_load(Pipe *pipe, PipeTable *table)
 	else if (done)
 		finish_load(pipe, table);
 	else
-		loads_start_workers(pipe, table->load_slot, left);
+		loads_start_workers(pipe, table->load_slot, wanted);
+	return table->load_slot < 0;
+}
+
+/*
+ * Returns how many workers a load can use now: no more than it has chunks, since
+ * a small table needs no four of them.  The caller holds load_lock.
+ */
+static int
+workers_needed(Pipe *pipe, LoadSlot *load)
+{
+	int			parallelism = pipe->options->initial_load_parallelism;
+	int			chunks = load->chunks_out;
+
+	if (load->nranges == 0)
+		return 0;
+	for (int i = 0; i < load->nranges && chunks < parallelism; i++)
+		chunks += (load->ranges[i].end - load->ranges[i].start + load->chunk_blocks - 1) /
+			load->chunk_blocks;
+	return Min(chunks, parallelism);
+}
+
+/*
+ * Does a load wait for the pipe worker?  Snapshot workers wake it when they
+ * hand in a chunk; of that it need not look at everything.
+ */
+bool
+loads_have_news(Pipe *pipe)
+{
+	PipeEntry  *entry = pipe->entry;
+	bool		news = false;
+
+	LWLockAcquire(entry->load_lock, LW_SHARED);
+	for (int i = 0; i < MAX_LOADS && !news; i++)
+	{
+		LoadSlot   *load = &entry->loads[i];
+
+		news = load->phase == LOAD_ACTIVE && !load->single_snapshot &&
+			(load->failed || (load->nranges == 0 && load->chunks_out == 0));
+	}
+	LWLockRelease(entry->load_lock);
+	return news;
 }
 
 /* Gives a table's load slot back, and ends workers that are still at it. */
@@ -458,17 +513,15 @@ loads_end(Pipe *pipe, PipeTable *table)
 static void
 finish_load(Pipe *pipe, PipeTable *table)
 {
-	List	   *infos;
-	ListCell   *lc;
+	TableInfo  *info;
 
 	loads_end(pipe, table);
 	table->load_complete = true;
 
 	worker_begin();
-	infos = catalog_load_tables(pipe->id, CurrentMemoryContext);
-	foreach(lc, infos)
-		if (((TableInfo *) lfirst(lc))->id == table->id)
-			table->load_lsn = ((TableInfo *) lfirst(lc))->load_lsn;
+	info = catalog_load_table(table->id, CurrentMemoryContext);
+	if (info != NULL)
+		table->load_lsn = info->load_lsn;
 	catalog_end_load(table->id);
 	worker_commit();
 	/* an empty table has seen nothing, but what is written from now on is in the stream */

@@ -102,6 +102,8 @@ typedef struct PipeTable
 	TableCounts counts;			/* all that is confirmed */
 	bool		counts_dirty;
 
+	struct ToastQueue *toast;	/* rows to be read by their keys; NULL: never had any */
+
 	/* scratch space of the decoder */
 	int			natts;
 	Datum	   *values;
@@ -113,6 +115,7 @@ typedef struct PipeTable
 	int			load_slot;		/* index in the entry's loads, -1: none */
 	List	   *writers;		/* Writer *: waited for */
 	bool		writers_listed;
+	bool		load_locked;	/* said to wait for a lock */
 	bool		load_complete;	/* all chunks are acknowledged */
 	XLogRecPtr	load_lsn;		/* newest position that a chunk has seen */
 	bool		load_truncated; /* a TRUNCATE has ended it, which is not recorded yet */
@@ -198,6 +201,10 @@ typedef struct Pipe
 	List	   *refused;		/* tables that the option "schemas" found and cannot mirror */
 
 	Size		sealed_bytes;	/* of all sealed blocks */
+	Size		toast_bytes;	/* memory of the queues of rows to be read */
+	uint64		toast_rows;		/* such rows */
+	TimestampTz toast_resolved; /* when they were looked at */
+	bool		toast_shown;	/* the views say that they wait */
 	int			inflight;
 	TimestampTz waiting_since;	/* flush_mode interval: the first row that is not sealed; 0: none */
 	PipeTable  *last_success;	/* whose insert was acknowledged last, and when */
@@ -212,6 +219,8 @@ typedef struct Pipe
 	/* the transaction being decoded */
 	XLogRecPtr	commit_lsn;
 	TimestampTz commit_ts;
+	TransactionId xid;			/* of the top level */
+	Oid			change_relid;	/* the table whose row the change at hand is */
 	bool		txn_opened_block;
 	PipeTable **txn_tables;		/* touched by it */
 	int			txn_ntables;
@@ -332,6 +341,20 @@ extern void changes_apply(Pipe *pipe, ReorderBufferTXN *txn, Relation rel,
 extern void changes_truncate(Pipe *pipe, ReorderBufferTXN *txn, int nrels, Relation *rels,
 							 ReorderBufferChange *change);
 extern void changes_commit(Pipe *pipe, ReorderBufferTXN *txn);
+extern void changes_deform(PipeTable *table, HeapTuple tuple, TupleDesc desc);
+extern bool changes_append_read(Pipe *pipe, PipeTable *table, RowMeta *meta,
+								XLogRecPtr first_lsn);
+
+/* toast.c */
+typedef struct ToastQueue ToastQueue;
+
+extern void toast_defer(Pipe *pipe, PipeTable *table, Oid relid, const RowMeta *meta);
+extern bool toast_resolve(Pipe *pipe, bool more_wal);
+extern bool toast_pending(const PipeTable *table);
+extern XLogRecPtr toast_first_lsn(const PipeTable *table);
+extern void toast_discard(Pipe *pipe, PipeTable *table);
+extern bool toast_holds_decoding(Pipe *pipe);
+extern long toast_next_try(Pipe *pipe);
 
 /* truncate.c */
 extern void truncate_targets(Pipe *pipe, List *tables);
@@ -367,6 +390,7 @@ extern void confirm_persist(Pipe *pipe);
 /* loads.c */
 extern void loads_stop(PipeEntry *entry);
 extern void loads_coordinate(Pipe *pipe);
+extern bool loads_have_news(Pipe *pipe);
 extern void loads_end(Pipe *pipe, PipeTable *table);
 extern void loads_start_workers(Pipe *pipe, int slot, int wanted);
 extern bool loads_have_stragglers(PipeEntry *entry);

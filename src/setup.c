@@ -58,17 +58,22 @@ void
 setup_tables(Pipe *pipe)
 {
 	static uint32 wait_event = 0;
+	MemoryContext mcxt;
 
 	if (wait_event == 0)
 		wait_event = compat_wait_event("ClickpipeTarget");
+	mcxt = AllocSetContextCreate(pipe->mcxt, "clickpipe set-up", ALLOCSET_DEFAULT_SIZES);
 	for (int i = 0; i < pipe->ntables; i++)
 	{
 		PipeTable  *table = pipe->tables[i];
 
 		while (needs_setup(table) && table->retry_at != PG_INT64_MAX)
 		{
+			MemoryContext old = MemoryContextSwitchTo(mcxt);
 			SetupResult result = set_up(pipe, table);
 
+			MemoryContextSwitchTo(old);
+			MemoryContextReset(mcxt);
 			if (result == SETUP_BUSY)
 				pipe_wait_until(pipe,
 								TimestampTzPlusMilliseconds(GetCurrentTimestamp(), BUSY_RETRY_MS),
@@ -77,6 +82,7 @@ setup_tables(Pipe *pipe)
 				pipe_wait_until(pipe, table->retry_at, wait_event);
 		}
 	}
+	MemoryContextDelete(mcxt);
 	pipe_flush_failures(pipe);
 }
 

@@ -84,6 +84,7 @@ typedef struct LoadSlot
 	bool		restart;		/* heap was rewritten: all chunks again */
 	bool		failed;			/* set aside, for the reason in error */
 	bool		other_key;		/* because the table has got another key */
+	bool		locked;			/* a chunk waits for a lock on the table */
 	ErrorReport error;			/* retried or final */
 	char		hint[ERROR_TEXT_LEN];
 } LoadSlot;

@@ -49,12 +49,15 @@ target_names_clash(const char *database1, const char *table1, const char *databa
 				   const char *table2)
 {
 	static const char *const suffixes[] = {"", RESYNC_SUFFIX, RESYNC_OLD_SUFFIX};
+	const char *shorter = strlen(table1) < strlen(table2) ? table1 : table2;
+	const char *longer = shorter == table1 ? table2 : table1;
+	size_t		len = strlen(shorter);
 
-	if (strcmp(database1, database2) != 0)
+	/* asked for every pair of a pipe's tables, so nothing is allocated */
+	if (strncmp(shorter, longer, len) != 0 || strcmp(database1, database2) != 0)
 		return false;
 	for (int i = 0; i < lengthof(suffixes); i++)
-		if (strcmp(table1, psprintf("%s%s", table2, suffixes[i])) == 0 ||
-			strcmp(table2, psprintf("%s%s", table1, suffixes[i])) == 0)
+		if (strcmp(longer + len, suffixes[i]) == 0)
 			return true;
 	return false;
 }
@@ -223,6 +226,10 @@ target_describe(Oid relid, TupleDesc desc, const TableOptions *options,
 	rows->columns = palloc0(sizeof(ColumnMap) * Max(desc->natts, 1));
 	rows->is_key = palloc0(sizeof(bool) * Max(desc->natts, 1));
 	rows->history = (target->engine != ENGINE_REPLACING_MERGE_TREE);
+	rows->metadata = options->metadata_columns != METADATA_NOT_GIVEN ? options->metadata_columns :
+		pipe_options->metadata_columns != METADATA_NOT_GIVEN ? pipe_options->metadata_columns : 0;
+	if (rows->history)
+		rows->metadata |= METADATA_HISTORY;
 	for (int i = 0; i < desc->natts; i++)
 	{
 		Form_pg_attribute att = TupleDescAttr(desc, i);

@@ -299,12 +299,9 @@ target_check_columns(ChClient *ch, const Target *target, ChError *err, const cha
 					 &missing);
 	check_column(answer.data, CLICKPIPE_COL_VERSION, "UInt128", &missing);
 	check_column(answer.data, CLICKPIPE_COL_DELETED, "UInt8", &missing);
-	if (target->rows.history)
-	{
-		check_column(answer.data, CLICKPIPE_COL_OPERATION, "LowCardinality(String)", &missing);
-		check_column(answer.data, CLICKPIPE_COL_LSN, "UInt64", &missing);
-		check_column(answer.data, CLICKPIPE_COL_TS, "DateTime64(6, 'UTC')", &missing);
-	}
+	for (int i = 0; i < METADATA_COUNT; i++)
+		if (target->rows.metadata & METADATA_BIT(i))
+			check_column(answer.data, metadata_columns[i].name, metadata_columns[i].type, &missing);
 	if (missing.len == 0)
 		return true;
 	*hint = misfit_hint;
@@ -475,9 +472,9 @@ target_create_sql(const Target *target, const PipeOptions *options, const ChServ
 		appendStringInfo(&sql, " %s, ", target->rows.columns[i].type);
 	}
 	appendStringInfo(&sql, "%s UInt128, %s UInt8, ", CLICKPIPE_COL_VERSION, CLICKPIPE_COL_DELETED);
-	if (target->rows.history)
-		appendStringInfo(&sql, "%s LowCardinality(String), %s UInt64, %s DateTime64(6, 'UTC'), ",
-						 CLICKPIPE_COL_OPERATION, CLICKPIPE_COL_LSN, CLICKPIPE_COL_TS);
+	for (int i = 0; i < METADATA_COUNT; i++)
+		if (target->rows.metadata & METADATA_BIT(i))
+			appendStringInfo(&sql, "%s %s, ", metadata_columns[i].name, metadata_columns[i].type);
 	appendStringInfo(&sql, "%s DateTime64(9) DEFAULT now64(9)) ENGINE = %s",
 					 CLICKPIPE_COL_SYNCED, engine_clause(target, options));
 	/* the expression may end with a comment */

@@ -104,6 +104,8 @@ truncate_targets(Pipe *pipe, List *tables)
 
 		if (!end_load(pipe, table))
 			continue;
+		/* rows that were changed before, and only the loop could read */
+		toast_discard(pipe, table);
 		inserts_seal(pipe, table);
 		all[n].mcxt = mcxt;
 		all[n++].table = table;
