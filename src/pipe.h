@@ -98,6 +98,14 @@ typedef struct PipeTable
 	TableCounts counts;			/* all that is confirmed */
 	bool		counts_dirty;
 
+	struct Partitions *partitions;	/* of a partitioned table: partitions.h */
+
+	/* the change at hand */
+	TupleDesc	tuple_desc;		/* of its tuples: of the table, or of a leaf */
+	struct Route *route;		/* NULL: not of a leaf */
+	const AttrNumber *tuple_map;	/* from the leaf's columns, NULL: at the same places */
+	bool		whole_old;		/* old rows are whole */
+
 	/* scratch space of the decoder */
 	int			natts;
 	Datum	   *values;
@@ -159,6 +167,10 @@ typedef struct Pipe
 	struct HTAB *by_relid;		/* without those that are resynced to */
 	Oid			last_relid;		/* of the change before, and its table */
 	PipeTable  *last_table;
+	struct HTAB *routes;		/* of partitions; NULL: no table is partitioned */
+	struct Route *last_route;	/* of the change before */
+	bool		partitions_unchecked;	/* partitions may come or go in this transaction */
+	bool		partitions_pending;	/* some did, which the catalog does not know */
 
 	LogicalDecodingContext *decoding;
 	bool		in_callback;
@@ -301,6 +313,7 @@ extern void changes_apply(Pipe *pipe, ReorderBufferTXN *txn, Relation rel,
 						  ReorderBufferChange *change);
 extern void changes_truncate(Pipe *pipe, ReorderBufferTXN *txn, int nrels, Relation *rels);
 extern void changes_commit(Pipe *pipe, ReorderBufferTXN *txn);
+extern bool changes_takes(Pipe *pipe, const PipeTable *table);
 
 /* inserts.c */
 extern void inserts_seal(Pipe *pipe, PipeTable *table);
@@ -331,6 +344,10 @@ extern void loads_stop(PipeEntry *entry);
 extern void loads_coordinate(Pipe *pipe);
 extern void loads_end(Pipe *pipe, PipeTable *table);
 extern void loads_start_workers(Pipe *pipe, int slot, int wanted);
+extern bool loads_writers_gone(Pipe *pipe, PipeTable *table);
+extern void loads_begin_slot(LoadSlot *load, PipeTable *table);
+extern void loads_add_ranges(LoadSlot *load, const LoadRange *whole, List *chunks);
+extern BlockNumber loads_chunk_blocks(Pipe *pipe, double rows, double nblocks);
 extern bool loads_have_stragglers(PipeEntry *entry);
 extern int	loads_count_workers(PipeEntry *entry, int slot);
 

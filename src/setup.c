@@ -24,7 +24,7 @@
 
 #include "compat.h"
 #include "hints.h"
-#include "pipe.h"
+#include "partitions.h"
 
 #define BUSY_RETRY_MS	100		/* somebody has locked the table, or drops a target */
 
@@ -293,6 +293,8 @@ describe(Pipe *pipe, PipeTable *table)
 							   target_engine_name(table->target->engine),
 							   table->target->key_names, table->shape,
 							   table->info->target_ours);
+			if (rel->rd_rel->relkind == RELKIND_PARTITIONED_TABLE)
+				partitions_init(pipe, table, rel);
 		}
 	}
 	if (reason != NULL)

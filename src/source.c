@@ -34,9 +34,11 @@
 #include "utils/typcache.h"
 
 #include "compat.h"
+#include "partition_tree.h"
 #include "source.h"
 
 static bool has_children(Relation rel);
+static char replica_identity(Relation rel);
 static Oid	find_unique_index(Relation rel);
 static void key_of_index(Oid indexoid, SourceKey *key);
 static List *shape_of_type(List *shape, Oid typid, List **watch, int depth);
@@ -78,9 +80,8 @@ source_refusals(Relation rel)
 	switch (form->relkind)
 	{
 		case RELKIND_RELATION:
-			break;
 		case RELKIND_PARTITIONED_TABLE:
-			return refusal_add(NIL, "it is partitioned, which this version does not support yet", NULL);
+			break;
 		case RELKIND_VIEW:
 			return refusal_add(NIL, "it is a view", NULL);
 		case RELKIND_MATVIEW:
@@ -98,11 +99,12 @@ source_refusals(Relation rel)
 
 	if (form->relpersistence == RELPERSISTENCE_TEMP)
 		refusals = refusal_add(refusals, "it is a temporary table", NULL);
+	/* what has no rows itself: its partitions matter */
+	if (form->relkind == RELKIND_PARTITIONED_TABLE)
+		return list_concat(refusals, partition_refusals(rel));
 	if (form->relpersistence == RELPERSISTENCE_UNLOGGED)
 		refusals = refusal_add(refusals, "it is unlogged",
 							   "Its changes are not in the WAL. Use ALTER TABLE ... SET LOGGED.");
-	if (form->relispartition)
-		refusals = refusal_add(refusals, "it is a partition, which this version does not support yet", NULL);
 	if (has_children(rel))
 		refusals = refusal_add(refusals, "other tables inherit from it, which this version does not support yet", NULL);
 	if (rel->rd_tableam->scan_set_tidrange == NULL)
@@ -151,7 +153,7 @@ void
 source_key(Relation rel, SourceKey *key)
 {
 	memset(key, 0, sizeof(*key));
-	switch (rel->rd_rel->relreplident)
+	switch (replica_identity(rel))
 	{
 		case REPLICA_IDENTITY_DEFAULT:
 			key_of_index(compat_primary_key_index(rel), key);
@@ -168,6 +170,22 @@ source_key(Relation rel, SourceKey *key)
 		default:
 			break;
 	}
+	/* whether old rows are whole depends on each partition */
+	if (rel->rd_rel->relkind == RELKIND_PARTITIONED_TABLE)
+		key->full = false;
+}
+
+/*
+ * Returns the replica identity.  That of a partitioned table says nothing of what its
+ * partitions log; it only chooses the key.
+ */
+static char
+replica_identity(Relation rel)
+{
+	if (rel->rd_rel->relkind == RELKIND_PARTITIONED_TABLE &&
+		rel->rd_rel->relreplident == REPLICA_IDENTITY_NOTHING)
+		return REPLICA_IDENTITY_DEFAULT;
+	return rel->rd_rel->relreplident;
 }
 
 /* Does another table inherit from this one?  (relhassubclass is also true some time after.) */
@@ -241,11 +259,10 @@ source_shape(Relation rel, List **watch)
 	StringInfoData buf;
 
 	*watch = NIL;
-	shape = lappend(shape, psprintf("table kind %c persistence %c identity %c%s",
+	shape = lappend(shape, psprintf("table kind %c persistence %c identity %c",
 									rel->rd_rel->relkind, rel->rd_rel->relpersistence,
-									rel->rd_rel->relreplident,
-									rel->rd_rel->relispartition ? " partition" : ""));
-	if (has_children(rel))
+									replica_identity(rel)));
+	if (rel->rd_rel->relkind == RELKIND_RELATION && has_children(rel))
 		shape = lappend(shape, "table has inheritance children");
 
 	source_key(rel, &key);

@@ -23,7 +23,7 @@
 
 #include "compat.h"
 #include "hints.h"
-#include "pipe.h"
+#include "partitions.h"
 
 typedef struct TableHashEntry
 {
@@ -142,6 +142,7 @@ tables_remove(Pipe *pipe, PipeTable *table)
 
 	if (table->resync != NULL)
 		tables_remove(pipe, table->resync);
+	partitions_forget_routes(pipe);
 	if (table->load_slot >= 0)
 		loads_end(pipe, table);
 	inserts_discard(pipe, table);
@@ -430,6 +431,8 @@ recheck_table(Pipe *pipe, PipeTable *table, char **hint, bool *busy)
 		reason = psprintf("the table's definition changed (%s)", difference);
 	else
 		reason = source_read_refusal(table->relid, pipe->info->owner, hint);
+	if (reason == NULL && table->partitions != NULL)
+		reason = partitions_recheck(pipe, table, rel, hint, busy);
 	relation_close(rel, AccessShareLock);
 	return reason;
 }
