@@ -135,6 +135,7 @@ make_list(Pipe *pipe, PipeTable *table)
 		return false;
 	}
 
+	worker_begin();
 	foreach(lc, partitions->found)
 		if (partitions_find(table, lfirst_oid(lc)) == NULL)
 			(void) partitions_add(pipe, table, lfirst_oid(lc), table->capture_lsn, 0);
@@ -154,7 +155,6 @@ make_list(Pipe *pipe, PipeTable *table)
 			partitions->nwaiting--;
 		}
 	}
-	worker_begin();
 	catalog_set_load(table->id, InvalidOid, 0, 0, 0, true);
 	catalog_save_leaves(table->id, partitions->leaves);
 	catalog_set_listed(table->id);
@@ -253,14 +253,12 @@ describe_some(Pipe *pipe, PipeTable *table, bool *progress)
 		if (leaf->loaded)
 			partitions->nwaiting--;
 	}
-	worker_commit();
 	if (reason != NULL)
-	{
 		pipe_table_fail(pipe, table, 0, hint != NULL ? hint :
 						hint_resync(pipe->info->name, table->info->source_name, "Repair it"),
 						"%s", reason);
-		pipe_flush_failures(pipe);
-	}
+	worker_commit();
+	pipe_flush_failures(pipe);
 	return n;
 }
 

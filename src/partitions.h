@@ -143,7 +143,7 @@ extern void partitions_flush(Pipe *pipe);
 /* How far the slot may be confirmed, at most up to lsn: not beyond what is not durable. */
 extern XLogRecPtr partitions_confirmable(Pipe *pipe, XLogRecPtr lsn);
 
-/* Adds a leaf, or returns the one that is there. */
+/* Adds a leaf, or returns the one that is there.  In a transaction, or a callback. */
 extern Leaf *partitions_add(Pipe *pipe, PipeTable *table, Oid relid, uint64 version_hi,
 							uint64 version_lo);
 extern Leaf *partitions_find(PipeTable *table, Oid relid);
