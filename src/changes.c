@@ -316,8 +316,17 @@ changes_truncate(Pipe *pipe, ReorderBufferTXN *txn, int nrels, Relation *rels,
 		PipeTable  *table = pipe_find_table(pipe, RelationGetRelid(rels[i]));
 
 		for (; table != NULL; table = table->resync)
-			if (takes_change(pipe, table) && !target_has_change(pipe, table, change))
+		{
+			if (!takes_change(pipe, table) || target_has_change(pipe, table, change))
+				continue;
+			if (table->target->engine != ENGINE_NULL)
 				tables = list_append_unique_ptr(tables, table);
+			else
+				pipe_table_fail(pipe, table, 0,
+								hint_resync(pipe->info->name, table->info->source_name,
+											"A target with the engine Null cannot tell its materialized views: empty the tables that they fill (or have TRUNCATE ignored with the pipe option \"truncate\")"),
+								"the table was truncated");
+		}
 	}
 	if (tables != NIL)
 		truncate_targets(pipe, tables);
@@ -427,7 +436,7 @@ fill_unchanged_toast(Pipe *pipe, PipeTable *table, TupleDesc desc, bool have_old
 			table->values[att] = table->old_values[att];
 			continue;
 		}
-		if (table->target->engine == ENGINE_REPLACING_MERGE_TREE && !rows->is_key[i])
+		if (table->target->engine == ENGINE_REPLACING_MERGE_TREE && !rows->is_place[i])
 		{
 			*missing = true;
 			continue;

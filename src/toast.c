@@ -133,6 +133,7 @@ typedef struct LookUp
 	TupleTableSlot *slot;
 	MemoryContext mcxt;			/* lives as long as the scan, which allocates on its way */
 	ScanKeyData keys[INDEX_MAX_KEYS];
+	int			position[INDEX_MAX_KEYS];	/* in keys, of each column of the key */
 } LookUp;
 
 typedef enum OpenResult
@@ -159,7 +160,7 @@ static int	read_rows(Pipe *pipe, PipeTable *table, QueuedRow *rows, int nrows,
 static OpenResult check_table(Pipe *pipe, PipeTable *table);
 static OpenResult open_look_up(Pipe *pipe, PipeTable *table, Oid relid, LookUp *look_up);
 static bool lock_toast(Relation rel);
-static Oid	key_index(Relation rel);
+static bool match_key(PipeTable *table, LookUp *look_up);
 static void close_look_up(LookUp *look_up);
 static void read_row(Pipe *pipe, PipeTable *table, LookUp *look_up, QueuedRow *rows, int i);
 static void set_keys(PipeTable *table, LookUp *look_up, const char *key);
@@ -699,7 +700,7 @@ open_look_up(Pipe *pipe, PipeTable *table, Oid relid, LookUp *look_up)
 	look_up->rel = try_relation_open(relid, NoLock);
 	if (look_up->rel == NULL)
 		return OPEN_DONE;		/* and its rows are gone with it */
-	indexoid = key_index(look_up->rel);
+	indexoid = source_key_index(look_up->rel);
 	if (!lock_toast(look_up->rel) ||
 		(OidIsValid(indexoid) && !ConditionalLockRelationOid(indexoid, AccessShareLock)))
 	{
@@ -708,7 +709,7 @@ open_look_up(Pipe *pipe, PipeTable *table, Oid relid, LookUp *look_up)
 	}
 	look_up->index = OidIsValid(indexoid) ? index_open(indexoid, NoLock) : NULL;
 	if (look_up->index == NULL || look_up->index->rd_rel->relam != BTREE_AM_OID ||
-		look_up->index->rd_index->indnkeyatts != key->natts)
+		look_up->index->rd_index->indnkeyatts != key->natts || !match_key(table, look_up))
 	{
 		if (look_up->index != NULL)
 			index_close(look_up->index, NoLock);
@@ -723,14 +724,14 @@ open_look_up(Pipe *pipe, PipeTable *table, Oid relid, LookUp *look_up)
 	opclass = (oidvector *) DatumGetPointer(SysCacheGetAttr(INDEXRELID,
 															look_up->index->rd_indextuple,
 															Anum_pg_index_indclass, &isnull));
-	for (int k = 0; k < key->natts; k++)
+	for (int j = 0; j < key->natts; j++)
 	{
-		Oid			type = get_opclass_input_type(opclass->values[k]);
-		Oid			operator = get_opfamily_member(get_opclass_family(opclass->values[k]), type,
+		Oid			type = get_opclass_input_type(opclass->values[j]);
+		Oid			operator = get_opfamily_member(get_opclass_family(opclass->values[j]), type,
 												   type, BTEqualStrategyNumber);
 
-		ScanKeyEntryInitialize(&look_up->keys[k], 0, k + 1, BTEqualStrategyNumber, InvalidOid,
-							   look_up->index->rd_indcollation[k], get_opcode(operator), (Datum) 0);
+		ScanKeyEntryInitialize(&look_up->keys[j], 0, j + 1, BTEqualStrategyNumber, InvalidOid,
+							   look_up->index->rd_indcollation[j], get_opcode(operator), (Datum) 0);
 	}
 
 	/* as in chunk.c: what we send must be as durable as what we read */
@@ -763,13 +764,37 @@ lock_toast(Relation rel)
 	return locked;
 }
 
-/* Returns the index of the columns that identify a row in the WAL; see source_key. */
-static Oid
-key_index(Relation rel)
+/*
+ * Finds out which column of the index each column of the key is: the index may
+ * have them in another order than the key that was recorded, and a partition
+ * has other numbers for them.  False: it is another key now.
+ */
+static bool
+match_key(PipeTable *table, LookUp *look_up)
 {
-	if (rel->rd_rel->relreplident == REPLICA_IDENTITY_INDEX)
-		return RelationGetReplicaIndex(rel);
-	return compat_primary_key_index(rel);
+	SourceKey  *key = &table->target->key;
+	RowMap	   *rows = &table->target->rows;
+	TupleDesc	desc = RelationGetDescr(look_up->rel);
+
+	for (int k = 0; k < key->natts; k++)
+	{
+		const char *name = "";
+
+		for (int i = 0; i < rows->ncolumns; i++)
+			if (rows->columns[i].attnum == key->attnums[k])
+				name = rows->columns[i].attname;
+		look_up->position[k] = -1;
+		for (int j = 0; j < look_up->index->rd_index->indnkeyatts; j++)
+		{
+			AttrNumber	attnum = look_up->index->rd_index->indkey.values[j];
+
+			if (attnum > 0 && strcmp(NameStr(TupleDescAttr(desc, attnum - 1)->attname), name) == 0)
+				look_up->position[k] = j;
+		}
+		if (look_up->position[k] < 0)
+			return false;
+	}
+	return true;
 }
 
 /* Ends what open_look_up began.  Locks are kept until the end of the transaction. */
@@ -834,7 +859,7 @@ set_keys(PipeTable *table, LookUp *look_up, const char *key)
 		memcpy(&len, key, sizeof(len));
 		key += sizeof(len);
 		if (column->typbyval)
-			memcpy(&look_up->keys[k].sk_argument, key, sizeof(Datum));
+			memcpy(&look_up->keys[look_up->position[k]].sk_argument, key, sizeof(Datum));
 		else
 		{
 			/* aligned, and with the long header, which all functions take */
@@ -846,7 +871,7 @@ set_keys(PipeTable *table, LookUp *look_up, const char *key)
 				SET_VARSIZE(copy, len + VARHDRSZ);
 				memcpy(VARDATA(copy), key, len);
 			}
-			look_up->keys[k].sk_argument = PointerGetDatum(copy);
+			look_up->keys[look_up->position[k]].sk_argument = PointerGetDatum(copy);
 		}
 		key += len;
 	}
