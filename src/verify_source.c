@@ -91,6 +91,9 @@ verify_describe(VerifyTable *table)
 		table->target = target_make(rel, table->options, verify->options, table->info->shape,
 									verify->ch->server.dbname, table->info->target_database,
 									table->info->target_table, &verify->ch->caps, table->mcxt);
+		/* old rows were logged in full only if that is so from the capture point on */
+		if (rel->rd_rel->relreplident != REPLICA_IDENTITY_FULL)
+			table->target->key.full = false;
 		table->encoder = row_encoder_create(&table->target->rows, table->mcxt);
 		relation_close(rel, AccessShareLock);
 	}
