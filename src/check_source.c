@@ -21,6 +21,7 @@
 
 #include "check.h"
 #include "compat.h"
+#include "partition_tree.h"
 #include "target.h"
 #include "verbs.h"
 
@@ -210,7 +211,13 @@ check_table(Check *check, void *arg)
 					&table->database, &table->table);
 	}
 	if (table->eligible && check->want_plan)
+	{
 		show_key(check, table, rel);
+		if (rel->rd_rel->relkind == RELKIND_PARTITIONED_TABLE)
+			check_add(check, FINDING_INFO, 0, table->name, NULL,
+					  "it is partitioned: the rows of its %d partitions go to the one target",
+					  list_length(partition_leaves(table->relid, NULL, NULL, NULL)));
+	}
 	relation_close(rel, AccessShareLock);
 }
 
