@@ -420,13 +420,16 @@ my %operation = (
 	change => sub {
 		my ($a, $r) = @_;
 		my ($what, $sql) = one_change(some_table($r), $r);
-		$sql = "BEGIN; SET LOCAL synchronous_commit = off;\n${sql}COMMIT;\n" if $r->chance(15);
-		return ($what, $sql);
+		# those that are on wait for a standby, if one is missing
+		my $commit = $r->chance(25) ? $r->one_of('off', 'on') : undef;
+		$sql = "BEGIN; SET LOCAL synchronous_commit = $commit;\n${sql}COMMIT;\n" if $commit;
+		return ($what . ($commit ? ", synchronous_commit $commit" : ''), $sql);
 	},
 	transaction => sub {
 		my ($a, $r) = @_;
 		my ($what, $sql) = changes($r, 0);
 		my $end = $r->chance(85) ? 'COMMIT' : 'ROLLBACK';
+		$sql = "SET LOCAL synchronous_commit = on;\n$sql" if $r->chance(10);
 		return ("transaction $end: $what", "BEGIN;\n$sql$end;\n");
 	},
 	swap => sub {
