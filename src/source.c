@@ -33,11 +33,13 @@
 #include "utils/typcache.h"
 
 #include "compat.h"
+#include "partition_tree.h"
 #include "source.h"
 
 /* The line of a shape that says where the key comes from. */
 #define IDENTITY_LINE(identity)	"replica identity " identity
 
+static char replica_identity(Relation rel);
 static Oid	find_unique_index(Relation rel);
 static void key_of_index(Oid indexoid, SourceKey *key);
 static List *shape_of_type(List *shape, Oid typid, List **watch, int depth);
@@ -82,9 +84,8 @@ source_refusals(Relation rel)
 	switch (form->relkind)
 	{
 		case RELKIND_RELATION:
-			break;
 		case RELKIND_PARTITIONED_TABLE:
-			return refusal_add(NIL, "it is partitioned, which this version does not support yet", NULL);
+			break;
 		case RELKIND_VIEW:
 			return refusal_add(NIL, "it is a view", NULL);
 		case RELKIND_MATVIEW:
@@ -102,11 +103,12 @@ source_refusals(Relation rel)
 
 	if (form->relpersistence == RELPERSISTENCE_TEMP)
 		refusals = refusal_add(refusals, "it is a temporary table", NULL);
+	/* what has no rows itself: its partitions matter */
+	if (form->relkind == RELKIND_PARTITIONED_TABLE)
+		return list_concat(refusals, partition_refusals(rel));
 	if (form->relpersistence == RELPERSISTENCE_UNLOGGED)
 		refusals = refusal_add(refusals, "it is unlogged",
 							   "Its changes are not in the WAL. Use ALTER TABLE ... SET LOGGED.");
-	if (form->relispartition)
-		refusals = refusal_add(refusals, "it is a partition, which this version does not support yet", NULL);
 	if (rel->rd_tableam->scan_set_tidrange == NULL)
 		refusals = refusal_add(refusals, "its access method cannot scan ranges of rows", NULL);
 	if (form->relreplident == REPLICA_IDENTITY_NOTHING)
@@ -153,7 +155,7 @@ void
 source_key(Relation rel, SourceKey *key)
 {
 	memset(key, 0, sizeof(*key));
-	switch (rel->rd_rel->relreplident)
+	switch (replica_identity(rel))
 	{
 		case REPLICA_IDENTITY_DEFAULT:
 			key_of_index(compat_primary_key_index(rel), key);
@@ -170,6 +172,22 @@ source_key(Relation rel, SourceKey *key)
 		default:
 			break;
 	}
+	/* whether old rows are whole depends on each partition */
+	if (rel->rd_rel->relkind == RELKIND_PARTITIONED_TABLE)
+		key->full = false;
+}
+
+/*
+ * Returns the replica identity.  That of a partitioned table says nothing of what its
+ * partitions log; it only chooses the key.
+ */
+static char
+replica_identity(Relation rel)
+{
+	if (rel->rd_rel->relkind == RELKIND_PARTITIONED_TABLE &&
+		rel->rd_rel->relreplident == REPLICA_IDENTITY_NOTHING)
+		return REPLICA_IDENTITY_DEFAULT;
+	return rel->rd_rel->relreplident;
 }
 
 /*
@@ -235,10 +253,9 @@ source_shape(Relation rel, List **watch)
 	StringInfoData buf;
 
 	*watch = NIL;
-	shape = lappend(shape, psprintf("table kind %c persistence %c%s",
-									rel->rd_rel->relkind, rel->rd_rel->relpersistence,
-									rel->rd_rel->relispartition ? " partition" : ""));
-	shape = lappend(shape, psprintf(IDENTITY_LINE("%c"), rel->rd_rel->relreplident));
+	shape = lappend(shape, psprintf("table kind %c persistence %c",
+									rel->rd_rel->relkind, rel->rd_rel->relpersistence));
+	shape = lappend(shape, psprintf(IDENTITY_LINE("%c"), replica_identity(rel)));
 
 	source_key(rel, &key);
 	initStringInfo(&buf);

@@ -46,7 +46,8 @@
 
 #include "compat.h"
 #include "hints.h"
-#include "pipe.h"
+#include "partition_tree.h"
+#include "partitions.h"
 #include "spool.h"
 
 /* A look-up transaction ends after so many rows, or so long. */
@@ -128,6 +129,8 @@ typedef struct LookUp
 	Oid			relid;
 	Relation	rel;			/* NULL: it was dropped */
 	Relation	index;
+	AttrNumber *map;			/* see partition_map; NULL: columns are at the table's places */
+	int			column[INDEX_MAX_KEYS];	/* of the index, by column of the key */
 	Snapshot	snapshot;
 	IndexScanDesc scan;
 	TupleTableSlot *slot;
@@ -158,6 +161,7 @@ static int	read_rows(Pipe *pipe, PipeTable *table, QueuedRow *rows, int nrows,
 					  OpenResult *result);
 static OpenResult check_table(Pipe *pipe, PipeTable *table);
 static OpenResult open_look_up(Pipe *pipe, PipeTable *table, Oid relid, LookUp *look_up);
+static bool map_columns(PipeTable *table, LookUp *look_up);
 static bool lock_toast(Relation rel);
 static Oid	key_index(Relation rel);
 static void close_look_up(LookUp *look_up);
@@ -707,8 +711,7 @@ open_look_up(Pipe *pipe, PipeTable *table, Oid relid, LookUp *look_up)
 		return OPEN_BUSY;
 	}
 	look_up->index = OidIsValid(indexoid) ? index_open(indexoid, NoLock) : NULL;
-	if (look_up->index == NULL || look_up->index->rd_rel->relam != BTREE_AM_OID ||
-		look_up->index->rd_index->indnkeyatts != key->natts)
+	if (!map_columns(table, look_up))
 	{
 		if (look_up->index != NULL)
 			index_close(look_up->index, NoLock);
@@ -741,6 +744,41 @@ open_look_up(Pipe *pipe, PipeTable *table, Oid relid, LookUp *look_up)
 	look_up->scan = compat_index_beginscan(look_up->rel, look_up->index, look_up->snapshot,
 										   key->natts);
 	return OPEN_DONE;
+}
+
+/*
+ * Finds out where a leaf has the columns of its root, and where the index has
+ * those of the key: another index may have them in another order.  False: the index
+ * cannot look the key up.
+ */
+static bool
+map_columns(PipeTable *table, LookUp *look_up)
+{
+	SourceKey  *key = &table->target->key;
+	Form_pg_index index;
+
+	if (table->partitions != NULL &&
+		!partition_map(table->partitions->desc, RelationGetDescr(look_up->rel), &look_up->map,
+					   look_up->mcxt))
+		return false;
+	if (look_up->index == NULL || look_up->index->rd_rel->relam != BTREE_AM_OID)
+		return false;
+	index = look_up->index->rd_index;
+	if (index->indnkeyatts != key->natts)
+		return false;
+	for (int k = 0; k < key->natts; k++)
+	{
+		AttrNumber	attnum = look_up->map != NULL ? look_up->map[key->attnums[k] - 1] :
+			key->attnums[k];
+
+		look_up->column[k] = -1;
+		for (int j = 0; j < index->indnkeyatts; j++)
+			if (index->indkey.values[j] == attnum)
+				look_up->column[k] = j;
+		if (look_up->column[k] < 0)
+			return false;
+	}
+	return true;
 }
 
 /* Locks the TOAST table of a relation and its indexes; false if somebody has locked them. */
@@ -799,7 +837,8 @@ read_row(Pipe *pipe, PipeTable *table, LookUp *look_up, QueuedRow *rows, int i)
 		.version_hi = newest->txn.commit_lsn,
 		.version_lo = newest->record.version_lo,
 		.operation = newest->record.operation,
-		.commit_ts = newest->txn.commit_ts
+		.commit_ts = newest->txn.commit_ts,
+		.xid = newest->txn.xid
 	};
 
 	if (look_up->rel == NULL)
@@ -812,7 +851,7 @@ read_row(Pipe *pipe, PipeTable *table, LookUp *look_up, QueuedRow *rows, int i)
 	if (!found)
 		return;
 	tuple = ExecFetchSlotHeapTuple(look_up->slot, false, &should_free);
-	changes_deform(table, tuple, RelationGetDescr(look_up->rel));
+	changes_deform(table, tuple, RelationGetDescr(look_up->rel), look_up->map);
 	/* equal is not the same: the key may have been changed to another spelling */
 	if (has_key(table, key))
 		(void) changes_append_read(pipe, table, &meta, rows[i].txn.commit_lsn);
@@ -834,7 +873,7 @@ set_keys(PipeTable *table, LookUp *look_up, const char *key)
 		memcpy(&len, key, sizeof(len));
 		key += sizeof(len);
 		if (column->typbyval)
-			memcpy(&look_up->keys[k].sk_argument, key, sizeof(Datum));
+			memcpy(&look_up->keys[look_up->column[k]].sk_argument, key, sizeof(Datum));
 		else
 		{
 			/* aligned, and with the long header, which all functions take */
@@ -846,7 +885,7 @@ set_keys(PipeTable *table, LookUp *look_up, const char *key)
 				SET_VARSIZE(copy, len + VARHDRSZ);
 				memcpy(VARDATA(copy), key, len);
 			}
-			look_up->keys[k].sk_argument = PointerGetDatum(copy);
+			look_up->keys[look_up->column[k]].sk_argument = PointerGetDatum(copy);
 		}
 		key += len;
 	}
