@@ -39,7 +39,7 @@
 
 #include "compat.h"
 #include "hints.h"
-#include "pipe.h"
+#include "partitions.h"
 #include "rowbinary.h"
 #include "shape.h"
 
@@ -89,6 +89,9 @@ alter_follow(Pipe *pipe, PipeTable *table, Relation rel, List *now, List *watch)
 
 	initStringInfo(&plan.what);
 	plan.obstacle = find_obstacle(table->shape, now, table->target->rows.history);
+	/* the row at hand goes a way that was found with the old columns */
+	if (plan.obstacle == NULL && table->partitions != NULL && !pipe->in_commit)
+		plan.obstacle = "it has partitions and was altered in a transaction that also changed rows";
 	mcxt = AllocSetContextCreate(table->mcxt, "clickpipe target", ALLOCSET_SMALL_SIZES);
 	if (plan.obstacle == NULL)
 	{
@@ -130,6 +133,8 @@ alter_follow(Pipe *pipe, PipeTable *table, Relation rel, List *now, List *watch)
 	list_free(table->watch);
 	table->watch = list_copy(watch);
 	MemoryContextSwitchTo(old);
+	if (table->partitions != NULL)
+		partitions_redescribe(pipe, table, RelationGetDescr(rel), mcxt);
 	if (table->target_mcxt != NULL)
 		MemoryContextDelete(table->target_mcxt);
 	table->target_mcxt = mcxt;

@@ -23,6 +23,7 @@
 
 #include "check.h"
 #include "compat.h"
+#include "partition_tree.h"
 #include "target.h"
 #include "verbs.h"
 
@@ -178,7 +179,7 @@ check_table(Check *check, void *arg)
 				(errcode(ERRCODE_UNDEFINED_TABLE),
 				 errmsg("table with OID %u does not exist", table->relid)));
 	refusals = source_refusals(rel);
-	if (rel->rd_rel->relkind == RELKIND_RELATION)
+	if (rel->rd_rel->relkind == RELKIND_RELATION || rel->rd_rel->relkind == RELKIND_PARTITIONED_TABLE)
 	{
 		char	   *hint;
 		char	   *reason = source_read_refusal(table->relid, check->owner, &hint);
@@ -190,7 +191,8 @@ check_table(Check *check, void *arg)
 	options = table_options_parse_all(table->json, RelationGetRelationName(rel), &problems);
 	foreach(lc, problems)
 		check_add_error(check, table->name, lfirst(lc));
-	if (rel->rd_rel->relkind == RELKIND_RELATION && problems == NIL)
+	if ((rel->rd_rel->relkind == RELKIND_RELATION || rel->rd_rel->relkind == RELKIND_PARTITIONED_TABLE) &&
+		problems == NIL)
 		refusals = list_concat(refusals, target_refusals(rel, options));
 
 	foreach(lc, refusals)
@@ -216,6 +218,10 @@ check_table(Check *check, void *arg)
 		show_key(check, table, rel);
 		if (rel->rd_rel->relkind == RELKIND_RELATION && rel->rd_rel->relhassubclass)
 			show_children(check, table);
+		if (rel->rd_rel->relkind == RELKIND_PARTITIONED_TABLE)
+			check_add(check, FINDING_INFO, 0, table->name, NULL,
+					  "it is partitioned: the rows of its %d partitions go to the one target",
+					  list_length(partition_leaves(table->relid, NULL, NULL, NULL)));
 	}
 	relation_close(rel, AccessShareLock);
 }

@@ -231,6 +231,19 @@ shape_option_name(List *shape, AttrNumber attnum)
 }
 
 /* See shape.h. */
+bool
+shape_is_partitioned(List *shape)
+{
+	static const char line[] = "table kind p ";
+	ListCell   *lc;
+
+	foreach(lc, shape)
+		if (strncmp(lfirst(lc), line, strlen(line)) == 0)
+			return true;
+	return false;
+}
+
+/* See shape.h. */
 List *
 shape_watch(List *shape)
 {

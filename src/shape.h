@@ -44,6 +44,8 @@ extern TupleDesc shape_dropped_columns(List *shape, Oid *missing);
 
 /* Is a line of a recorded shape one of these? */
 extern bool shape_line_is_of_target(const char *line);
+/* Is it the shape of a partitioned table? */
+extern bool shape_is_partitioned(List *shape);
 
 /* The relations whose change may change the shape, as source_shape names them; as of now. */
 extern List *shape_watch(List *shape);

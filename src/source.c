@@ -33,12 +33,14 @@
 #include "utils/typcache.h"
 
 #include "compat.h"
+#include "partition_tree.h"
 #include "shape.h"
 #include "source.h"
 
 /* The line of a shape that says where the key comes from. */
 #define IDENTITY_LINE(identity)	"replica identity " identity
 
+static char replica_identity(Relation rel);
 static Oid	find_unique_index(Relation rel);
 static void key_of_index(Oid indexoid, SourceKey *key);
 static List *shape_of_type(List *shape, Oid typid, List **watch, int depth);
@@ -80,9 +82,8 @@ source_refusals(Relation rel)
 	switch (form->relkind)
 	{
 		case RELKIND_RELATION:
-			break;
 		case RELKIND_PARTITIONED_TABLE:
-			return refusal_add(NIL, "it is partitioned, which this version does not support yet", NULL);
+			break;
 		case RELKIND_VIEW:
 			return refusal_add(NIL, "it is a view", NULL);
 		case RELKIND_MATVIEW:
@@ -100,11 +101,12 @@ source_refusals(Relation rel)
 
 	if (form->relpersistence == RELPERSISTENCE_TEMP)
 		refusals = refusal_add(refusals, "it is a temporary table", NULL);
+	/* what has no rows itself: its partitions matter */
+	if (form->relkind == RELKIND_PARTITIONED_TABLE)
+		return list_concat(refusals, partition_refusals(rel));
 	if (form->relpersistence == RELPERSISTENCE_UNLOGGED)
 		refusals = refusal_add(refusals, "it is unlogged",
 							   "Its changes are not in the WAL. Use ALTER TABLE ... SET LOGGED.");
-	if (form->relispartition)
-		refusals = refusal_add(refusals, "it is a partition, which this version does not support yet", NULL);
 	if (rel->rd_tableam->scan_set_tidrange == NULL)
 		refusals = refusal_add(refusals, "its access method cannot scan ranges of rows", NULL);
 	if (form->relreplident == REPLICA_IDENTITY_NOTHING)
@@ -151,23 +153,43 @@ void
 source_key(Relation rel, SourceKey *key)
 {
 	memset(key, 0, sizeof(*key));
-	switch (rel->rd_rel->relreplident)
+	/* whether old rows of a partitioned table are whole depends on each partition */
+	key->full = (rel->rd_rel->relreplident == REPLICA_IDENTITY_FULL &&
+				 rel->rd_rel->relkind != RELKIND_PARTITIONED_TABLE);
+	key_of_index(source_key_index(rel), key);
+}
+
+/* See source.h. */
+Oid
+source_key_index(Relation rel)
+{
+	Oid			primary;
+
+	switch (replica_identity(rel))
 	{
 		case REPLICA_IDENTITY_DEFAULT:
-			key_of_index(compat_primary_key_index(rel), key);
-			break;
+			return compat_primary_key_index(rel);
 		case REPLICA_IDENTITY_INDEX:
-			key_of_index(RelationGetReplicaIndex(rel), key);
-			break;
+			return RelationGetReplicaIndex(rel);
 		case REPLICA_IDENTITY_FULL:
-			key->full = true;
-			key_of_index(compat_primary_key_index(rel), key);
-			if (key->natts == 0)
-				key_of_index(find_unique_index(rel), key);
-			break;
+			primary = compat_primary_key_index(rel);
+			return OidIsValid(primary) ? primary : find_unique_index(rel);
 		default:
-			break;
+			return InvalidOid;
 	}
+}
+
+/*
+ * Returns the replica identity.  That of a partitioned table says nothing of what its
+ * partitions log; it only chooses the key.
+ */
+static char
+replica_identity(Relation rel)
+{
+	if (rel->rd_rel->relkind == RELKIND_PARTITIONED_TABLE &&
+		rel->rd_rel->relreplident == REPLICA_IDENTITY_NOTHING)
+		return REPLICA_IDENTITY_DEFAULT;
+	return rel->rd_rel->relreplident;
 }
 
 /*
@@ -233,10 +255,9 @@ source_shape(Relation rel, List **watch)
 	StringInfoData buf;
 
 	*watch = NIL;
-	shape = lappend(shape, psprintf("table kind %c persistence %c%s",
-									rel->rd_rel->relkind, rel->rd_rel->relpersistence,
-									rel->rd_rel->relispartition ? " partition" : ""));
-	shape = lappend(shape, psprintf(IDENTITY_LINE("%c"), rel->rd_rel->relreplident));
+	shape = lappend(shape, psprintf("table kind %c persistence %c",
+									rel->rd_rel->relkind, rel->rd_rel->relpersistence));
+	shape = lappend(shape, psprintf(IDENTITY_LINE("%c"), replica_identity(rel)));
 
 	source_key(rel, &key);
 	initStringInfo(&buf);
@@ -333,7 +354,15 @@ source_shape_difference(List *then, List *now, bool history, ShapeChange *change
 {
 	char	   *difference = source_key_difference(then, now, history, change);
 	ListCell   *lc;
+	ListCell   *lc2;
+	bool		same = (list_length(then) == list_length(now));
 
+	/* asked for every chunk, and a table may have 1600 columns */
+	forboth(lc, then, lc2, now)
+		if (same && strcmp(lfirst(lc), lfirst(lc2)) != 0)
+			same = false;
+	if (same)
+		return NULL;
 	foreach(lc, then)
 	{
 		const char *line = lfirst(lc);

@@ -492,7 +492,7 @@ target_create_sql(const Target *target, const PipeOptions *options, const ChServ
 					 CLICKPIPE_COL_SYNCED, engine_clause(target, options));
 	/* the expression may end with a comment */
 	if (target->partition_by != NULL)
-		appendStringInfo(&sql, " PARTITION BY (%s\n)", target->partition_by);
+		appendStringInfo(&sql, " PARTITION BY %s\n", target->partition_by);
 	if (target->engine != ENGINE_NULL)
 		appendStringInfo(&sql, " ORDER BY (%s)", sorting_clause(target));
 

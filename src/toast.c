@@ -46,7 +46,8 @@
 
 #include "compat.h"
 #include "hints.h"
-#include "pipe.h"
+#include "partition_tree.h"
+#include "partitions.h"
 #include "spool.h"
 
 /* A look-up transaction ends after so many rows, or so long. */
@@ -128,6 +129,8 @@ typedef struct LookUp
 	Oid			relid;
 	Relation	rel;			/* NULL: it was dropped */
 	Relation	index;
+	AttrNumber *map;			/* see partition_map; NULL: columns are at the table's places */
+	int			column[INDEX_MAX_KEYS];	/* of the index, by column of the key */
 	Snapshot	snapshot;
 	IndexScanDesc scan;
 	TupleTableSlot *slot;
@@ -158,8 +161,8 @@ static int	read_rows(Pipe *pipe, PipeTable *table, QueuedRow *rows, int nrows,
 					  OpenResult *result);
 static OpenResult check_table(Pipe *pipe, PipeTable *table);
 static OpenResult open_look_up(Pipe *pipe, PipeTable *table, Oid relid, LookUp *look_up);
+static bool map_columns(PipeTable *table, LookUp *look_up);
 static bool lock_toast(Relation rel);
-static Oid	key_index(Relation rel);
 static void close_look_up(LookUp *look_up);
 static void read_row(Pipe *pipe, PipeTable *table, LookUp *look_up, QueuedRow *rows, int i);
 static void set_keys(PipeTable *table, LookUp *look_up, const char *key);
@@ -699,7 +702,7 @@ open_look_up(Pipe *pipe, PipeTable *table, Oid relid, LookUp *look_up)
 	look_up->rel = try_relation_open(relid, NoLock);
 	if (look_up->rel == NULL)
 		return OPEN_DONE;		/* and its rows are gone with it */
-	indexoid = key_index(look_up->rel);
+	indexoid = source_key_index(look_up->rel);
 	if (!lock_toast(look_up->rel) ||
 		(OidIsValid(indexoid) && !ConditionalLockRelationOid(indexoid, AccessShareLock)))
 	{
@@ -707,8 +710,7 @@ open_look_up(Pipe *pipe, PipeTable *table, Oid relid, LookUp *look_up)
 		return OPEN_BUSY;
 	}
 	look_up->index = OidIsValid(indexoid) ? index_open(indexoid, NoLock) : NULL;
-	if (look_up->index == NULL || look_up->index->rd_rel->relam != BTREE_AM_OID ||
-		look_up->index->rd_index->indnkeyatts != key->natts)
+	if (!map_columns(table, look_up))
 	{
 		if (look_up->index != NULL)
 			index_close(look_up->index, NoLock);
@@ -723,14 +725,14 @@ open_look_up(Pipe *pipe, PipeTable *table, Oid relid, LookUp *look_up)
 	opclass = (oidvector *) DatumGetPointer(SysCacheGetAttr(INDEXRELID,
 															look_up->index->rd_indextuple,
 															Anum_pg_index_indclass, &isnull));
-	for (int k = 0; k < key->natts; k++)
+	for (int j = 0; j < key->natts; j++)
 	{
-		Oid			type = get_opclass_input_type(opclass->values[k]);
-		Oid			operator = get_opfamily_member(get_opclass_family(opclass->values[k]), type,
+		Oid			type = get_opclass_input_type(opclass->values[j]);
+		Oid			operator = get_opfamily_member(get_opclass_family(opclass->values[j]), type,
 												   type, BTEqualStrategyNumber);
 
-		ScanKeyEntryInitialize(&look_up->keys[k], 0, k + 1, BTEqualStrategyNumber, InvalidOid,
-							   look_up->index->rd_indcollation[k], get_opcode(operator), (Datum) 0);
+		ScanKeyEntryInitialize(&look_up->keys[j], 0, j + 1, BTEqualStrategyNumber, InvalidOid,
+							   look_up->index->rd_indcollation[j], get_opcode(operator), (Datum) 0);
 	}
 
 	/* as in chunk.c: what we send must be as durable as what we read */
@@ -741,6 +743,41 @@ open_look_up(Pipe *pipe, PipeTable *table, Oid relid, LookUp *look_up)
 	look_up->scan = compat_index_beginscan(look_up->rel, look_up->index, look_up->snapshot,
 										   key->natts);
 	return OPEN_DONE;
+}
+
+/*
+ * Finds out where a leaf has the columns of its root, and where the index has
+ * those of the key: another index may have them in another order.  False: the index
+ * cannot look the key up.
+ */
+static bool
+map_columns(PipeTable *table, LookUp *look_up)
+{
+	SourceKey  *key = &table->target->key;
+	Form_pg_index index;
+
+	if (table->partitions != NULL &&
+		!partition_map(table->partitions->desc, RelationGetDescr(look_up->rel), &look_up->map,
+					   look_up->mcxt))
+		return false;
+	if (look_up->index == NULL || look_up->index->rd_rel->relam != BTREE_AM_OID)
+		return false;
+	index = look_up->index->rd_index;
+	if (index->indnkeyatts != key->natts)
+		return false;
+	for (int k = 0; k < key->natts; k++)
+	{
+		AttrNumber	attnum = look_up->map != NULL ? look_up->map[key->attnums[k] - 1] :
+			key->attnums[k];
+
+		look_up->column[k] = -1;
+		for (int j = 0; j < index->indnkeyatts; j++)
+			if (index->indkey.values[j] == attnum)
+				look_up->column[k] = j;
+		if (look_up->column[k] < 0)
+			return false;
+	}
+	return true;
 }
 
 /* Locks the TOAST table of a relation and its indexes; false if somebody has locked them. */
@@ -761,15 +798,6 @@ lock_toast(Relation rel)
 		locked = locked && ConditionalLockRelationOid(lfirst_oid(lc), AccessShareLock);
 	relation_close(toast, NoLock);
 	return locked;
-}
-
-/* Returns the index of the columns that identify a row in the WAL; see source_key. */
-static Oid
-key_index(Relation rel)
-{
-	if (rel->rd_rel->relreplident == REPLICA_IDENTITY_INDEX)
-		return RelationGetReplicaIndex(rel);
-	return compat_primary_key_index(rel);
 }
 
 /* Ends what open_look_up began.  Locks are kept until the end of the transaction. */
@@ -799,7 +827,8 @@ read_row(Pipe *pipe, PipeTable *table, LookUp *look_up, QueuedRow *rows, int i)
 		.version_hi = newest->txn.commit_lsn,
 		.version_lo = newest->record.version_lo,
 		.operation = newest->record.operation,
-		.commit_ts = newest->txn.commit_ts
+		.commit_ts = newest->txn.commit_ts,
+		.xid = newest->txn.xid
 	};
 
 	if (look_up->rel == NULL)
@@ -812,7 +841,7 @@ read_row(Pipe *pipe, PipeTable *table, LookUp *look_up, QueuedRow *rows, int i)
 	if (!found)
 		return;
 	tuple = ExecFetchSlotHeapTuple(look_up->slot, false, &should_free);
-	changes_deform(table, tuple, RelationGetDescr(look_up->rel));
+	changes_deform(table, tuple, RelationGetDescr(look_up->rel), look_up->map);
 	/* equal is not the same: the key may have been changed to another spelling */
 	if (has_key(table, key))
 		(void) changes_append_read(pipe, table, &meta, rows[i].txn.commit_lsn);
@@ -834,7 +863,7 @@ set_keys(PipeTable *table, LookUp *look_up, const char *key)
 		memcpy(&len, key, sizeof(len));
 		key += sizeof(len);
 		if (column->typbyval)
-			memcpy(&look_up->keys[k].sk_argument, key, sizeof(Datum));
+			memcpy(&look_up->keys[look_up->column[k]].sk_argument, key, sizeof(Datum));
 		else
 		{
 			/* aligned, and with the long header, which all functions take */
@@ -846,7 +875,7 @@ set_keys(PipeTable *table, LookUp *look_up, const char *key)
 				SET_VARSIZE(copy, len + VARHDRSZ);
 				memcpy(VARDATA(copy), key, len);
 			}
-			look_up->keys[k].sk_argument = PointerGetDatum(copy);
+			look_up->keys[look_up->column[k]].sk_argument = PointerGetDatum(copy);
 		}
 		key += len;
 	}
