@@ -102,7 +102,9 @@ CREATE TABLE clickpipe.table_state (
 	new_uuid text,				-- and of the one that takes its place
 	engine text,
 	key text[],
-	shape text[],				-- what the table looked like at the capture point
+	shape text[],				-- what the table looks like, as the target has followed it
+	shape_lsn pg_lsn,			-- commit of the transaction that made it so, and in it
+	shape_change_lsn pg_lsn,	-- the last change before that: all up to there is in the target
 	capture_lsn pg_lsn,			-- P
 	load_filenode oid,			-- heap that the load's chunks are of
 	load_blocks bigint,

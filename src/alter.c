@@ -14,10 +14,12 @@
  * acknowledged, snapshot workers have gone, what may still be under way is
  * killed; then the target is altered, and later rows are encoded in the new
  * way.  The new shape is recorded by the loop before the slot can pass the
- * transaction.  If a crash comes before that, the rows of before are inserted
- * once more into a target that was altered already (columns that it has more
- * are not named in those INSERTs) and all statements are made once more: they
- * do nothing the second time.
+ * transaction, together with its place: what is decoded again of the time
+ * before is passed over, since it is there (but for rows that wait for their large
+ * values: see toast.c).  If a crash comes before it is recorded, the rows of before
+ * are inserted once more into a target that was altered already (columns that it
+ * has more are not named in those INSERTs), and all statements are made once more:
+ * they do nothing the second time.
  *
  * What ClickHouse cannot follow without reading the rows again is left to a
  * resync (option on_rewrite).
@@ -90,6 +92,8 @@ alter_follow(Pipe *pipe, PipeTable *table, Relation rel, List *now, List *watch)
 	initStringInfo(&plan.what);
 	plan.obstacle = find_obstacle(table->shape, now, table->target->rows.history);
 	/* the row at hand goes a way that was found with the old columns */
+	if (plan.obstacle == NULL && pipe_table_is_history(table) && table->state != TABLE_RUNNING)
+		plan.obstacle = "it was altered during its load";
 	if (plan.obstacle == NULL && table->partitions != NULL && !pipe->in_commit)
 		plan.obstacle = "it has partitions and was altered in a transaction that also changed rows";
 	mcxt = AllocSetContextCreate(table->mcxt, "clickpipe target", ALLOCSET_SMALL_SIZES);
@@ -140,6 +144,9 @@ alter_follow(Pipe *pipe, PipeTable *table, Relation rel, List *now, List *watch)
 	table->target_mcxt = mcxt;
 	table->target = target;
 	table->unchecked = false;
+	/* all changes up to here are in the target, and need not be encoded in the old way again */
+	table->info->shape_lsn = pipe->commit_lsn;
+	table->info->shape_change_lsn = pipe->in_commit ? PG_UINT64_MAX : pipe->change_lsn - 1;
 	table->shape_changed = pipe->failure_pending = true;
 	if (plan.what.len > 0)
 		pipe_log(pipe, LOG, table, 0, NULL, "was altered: %s", plan.what.data);

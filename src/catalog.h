@@ -71,6 +71,8 @@ typedef struct TableInfo
 	char	   *old_uuid;		/* see table_state */
 	char	   *new_uuid;
 	List	   *shape;			/* of char * */
+	XLogRecPtr	shape_lsn;		/* see table_state */
+	XLogRecPtr	shape_change_lsn;
 	XLogRecPtr	capture_lsn;
 	Oid			load_filenode;
 	int64		load_blocks;	/* -1: load not begun */
@@ -181,7 +183,8 @@ extern void catalog_set_confirmed(int32 pipe, XLogRecPtr lsn, int64 inserted, in
 								  TimestampTz visible_at, const TableCounts *counts, int ncounts);
 extern void catalog_set_target(int32 table, const char *database, const char *target_table,
 							   const char *engine, List *key, List *shape, bool ours);
-extern void catalog_set_shape(int32 table, List *shape);
+extern void catalog_set_shape(int32 table, List *shape, XLogRecPtr shape_lsn,
+							  XLogRecPtr shape_change_lsn);
 extern void catalog_set_table_state(int32 table, TableState state);
 extern void catalog_fail_table(int32 table, int code, const char *message, const char *hint);
 extern void catalog_order_resync(int32 table, int resync_done);

@@ -180,10 +180,12 @@ catalog_fail_table(int32 table, int code, const char *message, const char *hint)
 
 /* Records what a table looks like from some change on. */
 void
-catalog_set_shape(int32 table, List *shape)
+catalog_set_shape(int32 table, List *shape, XLogRecPtr shape_lsn, XLogRecPtr shape_change_lsn)
 {
-	(void) catalog_run("UPDATE clickpipe.table_state SET shape = %s WHERE id = %d",
-					   catalog_text_array(shape), table);
+	(void) catalog_run("UPDATE clickpipe.table_state SET shape = %s, shape_lsn = %s, "
+					   "shape_change_lsn = %s WHERE id = %d",
+					   catalog_text_array(shape), catalog_lsn(shape_lsn),
+					   catalog_lsn(shape_change_lsn), table);
 }
 
 /*

@@ -47,6 +47,10 @@ static void apply_to_root(Pipe *pipe, PipeTable *table, Route *route, RouteTarge
 static void follow_definitions(Pipe *pipe);
 static void apply_to_table(Pipe *pipe, PipeTable *table, Relation rel, ReorderBufferChange *change);
 static bool root_is_truncated(PipeTable *table, int nrels, Relation *rels);
+static bool precedes_shape(Pipe *pipe, const PipeTable *table, XLogRecPtr lsn);
+static void pass_over(Pipe *pipe, PipeTable *table, TupleDesc desc, ReorderBufferChange *change);
+static void note_in_txn(Pipe *pipe, PipeTable *table);
+static void count_change(PipeTable *table, ReorderBufferChange *change);
 static bool target_has_change(Pipe *pipe, PipeTable *table, ReorderBufferChange *change);
 static void apply_update(Pipe *pipe, PipeTable *table, TupleDesc desc, RowMeta *meta,
 						 HeapTuple oldtuple, HeapTuple newtuple);
@@ -137,7 +141,10 @@ follow_definitions(Pipe *pipe)
 		PipeTable  *table = pipe->tables[i];
 		Relation	rel;
 
-		if (!table->unchecked || !changes_takes(pipe, table))
+		/* what was captured only later has had that definition from the start */
+		if (!table->unchecked || table->target == NULL || !table->prepared ||
+			table->failure.failed || table->rewound || table->state == TABLE_COMPLETED ||
+			precedes_shape(pipe, table, PG_UINT64_MAX))
 			continue;
 		rel = RelationIdGetRelation(table->relid);
 		if (rel != NULL)
@@ -166,6 +173,7 @@ changes_apply(Pipe *pipe, ReorderBufferTXN *txn, Relation rel, ReorderBufferChan
 	MemoryContext old;
 
 	pipe->change_relid = RelationGetRelid(rel);
+	pipe->change_lsn = change->lsn;
 	old = MemoryContextSwitchTo(pipe->row_mcxt);
 	for (; table != NULL; table = table->resync)
 		if (changes_takes(pipe, table))
@@ -239,6 +247,11 @@ apply_to_table(Pipe *pipe, PipeTable *table, Relation rel, ReorderBufferChange *
 	TupleDesc	desc = table->partitions != NULL ? table->partitions->desc : RelationGetDescr(rel);
 	RowMeta		meta;
 
+	if (precedes_shape(pipe, table, change->lsn))
+	{
+		pass_over(pipe, table, desc, change);
+		return;
+	}
 	if (OidIsValid(rel->rd_rel->relrewrite))
 	{
 		if (pipe->options->on_rewrite == REWRITE_RESYNCS)
@@ -256,11 +269,7 @@ apply_to_table(Pipe *pipe, PipeTable *table, Relation rel, ReorderBufferChange *
 	if (table->failure.failed)
 		return;					/* the wait may have set it aside */
 
-	if (!table->in_txn)
-	{
-		table->in_txn = true;
-		pipe->txn_tables[pipe->txn_ntables++] = table;
-	}
+	note_in_txn(pipe, table);
 	if (target_has_change(pipe, table, change))
 		return;
 
@@ -291,6 +300,70 @@ apply_to_table(Pipe *pipe, PipeTable *table, Relation rel, ReorderBufferChange *
 }
 
 /*
+ * Was the target altered after this change, in an earlier life?  Then it has got
+ * the change.
+ */
+static bool
+precedes_shape(Pipe *pipe, const PipeTable *table, XLogRecPtr lsn)
+{
+	return pipe->commit_lsn < table->info->shape_lsn ||
+		(pipe->commit_lsn == table->info->shape_lsn && lsn <= table->info->shape_change_lsn);
+}
+
+/*
+ * Only counts a change that the target has got, which was not done yet.  But a row
+ * whose large values must be read from the table may not have been.
+ */
+static void
+pass_over(Pipe *pipe, PipeTable *table, TupleDesc desc, ReorderBufferChange *change)
+{
+	RowMeta		meta = {
+		.version_hi = pipe->commit_lsn,
+		.version_lo = change->lsn,
+		.commit_ts = pipe->commit_ts,
+		.operation = ROW_UPDATE,
+		.xid = pipe->xid
+	};
+	HeapTuple	old_tuple = compat_oldtuple(change);
+	HeapTuple	new_tuple = compat_newtuple(change);
+	bool		missing = false;
+
+	note_in_txn(pipe, table);
+	count_change(table, change);
+	if (change->action != REORDER_BUFFER_CHANGE_UPDATE || !HeapTupleHasExternal(new_tuple))
+		return;
+	if (Max(desc->natts, table->tuple_desc->natts) > table->natts)
+		grow_scratch(table, Max(desc->natts, table->tuple_desc->natts));
+	deform(table, new_tuple, desc, table->values, table->isnull);
+	if (old_tuple != NULL)
+		deform(table, old_tuple, desc, table->old_values, table->old_isnull);
+	if (fill_unchanged_toast(pipe, table, desc, old_tuple != NULL, &missing) && missing)
+		toast_defer(pipe, table, pipe->change_relid, &meta);
+}
+
+/* The transaction at hand changes the table. */
+static void
+note_in_txn(Pipe *pipe, PipeTable *table)
+{
+	if (table->in_txn)
+		return;
+	table->in_txn = true;
+	pipe->txn_tables[pipe->txn_ntables++] = table;
+}
+
+/* Counts a change. */
+static void
+count_change(PipeTable *table, ReorderBufferChange *change)
+{
+	if (change->action == REORDER_BUFFER_CHANGE_INSERT)
+		table->txn_inserted++;
+	else if (change->action == REORDER_BUFFER_CHANGE_UPDATE)
+		table->txn_updated++;
+	else if (change->action == REORDER_BUFFER_CHANGE_DELETE)
+		table->txn_deleted++;
+}
+
+/*
  * Has a history got this change in an earlier life?  Then it is only counted,
  * which it was not yet.
  */
@@ -301,12 +374,7 @@ target_has_change(Pipe *pipe, PipeTable *table, ReorderBufferChange *change)
 		pipe->commit_lsn > table->cursor_hi ||
 		(pipe->commit_lsn == table->cursor_hi && change->lsn > table->cursor_lo))
 		return false;
-	if (change->action == REORDER_BUFFER_CHANGE_INSERT)
-		table->txn_inserted++;
-	else if (change->action == REORDER_BUFFER_CHANGE_UPDATE)
-		table->txn_updated++;
-	else if (change->action == REORDER_BUFFER_CHANGE_DELETE)
-		table->txn_deleted++;
+	count_change(table, change);
 	return true;
 }
 
@@ -401,7 +469,8 @@ changes_truncate(Pipe *pipe, ReorderBufferTXN *txn, int nrels, Relation *rels,
 
 		for (; table != NULL; table = table->resync)
 		{
-			if (!changes_takes(pipe, table) || target_has_change(pipe, table, change))
+			if (!changes_takes(pipe, table) || precedes_shape(pipe, table, change->lsn) ||
+				target_has_change(pipe, table, change))
 				continue;
 			if (table->target->engine != ENGINE_NULL)
 				tables = list_append_unique_ptr(tables, table);

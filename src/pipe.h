@@ -235,6 +235,7 @@ typedef struct Pipe
 	TimestampTz commit_ts;
 	TransactionId xid;			/* of the top level */
 	Oid			change_relid;	/* the table whose row the change at hand is */
+	XLogRecPtr	change_lsn;		/* and its place in the WAL */
 	bool		txn_opened_block;
 	bool		txn_invalidated;	/* something of a table of ours was */
 	bool		in_commit;		/* all its changes are through */

@@ -313,10 +313,17 @@ describe_source(Pipe *pipe, PipeTable *table)
 		reason = target_refusal(rel, table->options, &hint);
 	if (reason == NULL)
 	{
-		List	   *shape = source_shape(rel, &watch);
-		MemoryContext old = MemoryContextSwitchTo(table->mcxt);
+		List	   *shape;
+		MemoryContext old;
 		ListCell   *lc;
 
+		/*
+		 * Nobody can alter it now, and who has done so before has committed before
+		 * this position; what commits later is followed in the stream.
+		 */
+		table->info->shape_lsn = compat_wal_insert_end();
+		shape = source_shape(rel, &watch);
+		old = MemoryContextSwitchTo(table->mcxt);
 		foreach(lc, shape)
 			table->shape = lappend(table->shape, pstrdup(lfirst(lc)));
 		table->watch = list_copy(watch);
@@ -330,6 +337,7 @@ describe_source(Pipe *pipe, PipeTable *table)
 		catalog_set_target(table->id, table->target->database, table->target->table,
 						   target_engine_name(table->target->engine),
 						   table->target->key_names, table->shape, table->info->target_ours);
+		catalog_set_shape(table->id, table->shape, table->info->shape_lsn, InvalidXLogRecPtr);
 		if (rel->rd_rel->relkind == RELKIND_PARTITIONED_TABLE)
 			partitions_init(pipe, table, RelationGetDescr(rel));
 	}

@@ -22,6 +22,7 @@
 #include "utils/syscache.h"
 
 #include "shape.h"
+#include "source.h"
 
 /* A line "column N ..." taken apart. */
 typedef struct ShapeColumn
@@ -165,9 +166,19 @@ List *
 shape_keep_target(List *then, List *now, const TableOptions *options, bool drop_columns,
 				  bool rename_columns)
 {
-	List	   *shape = list_copy(now);
+	List	   *shape = NIL;
 	ListCell   *lc;
 
+	/* what can be NULL in the target stays so */
+	foreach(lc, now)
+	{
+		int			attnum;
+		ShapeColumn column;
+
+		if (sscanf(lfirst(lc), "not null: column %d", &attnum) != 1 ||
+			source_shape_has(then, lfirst(lc)) || find_column(then, attnum, &column) == NULL)
+			shape = lappend(shape, lfirst(lc));
+	}
 	foreach(lc, then)
 	{
 		char	   *line = lfirst(lc);

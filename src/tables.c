@@ -462,7 +462,8 @@ pipe_flush_failures(Pipe *pipe)
 		if (failure->failed && !failure->durable)
 			catalog_fail_table(table->id, failure->code, failure->message, failure->hint);
 		if (table->shape_changed)
-			catalog_set_shape(table->id, table->shape);
+			catalog_set_shape(table->id, table->shape, table->info->shape_lsn,
+							  table->info->shape_change_lsn);
 		if (table->resync_later)
 			catalog_order_resync(table->id, table->info->resync_done);
 	}

@@ -38,6 +38,7 @@ sub target_type { return $ch->query("SELECT type FROM system.columns WHERE datab
 
 sql(q{
 	CREATE TYPE mood AS ENUM ('sad', 'ok');
+	CREATE DOMAIN whole AS int;
 	CREATE DOMAIN positive AS int CHECK (VALUE > 0);
 	CREATE TABLE t (id int PRIMARY KEY, v text NOT NULL, n numeric(10, 2));
 	CREATE TABLE other (id int PRIMARY KEY);
@@ -57,7 +58,7 @@ my @defaults = (
 	[ 'timestamptz', "'1969-07-20 20:17:40+00'" ], [ 'time', "'23:59:59.999999'" ],
 	[ 'uuid', "'00112233-4455-6677-8899-aabbccddeeff'" ], [ 'bytea', q{'\xdeadbeef'} ],
 	[ 'json', q{'{"a": [1, 2]}'} ], [ 'jsonb', q{'{"b": null}'} ], [ 'int[]', q{'{1,NULL,3}'} ],
-	[ 'text[]', q{'{"a b","c,d",""}'} ], [ 'mood', "'ok'" ],       [ 'positive', '5' ],
+	[ 'text[]', q{'{"a b","c,d",""}'} ], [ 'mood', "'ok'" ],       [ 'whole', '5' ],
 	[ 'inet', "'10.0.0.1/24'" ],    [ 'interval', "'1 day 02:03'" ], [ 'int4range', "'[1,5)'" ],
 	[ 'bit(3)', "B'101'" ],         [ 'macaddr', "'08:00:2b:01:02:03'" ], [ 'int NOT NULL', '0' ],
 	[ 'text COLLATE "C"', "repeat('long ', 1000)" ], [ 'timestamptz', 'now()' ], [ 'int', undef ], [ 'text', undef ]);
@@ -136,6 +137,7 @@ my %resync = (
 	'names swapped' => q{BEGIN; ALTER TABLE t RENAME a4 TO x; ALTER TABLE t RENAME a5 TO a4; ALTER TABLE t RENAME x TO a5; INSERT INTO t (id, a4, a5) VALUES (4000, 1, 2); COMMIT},
 	'a dropped name used again' => q{ALTER TABLE t DROP COLUMN b2; ALTER TABLE t ADD COLUMN b2 text; INSERT INTO t (id, b2) VALUES (4001, 'again')},
 	'volatile default' => q{ALTER TABLE t ADD COLUMN vol float8 DEFAULT random(); INSERT INTO t (id) VALUES (4002)},
+	'domain with a constraint' => q{ALTER TABLE t ADD COLUMN dom positive DEFAULT 5; INSERT INTO t (id) VALUES (4100)},
 	'serial' => q{ALTER TABLE t ADD COLUMN ser serial; INSERT INTO t (id) VALUES (4003)},
 	'identity' => q{ALTER TABLE t ADD COLUMN ident int GENERATED ALWAYS AS IDENTITY; INSERT INTO t (id) VALUES (4004)},
 	'generated' => q{ALTER TABLE t ADD COLUMN gen int GENERATED ALWAYS AS (id * 2) STORED; INSERT INTO t (id) VALUES (4005)},
@@ -145,7 +147,7 @@ my %resync = (
 	'key column renamed' => q{ALTER TABLE t RENAME id TO ident_no; INSERT INTO t (ident_no) VALUES (4009)},
 	'key changed' => q{ALTER TABLE t DROP CONSTRAINT t_pkey, ADD PRIMARY KEY (ident_no, v); INSERT INTO t (ident_no) VALUES (4010)},
 );
-for my $name ('names swapped', 'a dropped name used again', 'volatile default', 'serial', 'identity', 'generated', 'rewritten type', 'USING', 'RENAME VALUE', 'key column renamed', 'key changed')
+for my $name ('names swapped', 'a dropped name used again', 'volatile default', 'domain with a constraint', 'serial', 'identity', 'generated', 'rewritten type', 'USING', 'RENAME VALUE', 'key column renamed', 'key changed')
 {
 	sql($resync{$name});
 	followed($name, resyncs => 1);
