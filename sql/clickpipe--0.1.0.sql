@@ -442,6 +442,9 @@ CROSS JOIN LATERAL (
 		WHERE t.pipe = p.id AND t.last_error IS NOT NULL AND t.state = 'Failed'
 			AND NOT EXISTS (SELECT FROM clickpipe.table_state n
 				WHERE n.pipe_table = t.pipe_table AND n.is_resync AND NOT t.is_resync AND n.state <> 'Failed')
+			AND NOT EXISTS (SELECT FROM clickpipe.pipe_table pt
+				JOIN clickpipe.table_state m ON m.pipe_table = pt.id AND NOT m.is_resync
+				WHERE pt.id = t.pipe_table AND pt.resync > m.resync)
 		ORDER BY t.last_error_at DESC LIMIT 1)
 		UNION ALL
 		SELECT 6, 'the launcher does not run this pipe', NULL, NULL,
@@ -458,7 +461,9 @@ SELECT
 	CASE WHEN t.target_table IS NOT NULL
 		THEN t.target_database || '.' || t.target_table END AS target,
 	CASE WHEN NOT h.here THEN 'Failed'	-- in a copy of the database nothing runs
-		WHEN n.state <> 'Failed' THEN n.state ELSE t.state END AS state,
+		WHEN n.state <> 'Failed' THEN n.state
+		WHEN t.state = 'Failed' AND pt.resync > t.resync THEN 'Setup'	-- its resync is about to begin
+		ELSE t.state END AS state,
 	CASE WHEN n.state <> 'Failed' THEN n.state_since ELSE t.state_since END AS state_since,
 	t.engine,
 	t.key,

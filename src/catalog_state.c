@@ -178,6 +178,17 @@ catalog_fail_table(int32 table, int code, const char *message, const char *hint)
 					   catalog_literal(hint), table);
 }
 
+/*
+ * Orders a resync that no verb has ordered: none of those that are wanted counts as
+ * begun any more beyond resync_done.
+ */
+void
+catalog_order_resync(int32 table, int resync_done)
+{
+	(void) catalog_run("UPDATE clickpipe.table_state SET resync = least(resync, %d) WHERE id = %d",
+					   resync_done, table);
+}
+
 /* Fixes P of a table's target; an invalid one: it is not fixed any more. */
 void
 catalog_set_capture(int32 table, XLogRecPtr lsn)
@@ -211,6 +222,16 @@ catalog_end_load(int32 table)
 {
 	(void) catalog_run("UPDATE clickpipe.table_state SET load_ended_at = pg_catalog.clock_timestamp() "
 					   "WHERE id = %d AND load_ended_at IS NULL", table);
+}
+
+/* Records that a TRUNCATE has ended a load: no more chunks will come. */
+void
+catalog_end_truncated_load(int32 table)
+{
+	catalog_end_load(table);
+	(void) catalog_run("UPDATE clickpipe.table_state SET chunks_total = "
+					   "(SELECT pg_catalog.count(*) FROM clickpipe.chunk WHERE table_state = %d) "
+					   "WHERE id = %d", table, table);
 }
 
 /*

@@ -44,6 +44,7 @@ static PipeTable *table_of_change(Pipe *pipe, Relation rel);
 static void apply_to_root(Pipe *pipe, PipeTable *table, Route *route, RouteTarget *target,
 						  Relation rel, ReorderBufferChange *change);
 static void apply_to_table(Pipe *pipe, PipeTable *table, Relation rel, ReorderBufferChange *change);
+static bool root_is_truncated(PipeTable *table, int nrels, Relation *rels);
 static bool target_has_change(Pipe *pipe, PipeTable *table, ReorderBufferChange *change);
 static void apply_update(Pipe *pipe, PipeTable *table, TupleDesc desc, RowMeta *meta,
 						 HeapTuple oldtuple, HeapTuple newtuple);
@@ -54,8 +55,9 @@ static void make_room(Pipe *pipe, PipeTable *table, XLogRecPtr lsn);
 static void grow_scratch(PipeTable *table, int natts);
 static void deform(PipeTable *table, HeapTuple tuple, TupleDesc desc, Datum *values,
 				   bool *isnull);
-static bool fill_unchanged_toast(Pipe *pipe, PipeTable *table, TupleDesc desc, bool have_old);
-static bool key_changed(PipeTable *table, TupleDesc desc);
+static bool fill_unchanged_toast(Pipe *pipe, PipeTable *table, TupleDesc desc, bool have_old,
+								 bool *missing);
+static bool place_changed(PipeTable *table, TupleDesc desc);
 static bool append(Pipe *pipe, PipeTable *table, RowMeta *meta, const Datum *values,
 				   const bool *isnull, bool key_only);
 static bool append_guarded(Pipe *pipe, PipeTable *table, RowMeta *meta, const Datum *values,
@@ -87,6 +89,7 @@ changes_begin(Pipe *pipe, ReorderBufferTXN *txn)
 	pipe->in_callback = true;
 	pipe->commit_lsn = txn->final_lsn;
 	pipe->commit_ts = txn->xact_time.commit_time;
+	pipe->xid = txn->xid;		/* the top-level one, of two-phase commits too */
 	pipe->txn_opened_block = false;
 	pipe->txn_ntables = 0;
 
@@ -122,6 +125,7 @@ changes_apply(Pipe *pipe, ReorderBufferTXN *txn, Relation rel, ReorderBufferChan
 	bool		ours = false;
 	MemoryContext old;
 
+	pipe->change_relid = RelationGetRelid(rel);
 	old = MemoryContextSwitchTo(pipe->row_mcxt);
 	for (; table != NULL; table = table->resync)
 		if (changes_takes(pipe, table))
@@ -225,6 +229,7 @@ apply_to_table(Pipe *pipe, PipeTable *table, Relation rel, ReorderBufferChange *
 	meta.version_lo = change->lsn;
 	meta.is_deleted = false;
 	meta.commit_ts = pipe->commit_ts;
+	meta.xid = pipe->xid;
 	switch (change->action)
 	{
 		case REORDER_BUFFER_CHANGE_INSERT:
@@ -266,7 +271,7 @@ target_has_change(Pipe *pipe, PipeTable *table, ReorderBufferChange *change)
 
 /*
  * An UPDATE is the new row, and a tombstone for the old one where the new one
- * does not replace it: if the key changed, and in histories that are told the
+ * does not replace it: if its place changed, and in histories that are told the
  * whole old row.
  */
 static void
@@ -274,7 +279,8 @@ apply_update(Pipe *pipe, PipeTable *table, TupleDesc desc, RowMeta *meta,
 			 HeapTuple oldtuple, HeapTuple newtuple)
 {
 	SourceKey  *key = &table->target->key;
-	bool		history = (table->target->engine == ENGINE_MERGE_TREE);
+	bool		history = table->target->rows.history;
+	bool		missing = false;
 
 	if (oldtuple == NULL && key->natts == 0)
 	{
@@ -287,11 +293,12 @@ apply_update(Pipe *pipe, PipeTable *table, TupleDesc desc, RowMeta *meta,
 	deform(table, newtuple, desc, table->values, table->isnull);
 	if (oldtuple != NULL)
 		deform(table, oldtuple, desc, table->old_values, table->old_isnull);
-	if (!fill_unchanged_toast(pipe, table, desc, oldtuple != NULL))
+	if (HeapTupleHasExternal(newtuple) &&
+		!fill_unchanged_toast(pipe, table, desc, oldtuple != NULL, &missing))
 		return;
 
 	meta->operation = ROW_UPDATE;
-	if (oldtuple != NULL && ((history && table->whole_old) || key_changed(table, desc)))
+	if (oldtuple != NULL && ((history && table->whole_old) || place_changed(table, desc)))
 	{
 		RowMeta		tombstone = *meta;
 
@@ -301,7 +308,12 @@ apply_update(Pipe *pipe, PipeTable *table, TupleDesc desc, RowMeta *meta,
 		if (!append(pipe, table, &tombstone, table->old_values, table->old_isnull, !table->whole_old))
 			return;
 	}
-	if (append(pipe, table, meta, table->values, table->isnull, false))
+	if (missing)
+	{
+		toast_defer(pipe, table, pipe->change_relid, meta);
+		table->txn_updated++;
+	}
+	else if (append(pipe, table, meta, table->values, table->isnull, false))
 		table->txn_updated++;
 }
 
@@ -310,7 +322,7 @@ static void
 apply_delete(Pipe *pipe, PipeTable *table, TupleDesc desc, RowMeta *meta, HeapTuple oldtuple)
 {
 	SourceKey  *key = &table->target->key;
-	bool		history = (table->target->engine == ENGINE_MERGE_TREE);
+	bool		history = table->target->rows.history;
 
 	if (oldtuple == NULL || (key->natts == 0 && !table->whole_old))
 	{
@@ -327,31 +339,60 @@ apply_delete(Pipe *pipe, PipeTable *table, TupleDesc desc, RowMeta *meta, HeapTu
 		table->txn_deleted++;
 }
 
-/* Takes a TRUNCATE: this version cannot follow it, so it must not go unnoticed. */
+/*
+ * Takes a TRUNCATE of some tables, of which those that are not ours are nothing
+ * to us.  A history that has rows of after it was truncated in an earlier life.
+ */
 void
-changes_truncate(Pipe *pipe, ReorderBufferTXN *txn, int nrels, Relation *rels)
+changes_truncate(Pipe *pipe, ReorderBufferTXN *txn, int nrels, Relation *rels,
+				 ReorderBufferChange *change)
 {
+	List	   *tables = NIL;
+	MemoryContext old;
+
 	if (pipe->options->truncate == TRUNCATE_IGNORE)
 		return;
+	old = MemoryContextSwitchTo(pipe->row_mcxt);
 	for (int i = 0; i < nrels; i++)
 	{
 		PipeTable  *table = table_of_change(pipe, rels[i]);
 		Route	   *route = pipe->last_route;
 
 		for (; table != NULL; table = table->resync)
-			if (changes_takes(pipe, table))
+		{
+			if (!changes_takes(pipe, table) || target_has_change(pipe, table, change))
+				continue;
+			if (table->target->engine != ENGINE_NULL)
+				tables = list_append_unique_ptr(tables, table);
+			else
 				pipe_table_fail(pipe, table, 0,
 								hint_resync(pipe->info->name, table->info->source_name,
-											"This version does not follow TRUNCATE. If it shall be ignored, set the pipe option \"truncate\" to \"ignore\" with clickpipe_alter"),
+											"A target with the engine Null cannot tell its materialized views: empty the tables that they fill (or have TRUNCATE ignored with the pipe option \"truncate\")"),
 								"the table was truncated");
+		}
 		for (int t = 0; route != NULL && t < route->ntargets; t++)
 			for (table = route->targets[t].table; table != NULL; table = table->resync)
-				if (changes_takes(pipe, table))
+				if (changes_takes(pipe, table) && !list_member_ptr(tables, table) &&
+					!root_is_truncated(table, nrels, rels))
 					pipe_table_fail(pipe, table, 0,
 									hint_resync(pipe->info->name, table->info->source_name,
-												"This version does not follow TRUNCATE. If it shall be ignored, set the pipe option \"truncate\" to \"ignore\" with clickpipe_alter"),
+												"This version does not follow TRUNCATE of a partition. If it shall be ignored, set the pipe option \"truncate\" to \"ignore\" with clickpipe_alter"),
 									"its partition %s was truncated", RelationGetRelationName(rels[i]));
 	}
+	if (tables != NIL)
+		truncate_targets(pipe, tables);
+	MemoryContextSwitchTo(old);
+	MemoryContextReset(pipe->row_mcxt);
+}
+
+/* Is the table itself among those that are truncated? */
+static bool
+root_is_truncated(PipeTable *table, int nrels, Relation *rels)
+{
+	for (int i = 0; i < nrels; i++)
+		if (RelationGetRelid(rels[i]) == table->relid)
+			return true;
+	return false;
 }
 
 /*
@@ -381,9 +422,8 @@ table_of_change(Pipe *pipe, Relation rel)
 static bool
 shape_fits(Pipe *pipe, PipeTable *table, Relation rel)
 {
-	List	   *watch;
-	char	   *difference;
 	Relation	root = NULL;
+	bool		fits;
 
 	/* a leaf has the root's shape, or none that fits */
 	if (RelationGetRelid(rel) != table->relid)
@@ -396,16 +436,15 @@ shape_fits(Pipe *pipe, PipeTable *table, Relation rel)
 			return false;
 		}
 	}
-	difference = source_shape_difference(table->shape, source_shape(root != NULL ? root : rel, &watch));
+	fits = pipe_table_fits(pipe, table, root != NULL ? root : rel);
 	if (root != NULL)
 		RelationClose(root);
-	if (difference != NULL)
-	{
-		pipe_table_fail(pipe, table, 0,
-						hint_resync(pipe->info->name, table->info->source_name, NULL),
-						"the table's definition changed (%s)", difference);
+	if (!fits)
 		return false;
-	}
+	/* whole old rows are logged from here on, or not any more */
+	table->target->key.full = (rel->rd_rel->relreplident == REPLICA_IDENTITY_FULL);
+	if (root == NULL)
+		table->whole_old = table->target->key.full;
 	table->unchecked = false;
 	return true;
 }
@@ -467,10 +506,13 @@ deform(PipeTable *table, HeapTuple tuple, TupleDesc desc, Datum *values, bool *i
 /*
  * Finds the values that an UPDATE left unchanged and out of line, which its
  * WAL record does not carry.  They are in the old row if REPLICA IDENTITY is
- * FULL.  False: the table had to be set aside.
+ * FULL.  *missing: some are not, and the row must be read from the table, which
+ * no history can do: it needs the values as of this change.  False: the table
+ * had to be set aside.
  */
 static bool
-fill_unchanged_toast(Pipe *pipe, PipeTable *table, TupleDesc desc, bool have_old)
+fill_unchanged_toast(Pipe *pipe, PipeTable *table, TupleDesc desc, bool have_old,
+					 bool *missing)
 {
 	RowMap	   *rows = &table->target->rows;
 
@@ -488,9 +530,14 @@ fill_unchanged_toast(Pipe *pipe, PipeTable *table, TupleDesc desc, bool have_old
 			table->values[att] = table->old_values[att];
 			continue;
 		}
+		if (table->target->engine == ENGINE_REPLACING_MERGE_TREE && !rows->is_place[i])
+		{
+			*missing = true;
+			continue;
+		}
 		pipe_table_fail(pipe, table, 0,
 						hint_resync(pipe->info->name, table->info->source_name,
-									"This version needs ALTER TABLE ... REPLICA IDENTITY FULL for tables with large values: set it"),
+									"Append-only targets of tables with large values need ALTER TABLE ... REPLICA IDENTITY FULL: set it"),
 						"an UPDATE left the large value of column \"%s\" unchanged (%s)",
 						rows->columns[i].attname,
 						describe_key(table, desc, table->values, table->isnull));
@@ -499,15 +546,15 @@ fill_unchanged_toast(Pipe *pipe, PipeTable *table, TupleDesc desc, bool have_old
 	return true;
 }
 
-/* Do old and new row differ in a key column's bytes? */
+/* Do old and new row differ in the bytes of a column that decides where the row is? */
 static bool
-key_changed(PipeTable *table, TupleDesc desc)
+place_changed(PipeTable *table, TupleDesc desc)
 {
-	SourceKey  *key = &table->target->key;
+	Target	   *target = table->target;
 
-	for (int i = 0; i < key->natts; i++)
+	for (int i = 0; i < target->nplaces; i++)
 	{
-		int			att = key->attnums[i] - 1;
+		int			att = target->places[i] - 1;
 		Form_pg_attribute form = TupleDescAttr(desc, att);
 		Datum		old_value = table->old_values[att];
 		Datum		new_value = table->values[att];
@@ -563,6 +610,54 @@ append(Pipe *pipe, PipeTable *table, RowMeta *meta, const Datum *values,
 	}
 	table->last_version_hi = meta->version_hi;
 	table->last_version_lo = meta->version_lo;
+	return true;
+}
+
+/*
+ * Takes a row apart that was read from the table, or from a leaf of it (map: see
+ * partition_map), into the scratch space.
+ */
+void
+changes_deform(PipeTable *table, HeapTuple tuple, TupleDesc desc, const AttrNumber *map)
+{
+	Datum	   *values;
+	bool	   *isnull;
+
+	if (desc->natts > table->natts)
+		grow_scratch(table, desc->natts);
+	if (map == NULL)
+	{
+		heap_deform_tuple(tuple, desc, table->values, table->isnull);
+		return;
+	}
+	values = palloc(sizeof(Datum) * desc->natts);
+	isnull = palloc(sizeof(bool) * desc->natts);
+	heap_deform_tuple(tuple, desc, values, isnull);
+	partition_map_row(map, table->partitions->desc->natts, values, isnull, table->values,
+					  table->isnull);
+}
+
+/*
+ * Appends the row in the scratch space, on behalf of changes that were decoded
+ * before.  first_lsn: the commit LSN of the first of them.  In row_mcxt, not in
+ * a callback.
+ */
+bool
+changes_append_read(Pipe *pipe, PipeTable *table, RowMeta *meta, XLogRecPtr first_lsn)
+{
+	uint64		hi = table->last_version_hi;
+	uint64		lo = table->last_version_lo;
+
+	pipe->commit_lsn = first_lsn;
+	if (!append(pipe, table, meta, table->values, table->isnull, false))
+		return false;
+	table->block_first_lsn = Min(table->block_first_lsn, first_lsn);
+	/* the block may have later rows already */
+	if (table->block->nrows > 1 && hi > table->last_version_hi)
+	{
+		table->last_version_hi = hi;
+		table->last_version_lo = lo;
+	}
 	return true;
 }
 

@@ -41,6 +41,7 @@ typedef enum ReadResult
 
 static bool take_chunk(SnapshotJob *job, LoadRange *chunk);
 static bool load_chunk(SnapshotJob *job, const LoadRange *chunk, int64 *rows);
+static void report_lock(SnapshotJob *job, bool locked);
 static ReadResult read_chunk(SnapshotJob *job, const LoadRange *chunk, ItemPointer from,
 							 XLogRecPtr *seen_lsn);
 static bool open_leaf(SnapshotJob *job, Relation root, Oid relid, Relation *leaf,
@@ -52,12 +53,9 @@ snapshot_load_chunks(SnapshotJob *job)
 {
 	LoadRange	chunk;
 	int64		rows;
-	ListCell   *lc;
 
 	worker_begin();
-	foreach(lc, catalog_load_tables(job->pipe_id, job->ch->mcxt))
-		if (((TableInfo *) lfirst(lc))->id == job->load->table)
-			job->table = lfirst(lc);
+	job->table = catalog_load_table(job->load->table, job->ch->mcxt);
 	worker_commit();
 	if (job->table == NULL)
 		return;
@@ -121,6 +119,7 @@ load_chunk(SnapshotJob *job, const LoadRange *chunk, int64 *rows)
 	do
 	{
 		result = read_chunk(job, chunk, &from, &seen_lsn);
+		report_lock(job, result == READ_BUSY);
 		if (result == READ_BUSY)
 		{
 			snapshot_nap(job, TimestampTzPlusMilliseconds(GetCurrentTimestamp(), SNAPSHOT_LOCK_RETRY_MS));
@@ -153,6 +152,20 @@ load_chunk(SnapshotJob *job, const LoadRange *chunk, int64 *rows)
 		catalog_add_chunk(job->table->id, chunk->filenode, range, *rows, seen_lsn);
 	worker_commit();
 	return true;
+}
+
+/* Has the pipe worker say whether a chunk waits for a lock on the table. */
+static void
+report_lock(SnapshotJob *job, bool locked)
+{
+	LoadSlot   *load = job->load;
+
+	if (load->locked == locked)
+		return;
+	LWLockAcquire(job->entry->load_lock, LW_EXCLUSIVE);
+	if (load->load_id == job->load_id)
+		load->locked = locked;
+	LWLockRelease(job->entry->load_lock);
 }
 
 /*
@@ -208,9 +221,12 @@ read_chunk(SnapshotJob *job, const LoadRange *chunk, ItemPointer from, XLogRecPt
 	}
 	if (reason == NULL)
 	{
+		ShapeChange change;
 		char	   *difference = source_shape_difference(job->table->shape,
-														 source_shape(rel, &watch));
+														 source_shape(rel, &watch), false, &change);
 
+		if (change == SHAPE_OTHER_KEY)
+			snapshot_fail_by_key(job, difference);
 		if (difference != NULL)
 		{
 			reason = psprintf("the table's definition changed (%s)", difference);

@@ -190,6 +190,8 @@ acknowledged_lsn(Pipe *pipe)
 
 		if (table->block != NULL && table->block->nrows > 0)
 			lsn = Min(lsn, table->block_first_lsn);
+		if (toast_pending(table))
+			lsn = Min(lsn, toast_first_lsn(table));
 		dlist_foreach(iter, &table->sealed)
 		{
 			SealedBlock *sealed = dlist_container(SealedBlock, node, iter.cur);
@@ -231,6 +233,7 @@ publish(Pipe *pipe)
 	PipeEntry  *entry = pipe->entry;
 	TimestampTz lag_since = 0;
 	int			failed = 0;
+	int			failed_later = 0;
 	bool		moved;
 	bool		loads_done;
 	bool		dirty = false;
@@ -247,7 +250,11 @@ publish(Pipe *pipe)
 	for (int i = 0; i < pipe->ntables; i++)
 		if (pipe->tables[i]->failure.failed && pipe->tables[i]->main == NULL &&
 			(pipe->tables[i]->resync == NULL || pipe->tables[i]->resync->failure.failed))
+		{
 			failed++;
+			if (TABLE_RESYNC_IS_DUE(pipe->tables[i]))
+				failed_later++;
+		}
 	for (int i = 0; i < pipe->ntables; i++)
 		dirty |= pipe->tables[i]->counts_dirty;
 
@@ -261,6 +268,7 @@ publish(Pipe *pipe)
 	entry->visible_lsn = pipe->acked_lsn;
 	entry->saved_lsn = saved_lsn;
 	entry->tables_failed = failed;
+	entry->tables_failed_later = failed_later;
 	entry->loads_done = loads_done;
 	entry->lag_since = lag_since;
 	entry->has_counters = true;

@@ -54,7 +54,8 @@ typedef struct Writer
 static void begin_load(Pipe *pipe, PipeTable *table);
 static List *list_writers(List *relids, List *partitioned);
 static bool open_ranges(Pipe *pipe, PipeTable *table, int slot, bool again);
-static void watch_load(Pipe *pipe, PipeTable *table);
+static bool watch_load(Pipe *pipe, PipeTable *table);
+static int	workers_needed(Pipe *pipe, LoadSlot *load);
 static void finish_load(Pipe *pipe, PipeTable *table);
 static void complete_tables(Pipe *pipe);
 static int	find_free_slot(PipeEntry *entry);
@@ -110,6 +111,7 @@ loads_coordinate(Pipe *pipe)
 
 	if (pipe->loads_done)
 		return;
+	truncate_record_loads(pipe);
 	for (int i = 0; i < pipe->ntables; i++)
 	{
 		PipeTable  *table = pipe->tables[i];
@@ -137,8 +139,9 @@ loads_coordinate(Pipe *pipe)
 			if (table->load_slot >= 0)
 				active++;
 		}
-		if (table->load_slot >= 0)
-			watch_load(pipe, table);
+		/* an end makes room for the next table at once */
+		if (table->load_slot >= 0 && watch_load(pipe, table))
+			active--;
 	}
 	pipe_flush_failures(pipe);
 	complete_tables(pipe);
@@ -160,6 +163,8 @@ begin_load(Pipe *pipe, PipeTable *table)
 	else if (!open_ranges(pipe, table, slot, false))
 		return;
 	table->load_slot = slot;
+	/* of workers that are ended, and of answers that do not come */
+	table->stray_inserts = true;
 	entry_set_activity(pipe->entry, "loading %s", table->info->source_name);
 	pipe_log(pipe, LOG, table, 0, NULL, "is being loaded into %s.%s",
 			 table->target->database, table->target->table);
@@ -202,7 +207,8 @@ loads_writers_gone(Pipe *pipe, PipeTable *table)
 		foreach(lc2, now)
 			if (compat_vxid_equal(then->vxid, ((Writer *) lfirst(lc2))->vxid))
 			{
-				left = lappend(left, then);
+				/* as it is now: it may have been prepared since */
+				left = lappend(left, lfirst(lc2));
 				break;
 			}
 	}
@@ -261,8 +267,6 @@ open_ranges(Pipe *pipe, PipeTable *table, int slot, bool again)
 {
 	LoadSlot   *load = &pipe->entry->loads[slot];
 	Relation	rel;
-	List	   *watch;
-	char	   *difference;
 	List	   *chunks = NIL;
 	BlockNumber nblocks;
 	BlockNumber size;
@@ -274,6 +278,7 @@ open_ranges(Pipe *pipe, PipeTable *table, int slot, bool again)
 	if (!ConditionalLockRelationOid(table->relid, AccessShareLock))
 	{
 		worker_commit();
+		entry_set_activity(pipe->entry, "load of %s waits for a lock", table->info->source_name);
 		return false;
 	}
 	rel = try_relation_open(table->relid, NoLock);
@@ -284,12 +289,8 @@ open_ranges(Pipe *pipe, PipeTable *table, int slot, bool again)
 		worker_commit();
 		return false;
 	}
-	difference = source_shape_difference(table->shape, source_shape(rel, &watch));
-	if (difference != NULL)
+	if (!pipe_table_fits(pipe, table, rel))
 	{
-		pipe_table_fail(pipe, table, 0,
-						hint_resync(pipe->info->name, table->info->source_name, NULL),
-						"the table's definition changed (%s)", difference);
 		relation_close(rel, AccessShareLock);
 		worker_commit();
 		return false;
@@ -339,7 +340,7 @@ loads_begin_slot(LoadSlot *load, PipeTable *table)
 	load->chunks_out = 0;
 	load->deaths = 0;
 	load->not_before = 0;
-	load->restart = load->failed = false;
+	load->restart = load->failed = load->other_key = load->locked = false;
 	load->error.at = 0;
 	load->hint[0] = '\0';
 	load->nranges = 0;
@@ -403,30 +404,46 @@ loads_estimate_rows(Relation rel, BlockNumber nblocks)
 	return pages == 0 ? 0 : tuples / pages * nblocks;
 }
 
-/* Looks after a load under way: workers, a rewritten heap, failures, its end. */
-static void
+/*
+ * Looks after a load under way: workers, a rewritten heap, failures, its end.
+ * True if it has ended.
+ */
+static bool
 watch_load(Pipe *pipe, PipeTable *table)
 {
 	LoadSlot   *load = &pipe->entry->loads[table->load_slot];
 	bool		failed;
+	bool		other_key;
 	bool		restart;
 	bool		done;
-	int			left;
+	bool		locked;
+	int			wanted;
 	ErrorReport error;
 	char		hint[ERROR_TEXT_LEN];
 
 	LWLockAcquire(pipe->entry->load_lock, LW_SHARED);
 	failed = load->failed;
+	other_key = load->other_key;
 	restart = load->restart;
 	done = load->nranges == 0 && load->chunks_out == 0;
-	left = load->nranges > 0 ? pipe->options->initial_load_parallelism : 0;
+	locked = load->locked;
+	wanted = workers_needed(pipe, load);
 	error = load->error;
 	strlcpy(hint, load->hint, sizeof(hint));
 	LWLockRelease(pipe->entry->load_lock);
 
+	if (locked != table->load_locked)
+	{
+		table->load_locked = locked;
+		entry_set_activity(pipe->entry, locked ? "load of %s waits for a lock" : "loading %s",
+						   table->info->source_name);
+	}
 	if (failed)
 	{
-		pipe_table_fail(pipe, table, error.code, hint[0] ? hint : NULL, "%s", error.message);
+		if (other_key)
+			pipe_table_redefined(pipe, table, error.message, SHAPE_OTHER_KEY);
+		else
+			pipe_table_fail(pipe, table, error.code, hint[0] ? hint : NULL, "%s", error.message);
 		loads_end(pipe, table);
 	}
 	else if (restart)
@@ -444,7 +461,48 @@ watch_load(Pipe *pipe, PipeTable *table)
 	else if (done)
 		finish_load(pipe, table);
 	else
-		loads_start_workers(pipe, table->load_slot, left);
+		loads_start_workers(pipe, table->load_slot, wanted);
+	return table->load_slot < 0;
+}
+
+/*
+ * Returns how many workers a load can use now: no more than it has chunks, since
+ * a small table needs no four of them.  The caller holds load_lock.
+ */
+static int
+workers_needed(Pipe *pipe, LoadSlot *load)
+{
+	int			parallelism = pipe->options->initial_load_parallelism;
+	int			chunks = load->chunks_out;
+
+	if (load->nranges == 0)
+		return 0;
+	for (int i = 0; i < load->nranges && chunks < parallelism; i++)
+		chunks += (load->ranges[i].end - load->ranges[i].start + load->ranges[i].chunk_blocks - 1) /
+			load->ranges[i].chunk_blocks;
+	return Min(chunks, parallelism);
+}
+
+/*
+ * Does a load wait for the pipe worker?  Snapshot workers wake it when they
+ * hand in a chunk; of that it need not look at everything.
+ */
+bool
+loads_have_news(Pipe *pipe)
+{
+	PipeEntry  *entry = pipe->entry;
+	bool		news = false;
+
+	LWLockAcquire(entry->load_lock, LW_SHARED);
+	for (int i = 0; i < MAX_LOADS && !news; i++)
+	{
+		LoadSlot   *load = &entry->loads[i];
+
+		news = load->phase == LOAD_ACTIVE && !load->single_snapshot &&
+			(load->failed || (load->nranges == 0 && load->chunks_out == 0));
+	}
+	LWLockRelease(entry->load_lock);
+	return news;
 }
 
 /* Gives a table's load slot back, and ends workers that are still at it. */
@@ -484,17 +542,15 @@ loads_end(Pipe *pipe, PipeTable *table)
 static void
 finish_load(Pipe *pipe, PipeTable *table)
 {
-	List	   *infos;
-	ListCell   *lc;
+	TableInfo  *info;
 
 	loads_end(pipe, table);
 	table->load_complete = true;
 
 	worker_begin();
-	infos = catalog_load_tables(pipe->id, CurrentMemoryContext);
-	foreach(lc, infos)
-		if (((TableInfo *) lfirst(lc))->id == table->id)
-			table->load_lsn = ((TableInfo *) lfirst(lc))->load_lsn;
+	info = catalog_load_table(table->id, CurrentMemoryContext);
+	if (info != NULL)
+		table->load_lsn = info->load_lsn;
 	catalog_end_load(table->id);
 	worker_commit();
 	/* an empty table has seen nothing, but what is written from now on is in the stream */
@@ -512,7 +568,8 @@ complete_tables(Pipe *pipe)
 	{
 		PipeTable  *table = pipe->tables[i];
 
-		if (partitions_are_busy(table) && table->state == TABLE_RUNNING)
+		if ((table->main == NULL && TABLE_RESYNC_IS_DUE(table)) ||
+			(partitions_are_busy(table) && table->state == TABLE_RUNNING))
 			all = false;
 		/* a target that is about to be replaced need not be complete */
 		if (table->failure.failed || table->state == TABLE_RUNNING ||
@@ -536,6 +593,7 @@ complete_tables(Pipe *pipe)
 		catalog_set_table_state(table->id, TABLE_RUNNING);
 		worker_commit();
 		table->state = TABLE_RUNNING;
+		table->resyncs_later = 0;
 	}
 	if (!all)
 		return;

@@ -57,7 +57,7 @@ static char *leaf_name(Oid relid);
 
 /* See partitions.h. */
 void
-partitions_init(Pipe *pipe, PipeTable *table, Relation root)
+partitions_init(Pipe *pipe, PipeTable *table, TupleDesc desc)
 {
 	HASHCTL		ctl = {.keysize = sizeof(Oid), .entrysize = sizeof(LeafHashEntry)};
 	MemoryContext old = MemoryContextSwitchTo(table->mcxt);
@@ -67,7 +67,7 @@ partitions_init(Pipe *pipe, PipeTable *table, Relation root)
 	ctl.hcxt = table->mcxt;
 	partitions->by_relid = hash_create("clickpipe leaves", 64, &ctl,
 									   HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
-	partitions->desc = CreateTupleDescCopy(RelationGetDescr(root));
+	partitions->desc = CreateTupleDescCopy(desc);
 	partitions->leaves = catalog_load_leaves(table->id, &partitions->listed, table->mcxt);
 	foreach(lc, partitions->leaves)
 	{

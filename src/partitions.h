@@ -102,10 +102,10 @@ typedef struct Route
 } Route;
 
 /*
- * Begins with a partitioned table: its leaves are read from the catalog.  In a transaction,
- * with the root open.
+ * Begins with a partitioned table of these columns: its leaves are read from the catalog.  In a
+ * transaction.
  */
-extern void partitions_init(Pipe *pipe, PipeTable *table, Relation root);
+extern void partitions_init(Pipe *pipe, PipeTable *table, TupleDesc desc);
 
 /*
  * In a callback: where the changes of a relation go besides its own target; NULL: nowhere.

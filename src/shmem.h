@@ -93,6 +93,8 @@ typedef struct LoadSlot
 	TimestampTz not_before;		/* no new workers until then */
 	bool		restart;		/* heap was rewritten: all chunks again */
 	bool		failed;			/* set aside, for the reason in error */
+	bool		other_key;		/* because the table has got another key */
+	bool		locked;			/* a chunk waits for a lock on the table */
 	ErrorReport error;			/* retried or final */
 	char		hint[ERROR_TEXT_LEN];
 } LoadSlot;
@@ -157,6 +159,7 @@ typedef struct PipeEntry
 	uint64		followed;		/* generation of the orders that are followed */
 	bool		loads_done;		/* no table is waiting for its load */
 	int			tables_failed;
+	int			tables_failed_later;	/* of those: will be resynced by themselves */
 	TimestampTz lag_since;		/* commit time of the oldest change not yet
 								 * visible; 0: none */
 	bool		has_counters;

@@ -457,6 +457,17 @@ snapshot_fail(SnapshotJob *job, int code, const char *hint, const char *message)
 	proc_exit(0);
 }
 
+/* Says that rows are identified by another key now, and ends the worker: it is the pipe worker's to act. */
+void
+snapshot_fail_by_key(SnapshotJob *job, const char *difference)
+{
+	LWLockAcquire(job->entry->load_lock, LW_EXCLUSIVE);
+	if (job->load->load_id == job->load_id)
+		job->load->other_key = true;
+	LWLockRelease(job->entry->load_lock);
+	snapshot_fail(job, 0, NULL, difference);
+}
+
 /* Shows that an insert will be tried again. */
 static void
 report_retry(SnapshotJob *job, const ChError *err, TimestampTz retry_at, int tries)

@@ -62,6 +62,7 @@ extern void snapshot_wake_pipe(SnapshotJob *job);
 extern bool snapshot_read_rows(SnapshotJob *job, Relation rel, ItemPointer from,
 							   BlockNumber end);
 extern void snapshot_insert(SnapshotJob *job, bool exactly_once);
+_Noreturn extern void snapshot_fail_by_key(SnapshotJob *job, const char *difference);
 _Noreturn extern void snapshot_fail(SnapshotJob *job, int code, const char *hint,
 									const char *message);
 extern void snapshot_nap(SnapshotJob *job, TimestampTz until);

@@ -101,6 +101,9 @@ verify_describe(VerifyTable *table)
 		table->target = target_make(rel, table->options, verify->options, table->info->shape,
 									verify->ch->server.dbname, table->info->target_database,
 									table->info->target_table, &verify->ch->caps, table->mcxt);
+		/* old rows were logged in full only if that is so from the capture point on */
+		if (rel->rd_rel->relreplident != REPLICA_IDENTITY_FULL)
+			table->target->key.full = false;
 		table->encoder = row_encoder_create(&table->target->rows, table->mcxt);
 		relation_close(rel, AccessShareLock);
 	}
@@ -301,7 +304,9 @@ open_source(VerifyTable *table, Relation *result)
 		reason = "it cannot be read in ranges of rows";
 	if (reason == NULL)
 	{
-		difference = source_shape_difference(table->info->shape, source_shape(rel, &watch));
+		difference = source_shape_difference(table->info->shape, source_shape(rel, &watch),
+											 table->options->table_engine != ENGINE_REPLACING_MERGE_TREE,
+											 NULL);
 		if (difference != NULL)
 			reason = psprintf("its definition changed (%s)", difference);
 	}
