@@ -446,10 +446,8 @@ partition_removed(Pipe *pipe, PipeTable *table, Leaf *leaf, XLogRecPtr commit_ls
 void
 partition_returned(Pipe *pipe, PipeTable *table, Leaf *leaf)
 {
-	pipe_table_fail(pipe, table, 0,
-					hint_resync(pipe->info->name, table->info->source_name,
-								"Its rows of before are still in the target"),
-					"its partition %s was detached, and is attached again", leaf->name);
+	pipe_table_resync_later(pipe, table, NULL,
+							"its partition %s was detached, and is attached again", leaf->name);
 }
 
 /* Notes that the catalog does not know yet what happened in the transaction at hand. */
