@@ -18,6 +18,7 @@ sub sql { return $node->safe_psql('postgres', $_[0]); }
 
 sql(q{
 	CREATE TABLE r (id int PRIMARY KEY, v text, n int NOT NULL) PARTITION BY RANGE (id);
+	CREATE SEQUENCE traffic;
 	CREATE TABLE r_0 PARTITION OF r FOR VALUES FROM (MINVALUE) TO (1000);
 	CREATE TABLE r_rest PARTITION OF r DEFAULT;
 	INSERT INTO r SELECT g, 'v', g FROM generate_series(0, 39999, 2) g});
@@ -34,11 +35,15 @@ DELETE FROM r WHERE id = :b;
 WITH d AS (DELETE FROM r WHERE id = :c RETURNING *)
 	INSERT INTO r SELECT (id + 20000) % 40000, 'moved', n FROM d ON CONFLICT (id) DO NOTHING;
 COMMIT;
+SELECT nextval('traffic');
 });
 my $bench = start_pgbench($node, '-c', 3, '-t', 100000, '-f', $script, '--max-tries=1000');
 
 for my $i (1 .. 12)
 {
+	# whatever happens, so many transactions happen between
+	my $n = sql('SELECT last_value FROM traffic');
+	ok(wait_until(sub { sql('SELECT last_value FROM traffic') >= $n + 20 }), "traffic, round $i");
 	my ($from, $to) = (1000 + $i * 2000, 1000 + $i * 2000 + 2000);
 	my $columns = $i % 2 ? 'id int PRIMARY KEY, v text, n int NOT NULL' : 'n int NOT NULL, v text, id int PRIMARY KEY';
 
@@ -64,7 +69,6 @@ for my $i (1 .. 12)
 	sql(q{SELECT clickpipe_resume('p')}) if $i == 10;
 }
 finish_pgbench($bench, kill => 1);
-is(sql(q{SELECT bool_and(n > 100) FROM (SELECT v, count(*) AS n FROM r WHERE v IN ('inserted', 'moved') GROUP BY v) s}), 't', 'there was traffic');
 wait_caught_up($node, 'p');
 wait_for_state($node, 'p', 'Running');
 wait_caught_up($node, 'p');
