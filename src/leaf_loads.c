@@ -296,6 +296,7 @@ describe_leaf(Pipe *pipe, PipeTable *table, Leaf *leaf, char **reason, char **hi
 											RelationGetRelationName(rel));
 	leaf->bound = bound_text(leaf->relid);
 	MemoryContextSwitchTo(old);
+	partition_learn_condition(table, leaf);
 	filenode = compat_relfilenode(rel);
 	if (filenode != leaf->filenode)
 	{
@@ -389,7 +390,11 @@ void
 partitions_open_load(Pipe *pipe, PipeTable *table, int slot)
 {
 	LoadSlot   *load = &pipe->entry->loads[slot];
+	ListCell   *lc;
 
+	/* one before may have been ended in the middle */
+	foreach(lc, table->partitions->leaves)
+		((Leaf *) lfirst(lc))->in_slot = false;
 	worker_begin();
 	catalog_load_leaf_chunks(table);
 	worker_commit();
