@@ -348,7 +348,6 @@ void
 changes_truncate(Pipe *pipe, ReorderBufferTXN *txn, int nrels, Relation *rels,
 				 ReorderBufferChange *change)
 {
-	List	   *tables = NIL;
 	List	   *removals = NIL;
 	MemoryContext old;
 
@@ -363,16 +362,24 @@ changes_truncate(Pipe *pipe, ReorderBufferTXN *txn, int nrels, Relation *rels,
 		Route	   *route = is_leaf ? pipe->last_route : NULL;
 
 		for (; table != NULL; table = table->resync)
-			if (changes_takes(pipe, table) && !target_has_change(pipe, table, change) &&
-				!list_member_ptr(tables, table))
-			{
-				Removal    *removal = palloc0(sizeof(Removal));
+		{
+			Removal    *removal;
 
-				removal->table = table;
-				removal->what = "was truncated";
-				removals = lappend(removals, removal);
-				tables = lappend(tables, table);
+			if (!changes_takes(pipe, table) || target_has_change(pipe, table, change))
+				continue;
+			if (table->target->engine == ENGINE_NULL)
+			{
+				pipe_table_fail(pipe, table, 0,
+								hint_resync(pipe->info->name, table->info->source_name,
+											"A target with the engine Null cannot tell its materialized views: empty the tables that they fill (or have TRUNCATE ignored with the pipe option \"truncate\")"),
+								"the table was truncated");
+				continue;
 			}
+			removal = palloc0(sizeof(Removal));
+			removal->table = table;
+			removal->what = "was truncated";
+			removals = lappend(removals, removal);
+		}
 		for (int t = 0; route != NULL && t < route->ntargets; t++)
 			for (table = route->targets[t].table; table != NULL; table = table->resync)
 				if (changes_takes(pipe, table) && !root_is_truncated(table, nrels, rels))
@@ -442,6 +449,8 @@ shape_fits(Pipe *pipe, PipeTable *table, Relation rel)
 		return false;
 	/* whole old rows are logged from here on, or not any more */
 	table->target->key.full = (rel->rd_rel->relreplident == REPLICA_IDENTITY_FULL);
+	if (root == NULL)
+		table->whole_old = table->target->key.full;
 	table->unchecked = false;
 	return true;
 }
@@ -527,7 +536,7 @@ fill_unchanged_toast(Pipe *pipe, PipeTable *table, TupleDesc desc, bool have_old
 			table->values[att] = table->old_values[att];
 			continue;
 		}
-		if (table->target->engine == ENGINE_REPLACING_MERGE_TREE && !rows->is_key[i])
+		if (table->target->engine == ENGINE_REPLACING_MERGE_TREE && !rows->is_place[i])
 		{
 			*missing = true;
 			continue;
