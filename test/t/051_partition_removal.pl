@@ -112,6 +112,13 @@ same_ok('others in their place', 'ints');
 is($ch->query(q{SELECT count() FROM analytics.public_ints FINAL WHERE v = 'new'}), 0, 'others in their place: not those of before');
 is(resyncs(), 0, 'others in their place: still no resync');
 
+# One comes back, with other rows.
+sql(q{ALTER TABLE small DETACH PARTITION small_1; DELETE FROM small_1 WHERE id % 2 = 0; UPDATE small_1 SET v = 'detached';
+	ALTER TABLE small ATTACH PARTITION small_1 FOR VALUES IN (1, 3, -5)});
+wait_for_sql($node, q{SELECT count(*) FROM clickpipe.log WHERE message LIKE '%resynced because%small_1 was detached, and is attached again%'}, '1');
+same_ok('one comes back', 'small');
+$uuid{small} = uuid('small');
+
 # Several levels: a leaf, what is above a leaf, all of it.
 sql(q{TRUNCATE tree_eu_1; INSERT INTO tree VALUES ('uk', 1000, '2026-01-05', 'after')});
 same_ok('a leaf of the second level', 'tree');
@@ -131,7 +138,7 @@ is(uuid('tree'), $uuid{tree}, 'all of it: the target is truncated, not loaded an
 # rows that change in the same transaction: before or after, who knows
 sql(q{BEGIN; UPDATE tree SET v = 'x' WHERE id < 50; ALTER TABLE tree DETACH PARTITION tree_us; COMMIT});
 same_ok('with changes', 'tree');
-is(resyncs(), 2, 'with changes: loaded anew');
+is(resyncs(), 3, 'with changes: loaded anew');
 
 # During a load, with chunks on their way; the worker is killed, or an answer lost.
 my $k = 0;
