@@ -191,6 +191,8 @@ extern void catalog_end_load(int32 table);
 extern void catalog_end_truncated_load(int32 table);
 extern void catalog_add_chunk(int32 table, Oid filenode, BlockRange range, int64 rows,
 							  XLogRecPtr seen_lsn);
+extern void catalog_add_leaf_chunk(int32 table, Oid leaf, Oid filenode, BlockRange range,
+								   int64 rows, XLogRecPtr seen_lsn);
 extern void catalog_delete_table(int32 table);
 extern int32 catalog_begin_resync(const TableInfo *table, const char *database,
 								  const char *target_table);

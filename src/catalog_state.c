@@ -248,7 +248,7 @@ catalog_add_chunk(int32 table, Oid filenode, BlockRange range, int64 rows, XLogR
 		return;
 	(void) catalog_run("INSERT INTO clickpipe.chunk (table_state, start_block, end_block, rows, seen_lsn) "
 					   "VALUES (%d, %u, %u, " INT64_FORMAT ", %s) "
-					   "ON CONFLICT (table_state, start_block) DO UPDATE "
+					   "ON CONFLICT (table_state, leaf, start_block) DO UPDATE "
 					   "SET end_block = excluded.end_block, rows = excluded.rows, seen_lsn = excluded.seen_lsn",
 					   table, range.start, range.end, rows, catalog_lsn(seen_lsn));
 }
@@ -258,6 +258,7 @@ void
 catalog_delete_table(int32 table)
 {
 	(void) catalog_run("DELETE FROM clickpipe.chunk WHERE table_state = %d", table);
+	(void) catalog_run("DELETE FROM clickpipe.partition WHERE table_state = %d", table);
 	(void) catalog_run("DELETE FROM clickpipe.table_state WHERE id = %d", table);
 }
 
@@ -351,6 +352,8 @@ void
 catalog_delete_pipe(int32 pipe)
 {
 	(void) catalog_run("DELETE FROM clickpipe.chunk USING clickpipe.table_state t "
+					   "WHERE table_state = t.id AND t.pipe = %d", pipe);
+	(void) catalog_run("DELETE FROM clickpipe.partition USING clickpipe.table_state t "
 					   "WHERE table_state = t.id AND t.pipe = %d", pipe);
 	(void) catalog_run("DELETE FROM clickpipe.table_state WHERE pipe = %d", pipe);
 	(void) catalog_run("DELETE FROM clickpipe.pipe_table WHERE pipe = %d", pipe);

@@ -178,7 +178,7 @@ check_table(Check *check, void *arg)
 				(errcode(ERRCODE_UNDEFINED_TABLE),
 				 errmsg("table with OID %u does not exist", table->relid)));
 	refusals = source_refusals(rel);
-	if (rel->rd_rel->relkind == RELKIND_RELATION)
+	if (rel->rd_rel->relkind == RELKIND_RELATION || rel->rd_rel->relkind == RELKIND_PARTITIONED_TABLE)
 	{
 		char	   *hint;
 		char	   *reason = source_read_refusal(table->relid, check->owner, &hint);
@@ -190,7 +190,8 @@ check_table(Check *check, void *arg)
 	options = table_options_parse_all(table->json, RelationGetRelationName(rel), &problems);
 	foreach(lc, problems)
 		check_add_error(check, table->name, lfirst(lc));
-	if (rel->rd_rel->relkind == RELKIND_RELATION && problems == NIL)
+	if ((rel->rd_rel->relkind == RELKIND_RELATION || rel->rd_rel->relkind == RELKIND_PARTITIONED_TABLE) &&
+		problems == NIL)
 		refusals = list_concat(refusals, target_refusals(rel, options));
 
 	foreach(lc, refusals)

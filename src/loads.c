@@ -37,6 +37,7 @@
 
 #include "compat.h"
 #include "hints.h"
+#include "partitions.h"
 #include "pipe.h"
 #include "snapshot.h"
 #include "worker.h"
@@ -51,11 +52,8 @@ typedef struct Writer
 } Writer;
 
 static void begin_load(Pipe *pipe, PipeTable *table);
-static bool writers_gone(Pipe *pipe, PipeTable *table);
-static List *list_writers(Oid relid);
+static List *list_writers(List *relids, List *partitioned);
 static bool open_ranges(Pipe *pipe, PipeTable *table, int slot, bool again);
-static void subtract_chunks(LoadSlot *load, BlockNumber nblocks, List *chunks);
-static BlockNumber chunk_size(Pipe *pipe, Relation rel, BlockNumber nblocks);
 static bool watch_load(Pipe *pipe, PipeTable *table);
 static int	workers_needed(Pipe *pipe, LoadSlot *load);
 static void finish_load(Pipe *pipe, PipeTable *table);
@@ -118,6 +116,8 @@ loads_coordinate(Pipe *pipe)
 	{
 		PipeTable  *table = pipe->tables[i];
 
+		if (table->partitions != NULL)
+			partitions_advance(pipe, table);
 		if (table->load_slot < 0 || pipe_table_is_history(table))
 			continue;
 		if (table->failure.failed)
@@ -153,20 +153,21 @@ begin_load(Pipe *pipe, PipeTable *table)
 {
 	int			slot;
 
-	if (!writers_gone(pipe, table))
+	if (table->partitions != NULL ? !partitions_ready(pipe, table) : !loads_writers_gone(pipe, table))
 		return;
 	slot = find_free_slot(pipe->entry);
 	if (slot < 0)
 		return;
-	if (open_ranges(pipe, table, slot, false))
-	{
-		table->load_slot = slot;
-		/* of workers that are ended, and of answers that do not come */
-		table->stray_inserts = true;
-		entry_set_activity(pipe->entry, "loading %s", table->info->source_name);
-		pipe_log(pipe, LOG, table, 0, NULL, "is being loaded into %s.%s",
-				 table->target->database, table->target->table);
-	}
+	if (table->partitions != NULL)
+		partitions_open_load(pipe, table, slot);
+	else if (!open_ranges(pipe, table, slot, false))
+		return;
+	table->load_slot = slot;
+	/* of workers that are ended, and of answers that do not come */
+	table->stray_inserts = true;
+	entry_set_activity(pipe->entry, "loading %s", table->info->source_name);
+	pipe_log(pipe, LOG, table, 0, NULL, "is being loaded into %s.%s",
+			 table->target->database, table->target->table);
 }
 
 /*
@@ -174,10 +175,13 @@ begin_load(Pipe *pipe, PipeTable *table)
  * all ended?  Locks outlive visibility: when they are gone, all that
  * committed before P is visible to a new snapshot.
  */
-static bool
-writers_gone(Pipe *pipe, PipeTable *table)
+bool
+loads_writers_gone(Pipe *pipe, PipeTable *table)
 {
-	List	   *now = list_writers(table->relid);
+	List	   *partitioned = NIL;
+	List	   *relids = table->partitions == NULL ? list_make1_oid(table->relid) :
+		partitions_lock_list(table, &partitioned);
+	List	   *now = list_writers(relids, partitioned);
 	List	   *left = NIL;
 	ListCell   *lc;
 	ListCell   *lc2;
@@ -219,9 +223,12 @@ writers_gone(Pipe *pipe, PipeTable *table)
 	return false;
 }
 
-/* Returns those who hold a lock on the table that lets them write (Writer *). */
+/*
+ * Returns those who hold a lock on one of the tables that lets them write, or on a
+ * partitioned one that lets them attach a partition (Writer *).
+ */
 static List *
-list_writers(Oid relid)
+list_writers(List *relids, List *partitioned)
 {
 	const LOCKMASK mask = LOCKBIT_ON(RowExclusiveLock) | LOCKBIT_ON(ShareRowExclusiveLock) |
 		LOCKBIT_ON(ExclusiveLock) | LOCKBIT_ON(AccessExclusiveLock);
@@ -235,8 +242,12 @@ list_writers(Oid relid)
 
 		if (lock->locktag.locktag_type != LOCKTAG_RELATION ||
 			lock->locktag.locktag_field1 != MyDatabaseId ||
-			lock->locktag.locktag_field2 != relid ||
-			(lock->holdMask & mask) == 0)
+			(lock->holdMask & (mask | LOCKBIT_ON(ShareUpdateExclusiveLock))) == 0)
+			continue;
+		if (!((lock->holdMask & mask) != 0 &&
+			  list_member_oid(relids, lock->locktag.locktag_field2)) &&
+			!((lock->holdMask & LOCKBIT_ON(ShareUpdateExclusiveLock)) != 0 &&
+			  list_member_oid(partitioned, lock->locktag.locktag_field2)))
 			continue;
 		writer = palloc(sizeof(Writer));
 		writer->vxid = compat_lock_vxid(lock);
@@ -259,6 +270,7 @@ open_ranges(Pipe *pipe, PipeTable *table, int slot, bool again)
 	List	   *chunks = NIL;
 	BlockNumber nblocks;
 	BlockNumber size;
+	LoadRange	whole = {0};
 	Oid			filenode;
 	int64		total;
 
@@ -285,7 +297,7 @@ open_ranges(Pipe *pipe, PipeTable *table, int slot, bool again)
 	}
 	filenode = compat_relfilenode(rel);
 	nblocks = RelationGetNumberOfBlocks(rel);
-	size = chunk_size(pipe, rel, nblocks);
+	size = loads_chunk_blocks(pipe, rel->rd_rel->reltuples, rel->rd_rel->relpages);
 	if (!again && table->info->load_blocks >= 0 && table->info->load_filenode == filenode)
 	{
 		/* blocks that came later have no row that the stream does not bring */
@@ -293,22 +305,13 @@ open_ranges(Pipe *pipe, PipeTable *table, int slot, bool again)
 		chunks = catalog_load_chunks(table->id, CurrentMemoryContext);
 	}
 
+	whole.end = nblocks;
+	whole.chunk_blocks = size;
+	whole.filenode = filenode;
+	whole.version_hi = table->capture_lsn;
 	LWLockAcquire(pipe->entry->load_lock, LW_EXCLUSIVE);
-	load->load_id++;
-	load->table = table->id;
-	load->relid = table->relid;
-	load->rows = 0;
-	load->single_snapshot = false;
-	load->capture_lsn = table->capture_lsn;
-	load->filenode = filenode;
-	load->chunk_blocks = size;
-	load->chunks_out = 0;
-	load->deaths = 0;
-	load->not_before = 0;
-	load->restart = load->failed = load->other_key = load->locked = false;
-	load->error.at = 0;
-	load->hint[0] = '\0';
-	subtract_chunks(load, nblocks, chunks);
+	loads_begin_slot(load, table);
+	loads_add_ranges(load, &whole, chunks);
 	total = list_length(chunks);
 	for (int i = 0; i < load->nranges; i++)
 		total += (load->ranges[i].end - load->ranges[i].start + size - 1) / size;
@@ -324,20 +327,39 @@ open_ranges(Pipe *pipe, PipeTable *table, int slot, bool again)
 	return true;
 }
 
-/* Sets the slot's ranges to the blocks that no finished chunk covers. */
-static void
-subtract_chunks(LoadSlot *load, BlockNumber nblocks, List *chunks)
+/* Takes a slot for a table, without anything to load yet.  The caller holds load_lock. */
+void
+loads_begin_slot(LoadSlot *load, PipeTable *table)
+{
+	load->load_id++;
+	load->table = table->id;
+	load->relid = table->relid;
+	load->rows = 0;
+	load->single_snapshot = false;
+	load->capture_lsn = table->capture_lsn;
+	load->chunks_out = 0;
+	load->deaths = 0;
+	load->not_before = 0;
+	load->restart = load->failed = load->other_key = load->locked = false;
+	load->error.at = 0;
+	load->hint[0] = '\0';
+	load->nranges = 0;
+}
+
+/* Adds to a slot the blocks of "whole" that no finished chunk (ChunkInfo *) covers. */
+void
+loads_add_ranges(LoadSlot *load, const LoadRange *whole, List *chunks)
 {
 	BlockNumber next = 0;
 	ListCell   *lc;
 
-	load->nranges = 0;
 	foreach(lc, chunks)
 	{
 		ChunkInfo  *chunk = lfirst(lc);
 
 		if (chunk->range.start > next && load->nranges < MAX_LOAD_RANGES - 1)
 		{
+			load->ranges[load->nranges] = *whole;
 			load->ranges[load->nranges].start = next;
 			load->ranges[load->nranges++].end = chunk->range.start;
 		}
@@ -346,22 +368,22 @@ subtract_chunks(LoadSlot *load, BlockNumber nblocks, List *chunks)
 			break;
 		next = Max(next, chunk->range.end);
 	}
-	if (next < nblocks)
+	if (next < whole->end)
 	{
-		load->ranges[load->nranges].start = next;
-		load->ranges[load->nranges++].end = nblocks;
+		load->ranges[load->nranges] = *whole;
+		load->ranges[load->nranges++].start = next;
 	}
 }
 
 /* Returns the blocks of a chunk, so that it has about the rows wished for. */
-static BlockNumber
-chunk_size(Pipe *pipe, Relation rel, BlockNumber nblocks)
+BlockNumber
+loads_chunk_blocks(Pipe *pipe, double rows, double nblocks)
 {
 	double		density = 50;
 	double		blocks;
 
-	if (rel->rd_rel->reltuples > 0 && rel->rd_rel->relpages > 0)
-		density = Max(1, rel->rd_rel->reltuples / rel->rd_rel->relpages);
+	if (rows > 0 && nblocks > 0)
+		density = Max(1, rows / nblocks);
 	blocks = pipe->options->snapshot_num_rows_per_partition / density;
 	blocks = Min(blocks, (double) pipe->options->max_block_bytes / BLCKSZ);
 	return (BlockNumber) Max(blocks, MIN_CHUNK_BLOCKS);
@@ -426,9 +448,16 @@ watch_load(Pipe *pipe, PipeTable *table)
 	}
 	else if (restart)
 	{
-		pipe_log(pipe, LOG, table, 0, NULL, "is loaded once more because its heap was rewritten");
-		(void) open_ranges(pipe, table, table->load_slot, true);
+		if (table->partitions != NULL)
+			partitions_reopen_load(pipe, table, table->load_slot);
+		else
+		{
+			pipe_log(pipe, LOG, table, 0, NULL, "is loaded once more because its heap was rewritten");
+			(void) open_ranges(pipe, table, table->load_slot, true);
+		}
 	}
+	else if (table->partitions != NULL && partitions_continue_load(pipe, table, table->load_slot))
+		loads_start_workers(pipe, table->load_slot, pipe->options->initial_load_parallelism);
 	else if (done)
 		finish_load(pipe, table);
 	else
@@ -449,8 +478,8 @@ workers_needed(Pipe *pipe, LoadSlot *load)
 	if (load->nranges == 0)
 		return 0;
 	for (int i = 0; i < load->nranges && chunks < parallelism; i++)
-		chunks += (load->ranges[i].end - load->ranges[i].start + load->chunk_blocks - 1) /
-			load->chunk_blocks;
+		chunks += (load->ranges[i].end - load->ranges[i].start + load->ranges[i].chunk_blocks - 1) /
+			load->ranges[i].chunk_blocks;
 	return Min(chunks, parallelism);
 }
 
@@ -539,7 +568,8 @@ complete_tables(Pipe *pipe)
 	{
 		PipeTable  *table = pipe->tables[i];
 
-		if (table->main == NULL && TABLE_RESYNC_IS_DUE(table))
+		if ((table->main == NULL && TABLE_RESYNC_IS_DUE(table)) ||
+			(partitions_are_busy(table) && table->state == TABLE_RUNNING))
 			all = false;
 		/* a target that is about to be replaced need not be complete */
 		if (table->failure.failed || table->state == TABLE_RUNNING ||

@@ -103,6 +103,13 @@ typedef struct PipeTable
 	bool		counts_dirty;
 
 	struct ToastQueue *toast;	/* rows to be read by their keys; NULL: never had any */
+	struct Partitions *partitions;	/* of a partitioned table: partitions.h */
+
+	/* the change at hand */
+	TupleDesc	tuple_desc;		/* of its tuples: of the table, or of a leaf */
+	struct Route *route;		/* NULL: not of a leaf */
+	const AttrNumber *tuple_map;	/* from the leaf's columns, NULL: at the same places */
+	bool		whole_old;		/* old rows are whole */
 
 	/* scratch space of the decoder */
 	int			natts;
@@ -171,6 +178,10 @@ typedef struct Pipe
 	struct HTAB *by_relid;		/* without those that are resynced to */
 	Oid			last_relid;		/* of the change before, and its table */
 	PipeTable  *last_table;
+	struct HTAB *routes;		/* of partitions; NULL: no table is partitioned */
+	struct Route *last_route;	/* of the change before */
+	bool		partitions_unchecked;	/* partitions may come or go in this transaction */
+	bool		partitions_pending;	/* some did, which the catalog does not know */
 
 	LogicalDecodingContext *decoding;
 	bool		in_callback;
@@ -341,7 +352,8 @@ extern void changes_apply(Pipe *pipe, ReorderBufferTXN *txn, Relation rel,
 extern void changes_truncate(Pipe *pipe, ReorderBufferTXN *txn, int nrels, Relation *rels,
 							 ReorderBufferChange *change);
 extern void changes_commit(Pipe *pipe, ReorderBufferTXN *txn);
-extern void changes_deform(PipeTable *table, HeapTuple tuple, TupleDesc desc);
+extern void changes_deform(PipeTable *table, HeapTuple tuple, TupleDesc desc,
+						   const AttrNumber *map);
 extern bool changes_append_read(Pipe *pipe, PipeTable *table, RowMeta *meta,
 								XLogRecPtr first_lsn);
 
@@ -359,6 +371,7 @@ extern long toast_next_try(Pipe *pipe);
 /* truncate.c */
 extern void truncate_targets(Pipe *pipe, List *tables);
 extern void truncate_record_loads(Pipe *pipe);
+extern bool changes_takes(Pipe *pipe, const PipeTable *table);
 
 /* inserts.c */
 extern void inserts_seal(Pipe *pipe, PipeTable *table);
@@ -393,6 +406,10 @@ extern void loads_coordinate(Pipe *pipe);
 extern bool loads_have_news(Pipe *pipe);
 extern void loads_end(Pipe *pipe, PipeTable *table);
 extern void loads_start_workers(Pipe *pipe, int slot, int wanted);
+extern bool loads_writers_gone(Pipe *pipe, PipeTable *table);
+extern void loads_begin_slot(LoadSlot *load, PipeTable *table);
+extern void loads_add_ranges(LoadSlot *load, const LoadRange *whole, List *chunks);
+extern BlockNumber loads_chunk_blocks(Pipe *pipe, double rows, double nblocks);
 extern bool loads_have_stragglers(PipeEntry *entry);
 extern int	loads_count_workers(PipeEntry *entry, int slot);
 

@@ -24,7 +24,7 @@
 
 #include "compat.h"
 #include "hints.h"
-#include "pipe.h"
+#include "partitions.h"
 #include "shape.h"
 
 #define BUSY_RETRY_MS	100		/* somebody has locked the table, or drops a target */
@@ -270,6 +270,8 @@ describe_recorded(Pipe *pipe, PipeTable *table)
 	table->watch = shape_watch(table->shape);
 	MemoryContextSwitchTo(old);
 	make_scratch(table, desc->natts);
+	if (shape_is_partitioned(table->shape))
+		partitions_init(pipe, table, desc);
 	/* as of the next change, and as of now */
 	table->unchecked = true;
 	table->recheck_now = pipe->recheck_pending = true;
@@ -328,6 +330,8 @@ describe_source(Pipe *pipe, PipeTable *table)
 		catalog_set_target(table->id, table->target->database, table->target->table,
 						   target_engine_name(table->target->engine),
 						   table->target->key_names, table->shape, table->info->target_ours);
+		if (rel->rd_rel->relkind == RELKIND_PARTITIONED_TABLE)
+			partitions_init(pipe, table, RelationGetDescr(rel));
 	}
 	else
 	{

@@ -93,6 +93,19 @@ parse_column(const char *line, ShapeColumn *column)
 }
 
 /* See shape.h. */
+bool
+shape_is_partitioned(List *shape)
+{
+	static const char line[] = "table kind p ";
+	ListCell   *lc;
+
+	foreach(lc, shape)
+		if (strncmp(lfirst(lc), line, strlen(line)) == 0)
+			return true;
+	return false;
+}
+
+/* See shape.h. */
 List *
 shape_watch(List *shape)
 {

@@ -22,6 +22,9 @@
  */
 extern TupleDesc shape_tuple_desc(List *shape, Oid *missing);
 
+/* Is it the shape of a partitioned table? */
+extern bool shape_is_partitioned(List *shape);
+
 /* The relations whose change may change the shape, as source_shape names them; as of now. */
 extern List *shape_watch(List *shape);
 

@@ -33,11 +33,14 @@
 #include "utils/typcache.h"
 
 #include "compat.h"
+#include "partition_tree.h"
 #include "source.h"
 
-/* The line of a shape that says where the key comes from. */
+/* The line of a shape that says what it is of, and the one that says where the key comes from. */
+#define KIND_LINE				"table kind %c persistence %c"
 #define IDENTITY_LINE(identity)	"replica identity " identity
 
+static char replica_identity(Relation rel);
 static Oid	find_unique_index(Relation rel);
 static void key_of_index(Oid indexoid, SourceKey *key);
 static List *shape_of_type(List *shape, Oid typid, List **watch, int depth);
@@ -82,9 +85,8 @@ source_refusals(Relation rel)
 	switch (form->relkind)
 	{
 		case RELKIND_RELATION:
-			break;
 		case RELKIND_PARTITIONED_TABLE:
-			return refusal_add(NIL, "it is partitioned, which this version does not support yet", NULL);
+			break;
 		case RELKIND_VIEW:
 			return refusal_add(NIL, "it is a view", NULL);
 		case RELKIND_MATVIEW:
@@ -102,11 +104,12 @@ source_refusals(Relation rel)
 
 	if (form->relpersistence == RELPERSISTENCE_TEMP)
 		refusals = refusal_add(refusals, "it is a temporary table", NULL);
+	/* what has no rows itself: its partitions matter */
+	if (form->relkind == RELKIND_PARTITIONED_TABLE)
+		return list_concat(refusals, partition_refusals(rel));
 	if (form->relpersistence == RELPERSISTENCE_UNLOGGED)
 		refusals = refusal_add(refusals, "it is unlogged",
 							   "Its changes are not in the WAL. Use ALTER TABLE ... SET LOGGED.");
-	if (form->relispartition)
-		refusals = refusal_add(refusals, "it is a partition, which this version does not support yet", NULL);
 	if (rel->rd_tableam->scan_set_tidrange == NULL)
 		refusals = refusal_add(refusals, "its access method cannot scan ranges of rows", NULL);
 	if (form->relreplident == REPLICA_IDENTITY_NOTHING)
@@ -153,7 +156,9 @@ void
 source_key(Relation rel, SourceKey *key)
 {
 	memset(key, 0, sizeof(*key));
-	key->full = (rel->rd_rel->relreplident == REPLICA_IDENTITY_FULL);
+	/* of a partitioned table that depends on each partition */
+	key->full = rel->rd_rel->relreplident == REPLICA_IDENTITY_FULL &&
+		rel->rd_rel->relkind != RELKIND_PARTITIONED_TABLE;
 	key_of_index(source_key_index(rel), key);
 }
 
@@ -163,7 +168,7 @@ source_key_index(Relation rel)
 {
 	Oid			primary;
 
-	switch (rel->rd_rel->relreplident)
+	switch (replica_identity(rel))
 	{
 		case REPLICA_IDENTITY_DEFAULT:
 			return compat_primary_key_index(rel);
@@ -175,6 +180,19 @@ source_key_index(Relation rel)
 		default:
 			return InvalidOid;
 	}
+}
+
+/*
+ * Returns the replica identity.  That of a partitioned table says nothing of what its
+ * partitions log; it only chooses the key.
+ */
+static char
+replica_identity(Relation rel)
+{
+	if (rel->rd_rel->relkind == RELKIND_PARTITIONED_TABLE &&
+		rel->rd_rel->relreplident == REPLICA_IDENTITY_NOTHING)
+		return REPLICA_IDENTITY_DEFAULT;
+	return rel->rd_rel->relreplident;
 }
 
 /*
@@ -240,10 +258,8 @@ source_shape(Relation rel, List **watch)
 	StringInfoData buf;
 
 	*watch = NIL;
-	shape = lappend(shape, psprintf("table kind %c persistence %c%s",
-									rel->rd_rel->relkind, rel->rd_rel->relpersistence,
-									rel->rd_rel->relispartition ? " partition" : ""));
-	shape = lappend(shape, psprintf(IDENTITY_LINE("%c"), rel->rd_rel->relreplident));
+	shape = lappend(shape, psprintf(KIND_LINE, rel->rd_rel->relkind, rel->rd_rel->relpersistence));
+	shape = lappend(shape, psprintf(IDENTITY_LINE("%c"), replica_identity(rel)));
 
 	source_key(rel, &key);
 	initStringInfo(&buf);
@@ -340,7 +356,15 @@ source_shape_difference(List *then, List *now, bool history, ShapeChange *change
 {
 	char	   *difference = key_difference(then, now, history, change);
 	ListCell   *lc;
+	ListCell   *lc2;
+	bool		same = (list_length(then) == list_length(now));
 
+	/* asked for every chunk, and a table may have 1600 columns */
+	forboth(lc, then, lc2, now)
+		if (same && strcmp(lfirst(lc), lfirst(lc2)) != 0)
+			same = false;
+	if (same)
+		return NULL;
 	foreach(lc, then)
 	{
 		const char *line = lfirst(lc);
@@ -419,7 +443,9 @@ source_shape_key(List *shape, SourceKey *key)
 	ListCell   *lc;
 
 	memset(key, 0, sizeof(*key));
-	key->full = list_has_string(shape, IDENTITY_LINE("f"));
+	key->full = list_has_string(shape, IDENTITY_LINE("f")) &&
+		!list_has_string(shape, psprintf(KIND_LINE, RELKIND_PARTITIONED_TABLE,
+										 RELPERSISTENCE_PERMANENT));
 	foreach(lc, shape)
 	{
 		char	   *at = lfirst(lc);

@@ -27,7 +27,7 @@
 
 #include "compat.h"
 #include "decode.h"
-#include "pipe.h"
+#include "partitions.h"
 
 /* Records decoded between two looks at everything else. */
 #define RECORDS_PER_ROUND		512
@@ -95,6 +95,8 @@ stream_run(Pipe *pipe)
 		/* what callbacks could not do */
 		if (pipe->failure_pending)
 			pipe_flush_failures(pipe);
+		if (pipe->partitions_pending)
+			partitions_flush(pipe);
 		AcceptInvalidationMessages();
 		if (pipe->catalog_unchecked)
 		{
@@ -345,7 +347,7 @@ decode_some(Pipe *pipe, ResourceOwner owner, MemoryContext mcxt)
 		LogicalDecodingProcessRecord(ctx, ctx->reader);
 		pipe->in_callback = false;
 		pipe->read_lsn = ctx->reader->EndRecPtr;
-		if (InterruptPending || pipe->failure_pending)
+		if (InterruptPending || pipe->failure_pending || pipe->partitions_pending)
 		{
 			n++;
 			break;

@@ -23,7 +23,7 @@
 
 #include "compat.h"
 #include "hints.h"
-#include "pipe.h"
+#include "partitions.h"
 
 typedef struct TableHashEntry
 {
@@ -147,6 +147,7 @@ tables_remove(Pipe *pipe, PipeTable *table)
 
 	if (table->resync != NULL)
 		tables_remove(pipe, table->resync);
+	partitions_forget_routes(pipe);
 	if (table->load_slot >= 0)
 		loads_end(pipe, table);
 	inserts_discard(pipe, table);
@@ -508,6 +509,7 @@ recheck_table(Pipe *pipe, PipeTable *table)
 	Relation	rel;
 	char	   *reason;
 	char	   *hint = NULL;
+	bool		busy = false;
 
 	if (!ConditionalLockRelationOid(table->relid, AccessShareLock))
 		return false;
@@ -520,11 +522,16 @@ recheck_table(Pipe *pipe, PipeTable *table)
 						"the table was dropped");
 		return true;
 	}
-	if (pipe_table_fits(pipe, table, rel) &&
-		(reason = source_read_refusal(table->relid, pipe->info->owner, &hint)) != NULL)
-		pipe_table_fail(pipe, table, 0,
-						hint ? hint : hint_resync(pipe->info->name, table->info->source_name, NULL),
-						"%s", reason);
+	if (pipe_table_fits(pipe, table, rel))
+	{
+		reason = source_read_refusal(table->relid, pipe->info->owner, &hint);
+		if (reason == NULL && table->partitions != NULL)
+			reason = partitions_recheck(pipe, table, rel, &hint, &busy);
+		if (reason != NULL)
+			pipe_table_fail(pipe, table, 0,
+							hint ? hint : hint_resync(pipe->info->name, table->info->source_name, NULL),
+							"%s", reason);
+	}
 	relation_close(rel, AccessShareLock);
-	return true;
+	return !busy;
 }

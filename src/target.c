@@ -91,9 +91,16 @@ target_refusals(Relation rel, const TableOptions *options)
 		rel->rd_rel->relreplident != REPLICA_IDENTITY_NOTHING &&
 		rel->rd_rel->relreplident != REPLICA_IDENTITY_INDEX)
 		refusals = refusal_add(refusals, "it has no key that identifies its rows",
+							   rel->rd_rel->relkind == RELKIND_PARTITIONED_TABLE ?
+							   "Keys of its partitions alone do not identify rows of all of it. Add a primary key to the partitioned table, or mirror its partitions one by one." :
 							   has_deferrable_key(rel) ?
 							   "A deferrable primary key identifies no row. Make it NOT DEFERRABLE, set REPLICA IDENTITY USING INDEX, or choose an append-only target with the table option {\"table_engine\": \"MergeTree\"}." :
 							   "Add a primary key, set REPLICA IDENTITY USING INDEX, or choose an append-only target with the table option {\"table_engine\": \"MergeTree\"}.");
+
+	if (rel->rd_rel->relkind == RELKIND_PARTITIONED_TABLE &&
+		options->table_engine == ENGINE_MERGE_TREE)
+		refusals = refusal_add(refusals, "it is partitioned, and its target would be append-only, which this version does not support yet",
+							   "Mirror its partitions one by one.");
 
 	target_name(relid, options, "", &database, &table);
 	if (escaped_length(table) + (int) strlen(RESYNC_OLD_SUFFIX) > MAX_ESCAPED_NAME)

@@ -46,7 +46,8 @@
 
 #include "compat.h"
 #include "hints.h"
-#include "pipe.h"
+#include "partition_tree.h"
+#include "partitions.h"
 #include "spool.h"
 
 /* A look-up transaction ends after so many rows, or so long. */
@@ -128,12 +129,13 @@ typedef struct LookUp
 	Oid			relid;
 	Relation	rel;			/* NULL: it was dropped */
 	Relation	index;
+	AttrNumber *map;			/* see partition_map; NULL: columns are at the table's places */
+	int			column[INDEX_MAX_KEYS];	/* of the index, by column of the key */
 	Snapshot	snapshot;
 	IndexScanDesc scan;
 	TupleTableSlot *slot;
 	MemoryContext mcxt;			/* lives as long as the scan, which allocates on its way */
 	ScanKeyData keys[INDEX_MAX_KEYS];
-	int			position[INDEX_MAX_KEYS];	/* in keys, of each column of the key */
 } LookUp;
 
 typedef enum OpenResult
@@ -159,8 +161,8 @@ static int	read_rows(Pipe *pipe, PipeTable *table, QueuedRow *rows, int nrows,
 					  OpenResult *result);
 static OpenResult check_table(Pipe *pipe, PipeTable *table);
 static OpenResult open_look_up(Pipe *pipe, PipeTable *table, Oid relid, LookUp *look_up);
+static bool map_columns(PipeTable *table, LookUp *look_up);
 static bool lock_toast(Relation rel);
-static bool match_key(PipeTable *table, LookUp *look_up);
 static void close_look_up(LookUp *look_up);
 static void read_row(Pipe *pipe, PipeTable *table, LookUp *look_up, QueuedRow *rows, int i);
 static void set_keys(PipeTable *table, LookUp *look_up, const char *key);
@@ -708,8 +710,7 @@ open_look_up(Pipe *pipe, PipeTable *table, Oid relid, LookUp *look_up)
 		return OPEN_BUSY;
 	}
 	look_up->index = OidIsValid(indexoid) ? index_open(indexoid, NoLock) : NULL;
-	if (look_up->index == NULL || look_up->index->rd_rel->relam != BTREE_AM_OID ||
-		look_up->index->rd_index->indnkeyatts != key->natts || !match_key(table, look_up))
+	if (!map_columns(table, look_up))
 	{
 		if (look_up->index != NULL)
 			index_close(look_up->index, NoLock);
@@ -724,14 +725,14 @@ open_look_up(Pipe *pipe, PipeTable *table, Oid relid, LookUp *look_up)
 	opclass = (oidvector *) DatumGetPointer(SysCacheGetAttr(INDEXRELID,
 															look_up->index->rd_indextuple,
 															Anum_pg_index_indclass, &isnull));
-	for (int j = 0; j < key->natts; j++)
+	for (int k = 0; k < key->natts; k++)
 	{
-		Oid			type = get_opclass_input_type(opclass->values[j]);
-		Oid			operator = get_opfamily_member(get_opclass_family(opclass->values[j]), type,
+		Oid			type = get_opclass_input_type(opclass->values[k]);
+		Oid			operator = get_opfamily_member(get_opclass_family(opclass->values[k]), type,
 												   type, BTEqualStrategyNumber);
 
-		ScanKeyEntryInitialize(&look_up->keys[j], 0, j + 1, BTEqualStrategyNumber, InvalidOid,
-							   look_up->index->rd_indcollation[j], get_opcode(operator), (Datum) 0);
+		ScanKeyEntryInitialize(&look_up->keys[k], 0, k + 1, BTEqualStrategyNumber, InvalidOid,
+							   look_up->index->rd_indcollation[k], get_opcode(operator), (Datum) 0);
 	}
 
 	/* as in chunk.c: what we send must be as durable as what we read */
@@ -742,6 +743,41 @@ open_look_up(Pipe *pipe, PipeTable *table, Oid relid, LookUp *look_up)
 	look_up->scan = compat_index_beginscan(look_up->rel, look_up->index, look_up->snapshot,
 										   key->natts);
 	return OPEN_DONE;
+}
+
+/*
+ * Finds out where a leaf has the columns of its root, and where the index has
+ * those of the key: another index may have them in another order.  False: the index
+ * cannot look the key up.
+ */
+static bool
+map_columns(PipeTable *table, LookUp *look_up)
+{
+	SourceKey  *key = &table->target->key;
+	Form_pg_index index;
+
+	if (table->partitions != NULL &&
+		!partition_map(table->partitions->desc, RelationGetDescr(look_up->rel), &look_up->map,
+					   look_up->mcxt))
+		return false;
+	if (look_up->index == NULL || look_up->index->rd_rel->relam != BTREE_AM_OID)
+		return false;
+	index = look_up->index->rd_index;
+	if (index->indnkeyatts != key->natts)
+		return false;
+	for (int k = 0; k < key->natts; k++)
+	{
+		AttrNumber	attnum = look_up->map != NULL ? look_up->map[key->attnums[k] - 1] :
+			key->attnums[k];
+
+		look_up->column[k] = -1;
+		for (int j = 0; j < index->indnkeyatts; j++)
+			if (index->indkey.values[j] == attnum)
+				look_up->column[k] = j;
+		if (look_up->column[k] < 0)
+			return false;
+	}
+	return true;
 }
 
 /* Locks the TOAST table of a relation and its indexes; false if somebody has locked them. */
@@ -762,39 +798,6 @@ lock_toast(Relation rel)
 		locked = locked && ConditionalLockRelationOid(lfirst_oid(lc), AccessShareLock);
 	relation_close(toast, NoLock);
 	return locked;
-}
-
-/*
- * Finds out which column of the index each column of the key is: the index may
- * have them in another order than the key that was recorded, and a partition
- * has other numbers for them.  False: it is another key now.
- */
-static bool
-match_key(PipeTable *table, LookUp *look_up)
-{
-	SourceKey  *key = &table->target->key;
-	RowMap	   *rows = &table->target->rows;
-	TupleDesc	desc = RelationGetDescr(look_up->rel);
-
-	for (int k = 0; k < key->natts; k++)
-	{
-		const char *name = "";
-
-		for (int i = 0; i < rows->ncolumns; i++)
-			if (rows->columns[i].attnum == key->attnums[k])
-				name = rows->columns[i].attname;
-		look_up->position[k] = -1;
-		for (int j = 0; j < look_up->index->rd_index->indnkeyatts; j++)
-		{
-			AttrNumber	attnum = look_up->index->rd_index->indkey.values[j];
-
-			if (attnum > 0 && strcmp(NameStr(TupleDescAttr(desc, attnum - 1)->attname), name) == 0)
-				look_up->position[k] = j;
-		}
-		if (look_up->position[k] < 0)
-			return false;
-	}
-	return true;
 }
 
 /* Ends what open_look_up began.  Locks are kept until the end of the transaction. */
@@ -824,7 +827,8 @@ read_row(Pipe *pipe, PipeTable *table, LookUp *look_up, QueuedRow *rows, int i)
 		.version_hi = newest->txn.commit_lsn,
 		.version_lo = newest->record.version_lo,
 		.operation = newest->record.operation,
-		.commit_ts = newest->txn.commit_ts
+		.commit_ts = newest->txn.commit_ts,
+		.xid = newest->txn.xid
 	};
 
 	if (look_up->rel == NULL)
@@ -837,7 +841,7 @@ read_row(Pipe *pipe, PipeTable *table, LookUp *look_up, QueuedRow *rows, int i)
 	if (!found)
 		return;
 	tuple = ExecFetchSlotHeapTuple(look_up->slot, false, &should_free);
-	changes_deform(table, tuple, RelationGetDescr(look_up->rel));
+	changes_deform(table, tuple, RelationGetDescr(look_up->rel), look_up->map);
 	/* equal is not the same: the key may have been changed to another spelling */
 	if (has_key(table, key))
 		(void) changes_append_read(pipe, table, &meta, rows[i].txn.commit_lsn);
@@ -859,7 +863,7 @@ set_keys(PipeTable *table, LookUp *look_up, const char *key)
 		memcpy(&len, key, sizeof(len));
 		key += sizeof(len);
 		if (column->typbyval)
-			memcpy(&look_up->keys[look_up->position[k]].sk_argument, key, sizeof(Datum));
+			memcpy(&look_up->keys[look_up->column[k]].sk_argument, key, sizeof(Datum));
 		else
 		{
 			/* aligned, and with the long header, which all functions take */
@@ -871,7 +875,7 @@ set_keys(PipeTable *table, LookUp *look_up, const char *key)
 				SET_VARSIZE(copy, len + VARHDRSZ);
 				memcpy(VARDATA(copy), key, len);
 			}
-			look_up->keys[look_up->position[k]].sk_argument = PointerGetDatum(copy);
+			look_up->keys[look_up->column[k]].sk_argument = PointerGetDatum(copy);
 		}
 		key += len;
 	}
