@@ -156,9 +156,9 @@ void
 source_key(Relation rel, SourceKey *key)
 {
 	memset(key, 0, sizeof(*key));
-	/* of a partitioned table that depends on each partition */
-	key->full = rel->rd_rel->relreplident == REPLICA_IDENTITY_FULL &&
-		rel->rd_rel->relkind != RELKIND_PARTITIONED_TABLE;
+	/* whether old rows of a partitioned table are whole depends on each partition */
+	key->full = (rel->rd_rel->relreplident == REPLICA_IDENTITY_FULL &&
+				 rel->rd_rel->relkind != RELKIND_PARTITIONED_TABLE);
 	key_of_index(source_key_index(rel), key);
 }
 

@@ -23,11 +23,6 @@ my $rows  = q{INSERT INTO %t SELECT g, 'v' || g, g FROM generate_series(1, 3) g}
 my $row   = q{INSERT INTO %t (id, v) VALUES (10, 'later');};
 
 my @aside = (
-	# TRUNCATE
-	{ name => 'truncate',      act => 'TRUNCATE %t',                                error => qr/truncated/ },
-	{ name => 'truncate_row',  act => "BEGIN; TRUNCATE %t; $row COMMIT",            error => qr/truncated/ },
-	{ name => 'truncate_casc', act => 'TRUNCATE %t CASCADE',                        error => qr/truncated/ },
-
 	# columns, with and without a row that follows
 	{ name => 'add',           act => 'ALTER TABLE %t ADD COLUMN x int',            error => qr/definition changed.*"x"/ },
 	{ name => 'add_row',       act => "ALTER TABLE %t ADD COLUMN x int; $row",      error => qr/definition changed/ },
