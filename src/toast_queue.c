@@ -532,6 +532,9 @@ queue_consume(Pipe *pipe, PipeTable *table, const QueuedRow *rows, int nrows)
 		spool_skip(&queue->spool, next.data - sizeof(RowRecord) - 1);
 	}
 	else
+	{
 		queue->in_order = false;
+		spool_clear(&queue->spool);
+	}
 	account(pipe, queue);
 }
