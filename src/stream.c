@@ -27,7 +27,7 @@
 
 #include "compat.h"
 #include "decode.h"
-#include "pipe.h"
+#include "partitions.h"
 
 /* Records decoded between two looks at everything else. */
 #define RECORDS_PER_ROUND		512
@@ -95,6 +95,8 @@ stream_run(Pipe *pipe)
 		/* what callbacks could not do */
 		if (pipe->failure_pending)
 			pipe_flush_failures(pipe);
+		if (pipe->partitions_pending)
+			partitions_flush(pipe);
 		AcceptInvalidationMessages();
 		if (pipe->catalog_unchecked)
 		{
@@ -165,7 +167,8 @@ coordinate(Pipe *pipe)
 	/* a barrier is short: nothing else begins meanwhile */
 	if (resync_advance(pipe))
 		return false;
-	if (TimestampDifferenceExceeds(pipe->loads_checked, GetCurrentTimestamp(), LOADS_INTERVAL_MS))
+	if (TimestampDifferenceExceeds(pipe->loads_checked, GetCurrentTimestamp(), LOADS_INTERVAL_MS) ||
+		loads_have_news(pipe))
 	{
 		more = setup_advance(pipe);
 		histories_advance(pipe);
@@ -344,7 +347,7 @@ decode_some(Pipe *pipe, ResourceOwner owner, MemoryContext mcxt)
 		LogicalDecodingProcessRecord(ctx, ctx->reader);
 		pipe->in_callback = false;
 		pipe->read_lsn = ctx->reader->EndRecPtr;
-		if (InterruptPending || pipe->failure_pending)
+		if (InterruptPending || pipe->failure_pending || pipe->partitions_pending)
 		{
 			n++;
 			break;
@@ -380,6 +383,8 @@ wait_for_work(Pipe *pipe, TimestampTz last_traffic)
 		ms = Min(ms, HOLD_POLL_MS);
 	if (pipe->schemas_unchecked)
 		ms = Min(ms, POLL_IDLE_MS);
+	if (pipe->orders_pending)
+		ms = Min(ms, RETRY_READ_MS);
 	ms = Min(ms, toast_next_try(pipe));
 
 	/* an idle pipe needs no buffers */

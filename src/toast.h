@@ -19,6 +19,9 @@
 
 #define MAX_QUEUED_ROWS	1000	/* that are read in one transaction */
 
+/* Must the target get each change as it was, and in its place? */
+#define TOAST_IN_ORDER(table) ((table)->target->rows.history)
+
 /* What rows of one transaction have in common. */
 typedef struct QueueTxn
 {

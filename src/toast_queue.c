@@ -59,7 +59,7 @@ create_queue(PipeTable *table)
 		for (int i = 0; i < rows->ncolumns; i++)
 			if (rows->columns[i].attnum == key->attnums[k])
 				describe_column(&queue->key[k], &rows->columns[i]);
-	if (pipe_table_is_history(table))
+	if (TOAST_IN_ORDER(table))
 	{
 		queue->columns = MemoryContextAlloc(table->mcxt, sizeof(QueueColumn) * rows->ncolumns);
 		for (int i = 0; i < rows->ncolumns; i++)
@@ -130,7 +130,7 @@ toast_defer_row(Pipe *pipe, PipeTable *table, Oid relid, const RowMeta *meta,
 		uint32		len = NULL_LEN;
 		char	   *data = NULL;
 
-		if (!isnull[column->att] && (!key_only || rows->is_key[i]))
+		if (!isnull[column->att] && (!key_only || rows->is_place[i]))
 		{
 			if (column->typlen == -1)
 			{

@@ -41,6 +41,8 @@
 
 #include "compat.h"
 #include "hints.h"
+#include "partition_tree.h"
+#include "partitions.h"
 #include "toast.h"
 
 /* A transaction ends after so long. */
@@ -53,6 +55,8 @@ typedef struct LookUp
 	Oid			relid;
 	Relation	rel;			/* NULL: it was dropped */
 	Relation	index;
+	AttrNumber *map;			/* see partition_map; NULL: columns are at the table's places */
+	int			column[INDEX_MAX_KEYS];	/* of the index, by column of the key */
 	Snapshot	snapshot;
 	IndexScanDesc scan;
 	TupleTableSlot *slot;
@@ -64,13 +68,13 @@ static int	read_rows(Pipe *pipe, PipeTable *table, QueuedRow *rows, int nrows,
 					  ReadRowsResult *result);
 static ReadRowsResult check_table(Pipe *pipe, PipeTable *table);
 static ReadRowsResult open_look_up(Pipe *pipe, PipeTable *table, Oid relid, LookUp *look_up);
+static bool map_columns(PipeTable *table, LookUp *look_up);
 static bool lock_toast(Relation rel);
-static Oid	key_index(Relation rel);
 static void close_look_up(LookUp *look_up);
 static HeapTuple look_up_row(PipeTable *table, LookUp *look_up, const char *key,
 							 bool *should_free);
 static void read_row(Pipe *pipe, PipeTable *table, LookUp *look_up, QueuedRow *rows, int i);
-static void read_history_row(Pipe *pipe, PipeTable *table, LookUp *look_up, QueuedRow *row);
+static void read_whole_row(Pipe *pipe, PipeTable *table, LookUp *look_up, QueuedRow *row);
 static bool lacks_values(PipeTable *table);
 static bool find_values(Pipe *pipe, PipeTable *table, LookUp *look_up);
 static bool fetch_value(PipeTable *table, LookUp *look_up, int att);
@@ -107,7 +111,7 @@ toast_read_rows(Pipe *pipe, PipeTable *table, QueuedRow *rows, int nrows,
 				PG_RE_THROW();
 		}
 		/* rows that were appended are appended once more, which a history cannot take */
-		if (busy && pipe_table_is_history(table))
+		if (busy && TOAST_IN_ORDER(table))
 			PG_RE_THROW();
 		FlushErrorState();
 		AbortCurrentTransaction();
@@ -135,7 +139,7 @@ static int
 read_rows(Pipe *pipe, PipeTable *table, QueuedRow *rows, int nrows, ReadRowsResult *result)
 {
 	TimestampTz begin = GetCurrentTimestamp();
-	bool		history = pipe_table_is_history(table);
+	bool		in_order = TOAST_IN_ORDER(table);
 	LookUp		open[MAX_OPEN];
 	int			nopen = 0;
 	int			done;
@@ -166,15 +170,15 @@ read_rows(Pipe *pipe, PipeTable *table, QueuedRow *rows, int nrows, ReadRowsResu
 				break;
 			look_up = &open[nopen++];
 		}
-		if (history)
-			read_history_row(pipe, table, look_up, &rows[done]);
+		if (in_order)
+			read_whole_row(pipe, table, look_up, &rows[done]);
 		else
 			read_row(pipe, table, look_up, rows, done);
 		MemoryContextReset(pipe->row_mcxt);
 		if (table->failure.failed)
 			break;
 		CHECK_FOR_INTERRUPTS();
-		if (history && done + 1 < nrows && queue_same_record(&rows[done], &rows[done + 1]))
+		if (in_order && done + 1 < nrows && queue_same_record(&rows[done], &rows[done + 1]))
 			continue;			/* a block must not end here */
 		if ((table->block != NULL && block_is_full(pipe, table)) ||
 			TimestampDifferenceExceeds(begin, GetCurrentTimestamp(), MAX_READ_MS))
@@ -204,7 +208,7 @@ check_table(Pipe *pipe, PipeTable *table)
 	rel = try_relation_open(table->relid, NoLock);
 	if (rel == NULL)
 		return ROWS_DIFFERENT;
-	if (source_shape_difference(table->shape, source_shape(rel, &watch)) != NULL ||
+	if (source_shape_difference(table->shape, source_shape(rel, &watch), false, NULL) != NULL ||
 		source_read_refusal(table->relid, pipe->info->owner, &hint) != NULL)
 		result = ROWS_DIFFERENT;
 	relation_close(rel, NoLock);
@@ -231,7 +235,7 @@ open_look_up(Pipe *pipe, PipeTable *table, Oid relid, LookUp *look_up)
 	look_up->rel = try_relation_open(relid, NoLock);
 	if (look_up->rel == NULL)
 		return ROWS_READ;		/* and its rows are gone with it */
-	indexoid = key_index(look_up->rel);
+	indexoid = source_key_index(look_up->rel);
 	if (!lock_toast(look_up->rel) ||
 		(OidIsValid(indexoid) && !ConditionalLockRelationOid(indexoid, AccessShareLock)))
 	{
@@ -239,8 +243,7 @@ open_look_up(Pipe *pipe, PipeTable *table, Oid relid, LookUp *look_up)
 		return ROWS_BUSY;
 	}
 	look_up->index = OidIsValid(indexoid) ? index_open(indexoid, NoLock) : NULL;
-	if (look_up->index == NULL || look_up->index->rd_rel->relam != BTREE_AM_OID ||
-		look_up->index->rd_index->indnkeyatts != key->natts)
+	if (!map_columns(table, look_up))
 	{
 		if (look_up->index != NULL)
 			index_close(look_up->index, NoLock);
@@ -255,14 +258,14 @@ open_look_up(Pipe *pipe, PipeTable *table, Oid relid, LookUp *look_up)
 	opclass = (oidvector *) DatumGetPointer(SysCacheGetAttr(INDEXRELID,
 															look_up->index->rd_indextuple,
 															Anum_pg_index_indclass, &isnull));
-	for (int k = 0; k < key->natts; k++)
+	for (int j = 0; j < key->natts; j++)
 	{
-		Oid			type = get_opclass_input_type(opclass->values[k]);
-		Oid			operator = get_opfamily_member(get_opclass_family(opclass->values[k]), type,
+		Oid			type = get_opclass_input_type(opclass->values[j]);
+		Oid			operator = get_opfamily_member(get_opclass_family(opclass->values[j]), type,
 												   type, BTEqualStrategyNumber);
 
-		ScanKeyEntryInitialize(&look_up->keys[k], 0, k + 1, BTEqualStrategyNumber, InvalidOid,
-							   look_up->index->rd_indcollation[k], get_opcode(operator), (Datum) 0);
+		ScanKeyEntryInitialize(&look_up->keys[j], 0, j + 1, BTEqualStrategyNumber, InvalidOid,
+							   look_up->index->rd_indcollation[j], get_opcode(operator), (Datum) 0);
 	}
 
 	/* as in chunk.c: what we send must be as durable as what we read */
@@ -272,6 +275,41 @@ open_look_up(Pipe *pipe, PipeTable *table, Oid relid, LookUp *look_up)
 	look_up->scan = compat_index_beginscan(look_up->rel, look_up->index, look_up->snapshot,
 										   key->natts);
 	return ROWS_READ;
+}
+
+/*
+ * Finds out where a leaf has the columns of its root, and where the index has
+ * those of the key: another index may have them in another order.  False: the index
+ * cannot look the key up.
+ */
+static bool
+map_columns(PipeTable *table, LookUp *look_up)
+{
+	SourceKey  *key = &table->target->key;
+	Form_pg_index index;
+
+	if (table->partitions != NULL &&
+		!partition_map(table->partitions->desc, RelationGetDescr(look_up->rel), &look_up->map,
+					   look_up->mcxt))
+		return false;
+	if (look_up->index == NULL || look_up->index->rd_rel->relam != BTREE_AM_OID)
+		return false;
+	index = look_up->index->rd_index;
+	if (index->indnkeyatts != key->natts)
+		return false;
+	for (int k = 0; k < key->natts; k++)
+	{
+		AttrNumber	attnum = look_up->map != NULL ? look_up->map[key->attnums[k] - 1] :
+			key->attnums[k];
+
+		look_up->column[k] = -1;
+		for (int j = 0; j < index->indnkeyatts; j++)
+			if (index->indkey.values[j] == attnum)
+				look_up->column[k] = j;
+		if (look_up->column[k] < 0)
+			return false;
+	}
+	return true;
 }
 
 /* Locks the TOAST table of a relation and its indexes; false if somebody has locked them. */
@@ -292,15 +330,6 @@ lock_toast(Relation rel)
 		locked = locked && ConditionalLockRelationOid(lfirst_oid(lc), AccessShareLock);
 	relation_close(toast, NoLock);
 	return locked;
-}
-
-/* Returns the index of the columns that identify a row in the WAL; see source_key. */
-static Oid
-key_index(Relation rel)
-{
-	if (rel->rd_rel->relreplident == REPLICA_IDENTITY_INDEX)
-		return RelationGetReplicaIndex(rel);
-	return compat_primary_key_index(rel);
 }
 
 /* Ends what open_look_up began.  Locks are kept until the end of the transaction. */
@@ -332,7 +361,7 @@ look_up_row(PipeTable *table, LookUp *look_up, const char *key, bool *should_fre
 		return NULL;
 	queue_get_key(table, key, values);
 	for (int k = 0; k < nkeys; k++)
-		look_up->keys[k].sk_argument = values[k];
+		look_up->keys[look_up->column[k]].sk_argument = values[k];
 	old = MemoryContextSwitchTo(look_up->mcxt);
 	index_rescan(look_up->scan, look_up->keys, nkeys, NULL, 0);
 	found = index_getnext_slot(look_up->scan, ForwardScanDirection, look_up->slot);
@@ -352,13 +381,14 @@ read_row(Pipe *pipe, PipeTable *table, LookUp *look_up, QueuedRow *rows, int i)
 		.version_hi = newest->txn.commit_lsn,
 		.version_lo = newest->record.version_lo,
 		.operation = newest->record.operation,
-		.commit_ts = newest->txn.commit_ts
+		.commit_ts = newest->txn.commit_ts,
+		.xid = newest->txn.xid
 	};
 
 	tuple = look_up_row(table, look_up, key, &should_free);
 	if (tuple == NULL)
 		return;
-	changes_deform(table, tuple, RelationGetDescr(look_up->rel), false);
+	changes_deform(table, tuple, RelationGetDescr(look_up->rel), look_up->map, false);
 	/* equal is not the same: the key may have been changed to another spelling */
 	if (queue_key_is(table, key))
 		(void) changes_append_read(pipe, table, &meta, false, rows[i].txn.commit_lsn);
@@ -369,14 +399,15 @@ read_row(Pipe *pipe, PipeTable *table, LookUp *look_up, QueuedRow *rows, int i)
 
 /* Appends a row of a history, with the values that it lacks.  In row_mcxt. */
 static void
-read_history_row(Pipe *pipe, PipeTable *table, LookUp *look_up, QueuedRow *row)
+read_whole_row(Pipe *pipe, PipeTable *table, LookUp *look_up, QueuedRow *row)
 {
 	RowMeta		meta = {
 		.version_hi = row->txn.commit_lsn,
 		.version_lo = row->record.version_lo,
 		.is_deleted = row->record.is_deleted,
 		.operation = row->record.operation,
-		.commit_ts = row->txn.commit_ts
+		.commit_ts = row->txn.commit_ts,
+		.xid = row->txn.xid
 	};
 
 	queue_get_values(table, queue_row_data(table, row));
@@ -417,7 +448,7 @@ find_values(Pipe *pipe, PipeTable *table, LookUp *look_up)
 	queue_put_key(table, &key);
 	tuple = look_up_row(table, look_up, key.data, &should_free);
 	if (tuple != NULL)
-		changes_deform(table, tuple, RelationGetDescr(look_up->rel), true);
+		changes_deform(table, tuple, RelationGetDescr(look_up->rel), look_up->map, true);
 	for (int i = 0; i < table->target->rows.ncolumns; i++)
 	{
 		QueueColumn *column = &table->toast->columns[i];
