@@ -353,14 +353,18 @@ extern void changes_truncate(Pipe *pipe, ReorderBufferTXN *txn, int nrels, Relat
 							 ReorderBufferChange *change);
 extern void changes_commit(Pipe *pipe, ReorderBufferTXN *txn);
 extern void changes_deform(PipeTable *table, HeapTuple tuple, TupleDesc desc,
-						   const AttrNumber *map);
-extern bool changes_append_read(Pipe *pipe, PipeTable *table, RowMeta *meta,
+						   const AttrNumber *map, bool old);
+extern bool changes_append_read(Pipe *pipe, PipeTable *table, RowMeta *meta, bool key_only,
 								XLogRecPtr first_lsn);
 
-/* toast.c */
+/* toast.c, toast_queue.c */
 typedef struct ToastQueue ToastQueue;
 
 extern void toast_defer(Pipe *pipe, PipeTable *table, Oid relid, const RowMeta *meta);
+extern void toast_keep_order(PipeTable *table);
+extern bool toast_in_order(const PipeTable *table);
+extern void toast_defer_row(Pipe *pipe, PipeTable *table, Oid relid, const RowMeta *meta,
+							const Datum *values, const bool *isnull, bool key_only);
 extern bool toast_resolve(Pipe *pipe, bool more_wal);
 extern bool toast_pending(const PipeTable *table);
 extern XLogRecPtr toast_first_lsn(const PipeTable *table);
