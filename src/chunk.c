@@ -140,6 +140,9 @@ load_chunk(SnapshotJob *job, const LoadRange *chunk, int64 *rows)
 		if (job->block->nrows > 0)
 			snapshot_insert(job, false);
 	} while (result != READ_DONE);
+	/* nothing was read, so there is nothing to tell */
+	if (XLogRecPtrIsInvalid(seen_lsn))
+		return true;
 
 	worker_begin();
 	if (OidIsValid(chunk->leaf))

@@ -110,6 +110,7 @@ sub quote { my $s = shift; $s =~ s/'/''/g; return "'$s'"; }
 # options	table options in the pipe, JSON members
 # weight	how often it is chosen
 # keyless	rows have no key
+# rows		at the begin, 4000
 # ints		the key is one integer, so that all keys can be shifted
 # without	operations that cannot be done with it
 my @tables = (
@@ -163,7 +164,7 @@ my @tables = (
 			ALTER TABLE w_toast ALTER big SET STORAGE EXTERNAL, ALTER big2 SET STORAGE EXTERNAL},
 		key    => sub { [ id => $_[0] ] },
 		extra  => sub { [ big => large($_[0]) ], [ big2 => 'convert_to(' . large($_[0]) . q{, 'UTF8')} ] },
-		weight => 3, ints => 1, feature => 'toast',
+		weight => 3, ints => 1, feature => 'toast', rows => 300,
 	},
 	{
 		# two levels, a leaf of another column order
@@ -195,16 +196,15 @@ sub actor_tables { return map { $_->{name} } @in_use; }
 # Make the tables that need no feature but these, and fill them.
 #
 #	features	[names]
-#	rows		5000 in each
 sub create_tables
 {
 	my ($node, %opt) = @_;
 	my %feature = map { $_ => 1 } @{ $opt{features} // [] };
-	my $rows = $opt{rows} // 5000;
 	@in_use = grep { !$_->{feature} || $feature{ $_->{feature} } } @tables;
 	for my $t (@in_use)
 	{
 		my $r = random_numbers(1, 1);
+		my $rows = $t->{rows} // 4000;
 		$node->safe_psql('postgres', $t->{create});
 		for (my $i = 1; $i <= $rows; $i += 500)
 		{
@@ -420,13 +420,16 @@ my %operation = (
 	change => sub {
 		my ($a, $r) = @_;
 		my ($what, $sql) = one_change(some_table($r), $r);
-		$sql = "BEGIN; SET LOCAL synchronous_commit = off;\n${sql}COMMIT;\n" if $r->chance(15);
-		return ($what, $sql);
+		# those that are on wait for a standby, if one is missing
+		my $commit = $r->chance(25) ? $r->one_of('off', 'on') : undef;
+		$sql = "BEGIN; SET LOCAL synchronous_commit = $commit;\n${sql}COMMIT;\n" if $commit;
+		return ($what . ($commit ? ", synchronous_commit $commit" : ''), $sql);
 	},
 	transaction => sub {
 		my ($a, $r) = @_;
 		my ($what, $sql) = changes($r, 0);
 		my $end = $r->chance(85) ? 'COMMIT' : 'ROLLBACK';
+		$sql = "SET LOCAL synchronous_commit = on;\n$sql" if $r->chance(10);
 		return ("transaction $end: $what", "BEGIN;\n$sql$end;\n");
 	},
 	swap => sub {
@@ -498,7 +501,9 @@ my %operation = (
 	'new partition' => sub {
 		my ($a, $r) = @_;
 		my $x = "x$a->{number}";
-		my $how = $r->int(1, 3);
+		my $how = $r->int(1, 4);
+		# its rows are deleted, so that it does not matter what becomes of those of a partition that goes
+		return ("w_part detach leaf $x", "BEGIN;\nDELETE FROM w_part_$x;\nALTER TABLE w_part DETACH PARTITION w_part_$x;\nDROP TABLE w_part_$x;\nCOMMIT;\n") if $how == 4;
 		my @some = map { "($_, '$x', $_, 'part')" } hots($r, 6);
 		# a leaf that is made with the table, one that is attached with rows, and one without
 		return ("w_part new leaf $x", "CREATE TABLE w_part_$x PARTITION OF w_part FOR VALUES IN ('$x');\nINSERT INTO w_part VALUES " . join(', ', @some) . " ON CONFLICT DO NOTHING;\n") if $how == 1;

@@ -169,6 +169,16 @@ sub crash
 		same_all("history: $do and another worker");
 	}
 
+	# It runs in ClickHouse itself, which does not notice that the worker has gone
+	$ch->query('CREATE MATERIALIZED VIEW analytics.slow ENGINE = Null AS SELECT sleep(2) AS s FROM analytics.public_hist');
+	sql(q{INSERT INTO hist SELECT g, 'slow' FROM generate_series(1, 5) g});
+	ok(wait_until(sub { $ch->query(q{SELECT count() FROM system.processes WHERE query LIKE 'INSERT INTO `analytics`.`public_hist`%'}) eq '1' }),
+		'history: an insert runs in ClickHouse');
+	kill_worker('KILL');
+	$ch->query('DROP VIEW analytics.slow SYNC');
+	sql(q{INSERT INTO hist SELECT g, 'after the slow one' FROM generate_series(1, 5) g});
+	same_all('history: an insert that outlives its worker');
+
 	# A table is removed and added again while its insert is under way
 	$relay->rule('held', match => stream_of('other'), do => 'hold_after');
 	sql(q{INSERT INTO other (v) VALUES ('held')});

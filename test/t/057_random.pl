@@ -30,11 +30,11 @@ my $seconds = $ENV{CLICKPIPE_TEST_SECONDS} // 7;
 my $nactors = $ENV{CLICKPIPE_TEST_ACTORS} // 3;
 diag("CLICKPIPE_TEST_SEED=$seed");
 
-my @features = qw(truncate);
+my @features = qw(truncate toast);
 
 my $ch    = start_clickhouse();
 my $relay = start_relay($ch);
-my $node  = new_node('pg', max_prepared_transactions => 20,
+my $node  = new_node('pg', max_prepared_transactions => 20, synchronous_commit => 'local',
 	log_min_error_statement => 'panic', log_statement => 'none');
 setup_server($node, $ch, 'analytics', host => '127.0.0.1', port => $relay->port);
 my @tables = create_tables($node, features => \@features);
@@ -143,6 +143,18 @@ my %event = (
 		$relay->rule('held', match => $random->one_of('INSERT INTO', '-load'), do => $random->one_of('hold_after', 'hold_before'), times => $random->int(1, 2));
 		go_on(60);
 		$relay->release('held'); } ],
+	'a standby is missing' => [ 3, sub {
+		sql(q{ALTER SYSTEM SET synchronous_standby_names = 'nobody'});
+		$node->reload;
+		my $waiting = q{SELECT count(*) > 0 FROM pg_stat_activity WHERE wait_event = 'SyncRep'};
+		wait_until(sub { return sql($waiting) eq 't'; }, 10);
+		# all of them may wait
+		wait_ops($actors, $random->int(0, 30), 2);
+		my $t = $random->one_of(@tables);
+		verb($random->one_of("SELECT clickpipe_resync('p', '{$t}')", q{SELECT clickpipe_resume('p')})) if $random->chance(50);
+		wait_ops($actors, $random->int(0, 30), 1);
+		sql(q{ALTER SYSTEM RESET synchronous_standby_names});
+		$node->reload; } ],
 	'other options' => [ 2, sub {
 		verb("SELECT clickpipe_alter('p', '" . $random->one_of(
 				'{"pull_batch_size": 20}', '{"pull_batch_size": 200}', '{"pull_batch_size": 100000}', '{"sync_interval_seconds": 0.5}',
