@@ -30,7 +30,7 @@ my $seconds = $ENV{CLICKPIPE_TEST_SECONDS} // 7;
 my $nactors = $ENV{CLICKPIPE_TEST_ACTORS} // 3;
 diag("CLICKPIPE_TEST_SEED=$seed");
 
-my @features = qw(truncate toast);
+my @features = qw(truncate toast partitions attach);
 
 my $ch    = start_clickhouse();
 my $relay = start_relay($ch);
