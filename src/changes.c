@@ -360,8 +360,17 @@ changes_truncate(Pipe *pipe, ReorderBufferTXN *txn, int nrels, Relation *rels,
 		Route	   *route = pipe->last_route;
 
 		for (; table != NULL; table = table->resync)
-			if (changes_takes(pipe, table) && !target_has_change(pipe, table, change))
+		{
+			if (!changes_takes(pipe, table) || target_has_change(pipe, table, change))
+				continue;
+			if (table->target->engine != ENGINE_NULL)
 				tables = list_append_unique_ptr(tables, table);
+			else
+				pipe_table_fail(pipe, table, 0,
+								hint_resync(pipe->info->name, table->info->source_name,
+											"A target with the engine Null cannot tell its materialized views: empty the tables that they fill (or have TRUNCATE ignored with the pipe option \"truncate\")"),
+								"the table was truncated");
+		}
 		for (int t = 0; route != NULL && t < route->ntargets; t++)
 			for (table = route->targets[t].table; table != NULL; table = table->resync)
 				if (changes_takes(pipe, table) && !list_member_ptr(tables, table) &&
@@ -435,6 +444,8 @@ shape_fits(Pipe *pipe, PipeTable *table, Relation rel)
 		return false;
 	/* whole old rows are logged from here on, or not any more */
 	table->target->key.full = (rel->rd_rel->relreplident == REPLICA_IDENTITY_FULL);
+	if (root == NULL)
+		table->whole_old = table->target->key.full;
 	table->unchecked = false;
 	return true;
 }
@@ -520,7 +531,7 @@ fill_unchanged_toast(Pipe *pipe, PipeTable *table, TupleDesc desc, bool have_old
 			table->values[att] = table->old_values[att];
 			continue;
 		}
-		if (table->target->engine == ENGINE_REPLACING_MERGE_TREE && !rows->is_key[i])
+		if (table->target->engine == ENGINE_REPLACING_MERGE_TREE && !rows->is_place[i])
 		{
 			*missing = true;
 			continue;

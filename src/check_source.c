@@ -23,6 +23,7 @@
 
 #include "check.h"
 #include "compat.h"
+#include "partition_tree.h"
 #include "target.h"
 #include "verbs.h"
 
@@ -217,6 +218,10 @@ check_table(Check *check, void *arg)
 		show_key(check, table, rel);
 		if (rel->rd_rel->relkind == RELKIND_RELATION && rel->rd_rel->relhassubclass)
 			show_children(check, table);
+		if (rel->rd_rel->relkind == RELKIND_PARTITIONED_TABLE)
+			check_add(check, FINDING_INFO, 0, table->name, NULL,
+					  "it is partitioned: the rows of its %d partitions go to the one target",
+					  list_length(partition_leaves(table->relid, NULL, NULL, NULL)));
 	}
 	relation_close(rel, AccessShareLock);
 }

@@ -155,26 +155,30 @@ void
 source_key(Relation rel, SourceKey *key)
 {
 	memset(key, 0, sizeof(*key));
+	/* whether old rows of a partitioned table are whole depends on each partition */
+	key->full = (rel->rd_rel->relreplident == REPLICA_IDENTITY_FULL &&
+				 rel->rd_rel->relkind != RELKIND_PARTITIONED_TABLE);
+	key_of_index(source_key_index(rel), key);
+}
+
+/* See source.h. */
+Oid
+source_key_index(Relation rel)
+{
+	Oid			primary;
+
 	switch (replica_identity(rel))
 	{
 		case REPLICA_IDENTITY_DEFAULT:
-			key_of_index(compat_primary_key_index(rel), key);
-			break;
+			return compat_primary_key_index(rel);
 		case REPLICA_IDENTITY_INDEX:
-			key_of_index(RelationGetReplicaIndex(rel), key);
-			break;
+			return RelationGetReplicaIndex(rel);
 		case REPLICA_IDENTITY_FULL:
-			key->full = true;
-			key_of_index(compat_primary_key_index(rel), key);
-			if (key->natts == 0)
-				key_of_index(find_unique_index(rel), key);
-			break;
+			primary = compat_primary_key_index(rel);
+			return OidIsValid(primary) ? primary : find_unique_index(rel);
 		default:
-			break;
+			return InvalidOid;
 	}
-	/* whether old rows are whole depends on each partition */
-	if (rel->rd_rel->relkind == RELKIND_PARTITIONED_TABLE)
-		key->full = false;
 }
 
 /*

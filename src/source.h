@@ -49,6 +49,9 @@ extern char *source_read_refusal(Oid relid, Oid role, char **hint);
 /* Finds the key.  Works under historic snapshots. */
 extern void source_key(Relation rel, SourceKey *key);
 
+/* The index that the key is of; InvalidOid if there is no key. */
+extern Oid source_key_index(Relation rel);
+
 /*
  * Describes the table in lines of text (char *), such that a change of any line is a change
  * that rows or the target would show.  Works under historic snapshots.

@@ -163,7 +163,6 @@ static OpenResult check_table(Pipe *pipe, PipeTable *table);
 static OpenResult open_look_up(Pipe *pipe, PipeTable *table, Oid relid, LookUp *look_up);
 static bool map_columns(PipeTable *table, LookUp *look_up);
 static bool lock_toast(Relation rel);
-static Oid	key_index(Relation rel);
 static void close_look_up(LookUp *look_up);
 static void read_row(Pipe *pipe, PipeTable *table, LookUp *look_up, QueuedRow *rows, int i);
 static void set_keys(PipeTable *table, LookUp *look_up, const char *key);
@@ -703,7 +702,7 @@ open_look_up(Pipe *pipe, PipeTable *table, Oid relid, LookUp *look_up)
 	look_up->rel = try_relation_open(relid, NoLock);
 	if (look_up->rel == NULL)
 		return OPEN_DONE;		/* and its rows are gone with it */
-	indexoid = key_index(look_up->rel);
+	indexoid = source_key_index(look_up->rel);
 	if (!lock_toast(look_up->rel) ||
 		(OidIsValid(indexoid) && !ConditionalLockRelationOid(indexoid, AccessShareLock)))
 	{
@@ -726,14 +725,14 @@ open_look_up(Pipe *pipe, PipeTable *table, Oid relid, LookUp *look_up)
 	opclass = (oidvector *) DatumGetPointer(SysCacheGetAttr(INDEXRELID,
 															look_up->index->rd_indextuple,
 															Anum_pg_index_indclass, &isnull));
-	for (int k = 0; k < key->natts; k++)
+	for (int j = 0; j < key->natts; j++)
 	{
-		Oid			type = get_opclass_input_type(opclass->values[k]);
-		Oid			operator = get_opfamily_member(get_opclass_family(opclass->values[k]), type,
+		Oid			type = get_opclass_input_type(opclass->values[j]);
+		Oid			operator = get_opfamily_member(get_opclass_family(opclass->values[j]), type,
 												   type, BTEqualStrategyNumber);
 
-		ScanKeyEntryInitialize(&look_up->keys[k], 0, k + 1, BTEqualStrategyNumber, InvalidOid,
-							   look_up->index->rd_indcollation[k], get_opcode(operator), (Datum) 0);
+		ScanKeyEntryInitialize(&look_up->keys[j], 0, j + 1, BTEqualStrategyNumber, InvalidOid,
+							   look_up->index->rd_indcollation[j], get_opcode(operator), (Datum) 0);
 	}
 
 	/* as in chunk.c: what we send must be as durable as what we read */
@@ -799,15 +798,6 @@ lock_toast(Relation rel)
 		locked = locked && ConditionalLockRelationOid(lfirst_oid(lc), AccessShareLock);
 	relation_close(toast, NoLock);
 	return locked;
-}
-
-/* Returns the index of the columns that identify a row in the WAL; see source_key. */
-static Oid
-key_index(Relation rel)
-{
-	if (rel->rd_rel->relreplident == REPLICA_IDENTITY_INDEX)
-		return RelationGetReplicaIndex(rel);
-	return compat_primary_key_index(rel);
 }
 
 /* Ends what open_look_up began.  Locks are kept until the end of the transaction. */

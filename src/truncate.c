@@ -243,6 +243,12 @@ advance(Pipe *pipe, Truncation *t, int *running, List **strays)
 			*strays = lappend(*strays, table);
 		return;
 	}
+	if (table->target->engine == ENGINE_NULL)
+	{
+		t->done = true;
+		pipe_log(pipe, LOG, table, 0, NULL, "was truncated; its target keeps no rows");
+		return;
+	}
 	if (t->sql != NULL)
 		pfree(t->sql);
 	t->sql = MemoryContextStrdup(t->mcxt, target_truncate_sql(table->target->ch_database,

@@ -191,6 +191,13 @@ wait_for_table_state($node, 'n', 'taken', 'Failed');
 like(join('|', table_status($node, 'n', 'taken', 'last_error, last_error_hint')), qr/^its key is \(u\) now, not \(id\)\|.*clickpipe_resync/, 'another key: set aside');
 sql(q{SELECT clickpipe_resync('n', '{taken}')});
 wait_caught_up($node, 'n');
+# nobody tells the views of a TRUNCATE
+sql(q{TRUNCATE fed});
+wait_for_table_state($node, 'n', 'fed', 'Failed');
+like(join('|', table_status($node, 'n', 'fed', 'last_error, last_error_hint')), qr/^the table was truncated\|.*empty the tables that they fill.*clickpipe_resync/, 'TRUNCATE: set aside');
+$ch->query('TRUNCATE TABLE analytics.fed_rows');
+sql(q{INSERT INTO fed SELECT g, 'new', g FROM generate_series(1, 20) g; SELECT clickpipe_resync('n', '{fed}')});
+fed_ok('repaired after TRUNCATE');
 is(sql(q{SELECT clickpipe_drop('n', true)}), '', 'the pipe is dropped');
 ok(wait_until(sub { $ch->query(q{SELECT count() FROM system.tables WHERE name IN ('public_fed', 'public_taken', 'public_fed_full')}) eq '0' }), 'and its targets');
 

@@ -18,7 +18,7 @@ use Time::HiRes qw(time);
 my $size = $ENV{CLICKPIPE_TEST_VALUE_MB} // 80;
 my $ch   = start_clickhouse();
 my $node = new_node('pg', autovacuum => 'off', fsync => 'off', full_page_writes => 'off', max_wal_size => '8GB',
-	shared_buffers => '32MB', logical_decoding_work_mem => '1MB');
+	shared_buffers => '32MB', 'clickpipe.decoding_work_mem' => '1MB');
 my $relay = start_relay($ch);
 setup_server($node, $ch, 'analytics', port => $relay->port);
 

@@ -12,7 +12,7 @@ use ClickpipeTraffic;
 use Test::More;
 
 my $ch   = start_clickhouse();
-my $node = new_node('pg', autovacuum => 'off', fsync => 'off', logical_decoding_work_mem => '64kB');
+my $node = new_node('pg', autovacuum => 'off', fsync => 'off', 'clickpipe.decoding_work_mem' => '64kB');
 setup_server($node, $ch, 'analytics');
 
 sub sql { return $node->safe_psql('postgres', $_[0]); }
@@ -191,21 +191,23 @@ sql(q{
 		END IF;
 		RETURN k;
 	END $$;
-	CREATE TABLE spec (id serial PRIMARY KEY, k text, v text);
+	CREATE TABLE spec (id int PRIMARY KEY, k text, v text);
 	CREATE UNIQUE INDEX spec_k ON spec (step(k));
 	SELECT clickpipe_add_table('p', 'spec')});
 wait_for_state($node, 'p', 'Running');
+my $ten = 0;
 for my $case ([ 'DO NOTHING', 'DO NOTHING' ], [ 'DO UPDATE', q{DO UPDATE SET v = spec.v || ' and ' || excluded.v} ],
 	[ 'a large value', q{DO UPDATE SET v = 'large and ' || excluded.id} ])
 {
 	my ($name, $action) = @$case;
+	$ten += 10;
 	my $value = $name eq 'a large value' ? q{(SELECT string_agg(md5(me || ' ' || i), '') FROM generate_series(1, 1000) i)} : q{'of ' || me};
 	my ($control, @s) = map { $node->background_psql('postgres') } 0 .. 2;
 	$control->query_safe('SELECT pg_advisory_lock(s, n) FROM generate_series(1, 2) s, generate_series(1, 2) n');
 	for my $me (1, 2)
 	{
 		$s[ $me - 1 ]->query_safe("SET test.me = $me; SET test.n = 0");
-		$s[ $me - 1 ]->query_until(qr/begun/, "\\echo begun\nBEGIN; INSERT INTO spec (k, v) SELECT '$name', $value FROM (SELECT $me AS me) x ON CONFLICT (step(k)) $action; COMMIT;\n");
+		$s[ $me - 1 ]->query_until(qr/begun/, "\\echo begun\nBEGIN; INSERT INTO spec SELECT $ten + me, '$name', $value FROM (SELECT $me AS me) x ON CONFLICT (step(k)) $action; COMMIT;\n");
 	}
 	my $waiting = sub {
 		wait_for_sql($node, q{SELECT coalesce(string_agg(classid || '/' || objid, ' ' ORDER BY classid), '') FROM pg_locks WHERE locktype = 'advisory' AND NOT granted}, $_[0]);
@@ -221,8 +223,8 @@ for my $case ([ 'DO NOTHING', 'DO NOTHING' ], [ 'DO UPDATE', q{DO UPDATE SET v =
 	$_->quit for $control, @s;
 	check("taken back, $name", ['spec'], 'SELECT 1');
 }
-is(sql('SELECT count(*), min(id), max(id) FROM spec'), '3|2|6', 'the rows of the second sessions are there');
-is($ch->query('SELECT count() FROM analytics.public_spec WHERE id IN (1, 3, 5)'), '0', 'what was taken back was never inserted');
+is(sql('SELECT count(*), min(id), max(id) FROM spec'), '3|12|32', 'the rows of the second sessions are there');
+is($ch->query('SELECT count() FROM analytics.public_spec WHERE id IN (11, 21, 31)'), '0', 'what was taken back was never inserted');
 
 check('deferred constraints', [qw(seats seat_key full_key)], q{
 	UPDATE seats SET place = place + 1;

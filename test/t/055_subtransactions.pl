@@ -15,7 +15,7 @@ use ClickpipeTraffic;
 use Test::More;
 
 my $ch   = start_clickhouse();
-my $node = new_node('pg', logical_decoding_work_mem => '64kB', autovacuum => 'off', fsync => 'off');
+my $node = new_node('pg', 'clickpipe.decoding_work_mem' => '64kB', autovacuum => 'off', fsync => 'off');
 setup_server($node, $ch, 'analytics');
 
 $node->safe_psql('postgres', q{
@@ -223,6 +223,8 @@ for my $ddl (
 		UPDATE t SET n = n + 1 WHERE id = 40});
 }
 
+cmp_ok($node->safe_psql('postgres', 'SELECT sum(spill_txns) FROM pg_stat_replication_slots'), '>', 100,
+	'subtransactions were spilled');
 is($node->safe_psql('postgres', q{SELECT count(*) FROM clickpipe.tables WHERE state <> 'Running' OR last_error IS NOT NULL}),
 	'0', 'nothing is set aside');
 is($ch->query('SELECT count() - uniqExact(id) FROM analytics.public_log'), '0', 'no row of the log is there twice');

@@ -14,7 +14,7 @@ use Test::More;
 
 my $ch   = start_clickhouse();
 my $node = new_node('pg', max_prepared_transactions => 20, autovacuum => 'off', fsync => 'off',
-	logical_decoding_work_mem => '64kB');
+	'clickpipe.decoding_work_mem' => '64kB');
 my $relay = start_relay($ch);
 setup_server($node, $ch, 'analytics', port => $relay->port);
 
