@@ -5,7 +5,7 @@
 # Environment:
 #	CLICKPIPE_TEST_SEED		decides all sequences; by default of the day
 #	CLICKPIPE_TEST_ROUNDS	how often that is done and compared, 2
-#	CLICKPIPE_TEST_SECONDS	how long in each round, 7
+#	CLICKPIPE_TEST_SECONDS	how long in each round, 5
 #	CLICKPIPE_TEST_ACTORS	3
 #
 # A seed decides what each actor does and which events come; not how they
@@ -26,7 +26,7 @@ plan skip_all => 'ClickHouse is not ours' if $ENV{CLICKPIPE_CLICKHOUSE_URL};
 
 my $seed    = $ENV{CLICKPIPE_TEST_SEED} // int(time() / 86400);
 my $rounds  = $ENV{CLICKPIPE_TEST_ROUNDS} // 2;
-my $seconds = $ENV{CLICKPIPE_TEST_SECONDS} // 7;
+my $seconds = $ENV{CLICKPIPE_TEST_SECONDS} // 5;
 my $nactors = $ENV{CLICKPIPE_TEST_ACTORS} // 3;
 diag("CLICKPIPE_TEST_SEED=$seed");
 
