@@ -213,6 +213,15 @@ catalog_end_load(int32 table)
 					   "WHERE id = %d AND load_ended_at IS NULL", table);
 }
 
+/* Records that a purge of a target's tombstones begins, or has ended; at: when, 0: in vain. */
+void
+catalog_set_purge(int32 table, bool purging, TimestampTz at)
+{
+	(void) catalog_run("UPDATE clickpipe.table_state SET purging = %s, purged_at = coalesce(%s, purged_at) "
+					   "WHERE id = %d", purging ? "true" : "false",
+					   at == 0 ? "NULL" : quote_literal_cstr(timestamptz_to_str(at)), table);
+}
+
 /*
  * Records a chunk that ClickHouse has acknowledged, and what it may have seen;
  * unless the load has begun again meanwhile, with another heap, of which the

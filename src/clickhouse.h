@@ -125,12 +125,24 @@ extern void ch_insert_start(ChClient *client, ChInsert *ins, const char *databas
 							const ByteBuffer *body, const char *dedup_token);
 
 /*
+ * Starts any other statement, which may take long.  "sql" must stay until it has ended; then
+ * http_next_done returns a request whose http_request_arg() is "ins".  Does not block.
+ */
+extern void ch_statement_start(ChClient *client, ChInsert *ins, const char *sql);
+
+/*
+ * Judges a finished statement, takes its answer into "out" (NULL: not wanted) and frees its
+ * request.
+ */
+extern bool ch_statement_result(ChClient *client, ChInsert *ins, StringInfo out, ChError *err);
+
+/*
  * Judges a finished INSERT and frees its request.  True is the verified positive answer: status 200, no
  * exception header, no exception text.  389 INSERT_WAS_DEDUPLICATED counts as applied.
  */
 extern bool ch_insert_result(ChClient *client, ChInsert *ins, ChError *err);
 
-/* Abandons an insert (its fate is then unknown). */
+/* Abandons an insert or another statement (its fate is then unknown). */
 extern void ch_insert_abandon(ChClient *client, ChInsert *ins);
 
 /*
@@ -148,12 +160,21 @@ extern bool ch_kill_queries(ChClient *client, const char *query_id_prefix, const
 extern bool ch_judge(const ChServer *server, const HttpResult *result, bool is_insert,
 					 ChError *err);
 
+/*
+ * Copies text of unknown origin to dst (size bytes with the NUL): valid in the server encoding,
+ * control characters as spaces, cut between characters.
+ */
+extern void ch_clean_text(char *dst, Size size, const char *src, Size len);
+
 /* Fills *err with an error of our own (code 0); returns false. */
 extern bool ch_set_error(ChError *err, ChErrorClass class, bool ambiguous,
 						 const char *fmt,...) pg_attribute_printf(4, 5);
 
 /* INSERT_WAS_DEDUPLICATED: the block is there already. */
 #define CH_INSERT_WAS_DEDUPLICATED	389
+
+/* ACCESS_DENIED: the user lacks a right. */
+#define CH_ACCESS_DENIED	497
 
 /* The class of a ClickHouse error code, given its message too. */
 extern ChErrorClass ch_error_class(int code, int http_status, const char *message);

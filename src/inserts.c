@@ -117,6 +117,11 @@ inserts_pump(Pipe *pipe)
 	{
 		ChInsert   *insert = http_request_arg(request);
 
+		if (insert->arg == NULL)
+		{
+			upkeep_answered(pipe, insert);
+			continue;
+		}
 		finish_insert(pipe, insert->arg);
 		finished = true;
 	}
@@ -153,7 +158,7 @@ start_inserts(Pipe *pipe)
 				return;
 			if (may_start(pipe, sealed, now))
 				start_insert(pipe, sealed, now);
-			else if (table->target->engine == ENGINE_MERGE_TREE)
+			else if (TABLE_IS_IN_ORDER(table))
 				break;			/* strictly in order */
 		}
 	}
@@ -167,7 +172,7 @@ may_start(Pipe *pipe, SealedBlock *sealed, TimestampTz now)
 
 	if (sealed->inflight || sealed->retry_at > now || table->blocked)
 		return false;
-	if (table->target->engine == ENGINE_MERGE_TREE)
+	if (TABLE_IS_IN_ORDER(table))
 		return table->inflight == 0 && !table->needs_cursor;
 	return table->inflight < MAX_INFLIGHT_TABLE;
 }
@@ -215,6 +220,7 @@ finish_insert(Pipe *pipe, SealedBlock *sealed)
 	pipe->last_success = table;
 	pipe->last_success_at = now;
 	table->refused_since = 0;
+	table->acked_hi = Max(table->acked_hi, sealed->last_version_hi);
 	report_batch(pipe, sealed, now);
 	free_sealed(pipe, sealed);
 	if (pipe->has_error && !still_retrying(pipe))
@@ -317,6 +323,9 @@ retry_insert(Pipe *pipe, SealedBlock *sealed, const ChError *err)
 	}
 	/* also an error that is not ambiguous may come after rows are in: of a view, for instance */
 	if (table->target->engine == ENGINE_MERGE_TREE && (err->ambiguous || err->code != 0))
+		table->needs_cursor = true;
+	/* nor may it come after what follows, while tombstones are taken away */
+	if (table->purging && err->ambiguous)
 		table->needs_cursor = true;
 	entry_set_error(pipe->entry, err->code, err->message, retry_at, tries);
 	if (!pipe->has_error)
@@ -421,6 +430,7 @@ inserts_try_now(Pipe *pipe)
 		dlist_iter	iter;
 
 		pipe->tables[i]->retry_at = 0;
+		pipe->tables[i]->purge_at = 0;
 		dlist_foreach(iter, &pipe->tables[i]->sealed)
 			dlist_container(SealedBlock, node, iter.cur)->retry_at = 0;
 	}
@@ -452,7 +462,7 @@ inserts_reconnect(Pipe *pipe)
 			table->inflight--;
 			pipe->inflight--;
 			table->stray_inserts = true;
-			table->needs_cursor = pipe_table_is_history(table);
+			table->needs_cursor = TABLE_IS_IN_ORDER(table);
 		}
 	}
 	pipe->net_retry_at = 0;
@@ -592,7 +602,7 @@ inserts_backpressure(Pipe *pipe)
 			if (pipe->tables[i]->needs_cursor && pipe->tables[i]->inflight == 0)
 				ereport(ERROR,
 						(errcode(ERRCODE_CONNECTION_FAILURE),
-						 errmsg("an insert into the history %s.%s has an unknown fate",
+						 errmsg("an insert into %s.%s has an unknown fate",
 								pipe->tables[i]->target->database, pipe->tables[i]->target->table),
 						 errdetail("The pipe starts over and goes on from the last row that is there.")));
 		/* only the loop, or the next start, can end an exchange */
@@ -652,8 +662,8 @@ seal_largest(Pipe *pipe)
 
 /*
  * Looks into histories into which an insert of unknown fate went, once that
- * insert can do no more harm.  False: not possible now, try again.  Not in a
- * callback.
+ * insert can do no more harm; with other tables whose blocks go in order, that
+ * is all.  False: not possible now, try again.  Not in a callback.
  */
 bool
 inserts_settle_cursors(Pipe *pipe)
@@ -672,12 +682,15 @@ inserts_settle_cursors(Pipe *pipe)
 		if (Max(head->retry_at, pipe->net_retry_at) > GetCurrentTimestamp())
 			continue;
 		if (!ch_kill_queries(pipe->ch, head->insert.query_id, NULL, SETTLE_TIMEOUT_MS, &err) ||
-			!target_cursor(pipe->ch, table->target, &hi, &lo, &err))
+			(pipe_table_is_history(table) &&
+			 !target_cursor(pipe->ch, table->target, &hi, &lo, &err)))
 		{
 			retry_insert(pipe, head, &err);
 			return false;
 		}
 		table->needs_cursor = false;
+		if (!pipe_table_is_history(table))
+			continue;
 		if (hi > head->last_version_hi ||
 			(hi == head->last_version_hi && lo >= head->last_version_lo))
 		{

@@ -513,7 +513,7 @@ complete_tables(Pipe *pipe)
 	if (pipe->options->replication_mode != MODE_SNAPSHOT)
 	{
 		pipe_set_state(pipe, PIPE_RUNNING);
-		entry_set_activity(pipe->entry, "streaming");
+		purge_show(pipe);
 	}
 	confirm_advance(pipe);
 }

@@ -43,6 +43,7 @@ typedef struct PipeOptions
 	int			truncate;		/* a TruncatePolicy */
 	int			replication_mode;	/* a ReplicationMode */
 	int64		max_retained_wal;	/* bytes; 0: no limit */
+	int			purge_tombstones_interval_seconds;	/* 0: never */
 	bool		enable_failover_slots;
 	char	   *replication_slot_name;	/* NULL: made up */
 	List	   *schemas;		/* of char *; NIL: none */

@@ -85,6 +85,14 @@ typedef struct PipeTable
 	bool		stray_ddl;		/* so may an exchange */
 	bool		blocked;		/* an exchange: nothing is sent until it is made */
 
+	/* upkeep of the target (upkeep.c, purge.c) */
+	bool		purging;		/* tombstones may be taken away: blocks go in order */
+	bool		purge_failed;	/* the last try, which was told */
+	TimestampTz purge_at;		/* not before that; 0: when the interval is over */
+	uint64		acked_hi;		/* newest commit LSN that was acknowledged in this life */
+	char	   *warned_ttl;		/* the log has told of it */
+	bool		warned_cleanup;
+
 	/* histories: what was inserted in an earlier life */
 	uint64		cursor_hi;
 	uint64		cursor_lo;
@@ -121,6 +129,38 @@ typedef struct PipeTable
 /* Is the table's target about to be replaced, so that it need not be complete? */
 #define TABLE_IS_REPLACED(table) \
 	((table)->resync != NULL && !(table)->resync->failure.failed)
+
+/*
+ * Are the table's blocks sent strictly one after the other, and an insert of unknown fate
+ * killed before the next one?
+ */
+#define TABLE_IS_IN_ORDER(table) \
+	((table)->target->engine == ENGINE_MERGE_TREE || (table)->purging)
+
+/* A statement under way while the loop goes on. */
+typedef struct Statement
+{
+	ChInsert	request;		/* first: requests are known by it; its arg is NULL */
+	MemoryContext mcxt;			/* of what follows; NULL: none was ever started */
+	char	   *sql;
+	bool		running;
+	bool		answered;		/* ok, err and answer say how */
+	bool		ok;
+	ChError		err;
+	StringInfoData answer;
+	TimestampTz started;
+} Statement;
+
+/* What a purge of tombstones does; see purge.c. */
+typedef enum PurgeStep
+{
+	PURGE_IDLE,
+	PURGE_LOOKING,				/* are there tombstones? */
+	PURGE_ALLOWING,				/* the target's setting */
+	PURGE_WAITING,				/* for the right moment */
+	PURGE_RUNNING,
+	PURGE_LOST					/* is it still running? */
+} PurgeStep;
 
 /* A block that is sealed and not acknowledged yet. */
 typedef struct SealedBlock
@@ -187,6 +227,18 @@ typedef struct Pipe
 	bool		schemas_unchecked;	/* tables may have been made */
 	TimestampTz schemas_checked;
 	List	   *refused;		/* tables that the option "schemas" found and cannot mirror */
+
+	/* upkeep of targets */
+	Statement	watch;			/* looks at what users have set on targets */
+	TimestampTz watch_at;		/* when to look; 0: at once */
+	Statement	purge;
+	PurgeStep	purge_step;
+	PipeTable  *purge_table;
+	TimestampTz purge_since;	/* of the step */
+	TimestampTz purge_asked;	/* when it was last asked whether it is still running */
+	int			purge_quiet;	/* how often it was not there */
+	bool		purge_killed;	/* once is enough */
+	XLogRecPtr	start_lsn;		/* end of the WAL when this life began */
 
 	Size		sealed_bytes;	/* of all sealed blocks */
 	int			inflight;
@@ -291,6 +343,22 @@ extern bool resync_advance(Pipe *pipe);
 extern void resync_drop_replaced(Pipe *pipe);
 extern bool resync_prepare_target(Pipe *pipe, PipeTable *table, ChError *err, const char **hint);
 extern void resync_drop_target(Pipe *pipe, const char *database, const char *target_table);
+
+/* upkeep.c */
+extern void upkeep_advance(Pipe *pipe);
+extern void upkeep_answered(Pipe *pipe, ChInsert *request);
+extern void upkeep_forget(Pipe *pipe, PipeTable *table);
+extern void upkeep_reconnect(Pipe *pipe);
+extern void statement_start(Pipe *pipe, Statement *statement, const char *sql);
+extern void statement_abandon(Pipe *pipe, Statement *statement);
+
+/* purge.c */
+extern void purge_show(Pipe *pipe);
+extern void purge_recover(Pipe *pipe);
+extern void purge_advance(Pipe *pipe);
+extern void purge_forget(Pipe *pipe, PipeTable *table);
+extern void purge_reconnect(Pipe *pipe);
+extern void purge_kill(Pipe *pipe);
 
 /* schemas.c */
 extern void schemas_add_tables(Pipe *pipe);
