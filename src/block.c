@@ -152,7 +152,7 @@ block_append(RowBlock *block, const RowMeta *meta, const Datum *values,
 		bool		ok = true;
 
 		column_data_mark(data, &block->marks[i]);
-		if (unlikely(key_only && !map->is_key[i]))
+		if (unlikely(key_only && !map->is_place[i]))
 			column_append_default(column, data);
 		else if (isnull[attr])
 			ok = column_append_null(column, data, &why);

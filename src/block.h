@@ -31,6 +31,8 @@ typedef struct RowMap
 	int			ncolumns;
 	ColumnMap  *columns;		/* source columns that are mirrored */
 	bool	   *is_key;			/* by column: part of the key */
+	bool	   *is_place;		/* by column: decides where a row is: the key, and what else
+								 * the target is sorted or partitioned by */
 	bool		history;		/* rows are never replaced */
 	int			metadata;		/* METADATA_BITs of the columns that the target has */
 } RowMap;
@@ -77,7 +79,7 @@ extern void block_destroy(RowBlock *block);
 
 /*
  * Appends a row; values and isnull are indexed by attnum - 1.  key_only: the
- * columns outside the key get their type's default (a tombstone).
+ * columns that do not decide where it is get their type's default (a tombstone).
  * False: a value has no place in its column; *error says which, and the block
  * is as it was before.  Temporary memory is taken from CurrentMemoryContext,
  * which the caller resets.

@@ -12,6 +12,7 @@
 #define CLICKPIPE_CLICKHOUSE_H
 
 #include "lib/stringinfo.h"
+#include "nodes/pg_list.h"
 
 #include "compress.h"
 #include "encode.h"
@@ -94,7 +95,8 @@ extern void ch_client_reconfigure(ChClient *client, const ChServer *server);
  * out: gets the answer (NULL: not wanted), at most 16 MB, more is an error.
  * timeout_ms: give up after that, -1: wait on.
  * Database of the session is the server's dbname if use_db, else none.
- * Workers must not call it within a transaction or a decoding callback.  A verb may, in its
+ * Workers must not call it within a transaction; in the one around a decoding callback only
+ * after InvalidateCatalogSnapshot, when it holds no snapshot.  A verb may, in its
  * caller's transaction, but holding no lock of its own and with a timeout.
  * Returns err->class == CH_OK.
  */
@@ -106,11 +108,13 @@ extern bool ch_query(ChClient *client, const char *sql, bool use_db, int timeout
  */
 extern bool ch_connect(ChClient *client, ChError *err);
 
-/* An INSERT under way. */
+/* An INSERT under way, or another statement that nobody waits for. */
 typedef struct ChInsert
 {
 	HttpRequest *request;		/* NULL: not started */
 	char		query_id[128];
+	bool		is_statement;	/* started by ch_statement_start */
+	bool		ended;			/* a statement: whoever took it out of the queue says so */
 	void	   *arg;
 } ChInsert;
 
@@ -125,15 +129,12 @@ extern void ch_insert_start(ChClient *client, ChInsert *ins, const char *databas
 							const ByteBuffer *body, const char *dedup_token);
 
 /*
- * Starts any other statement, which may take long.  "sql" must stay until it has ended; then
- * http_next_done returns a request whose http_request_arg() is "ins".  Does not block.
+ * Starts any other statement, without a limit of time.  "sql" and "ins" must stay until it has
+ * ended or is abandoned, also when an ERROR comes between.  Does not block.
  */
 extern void ch_statement_start(ChClient *client, ChInsert *ins, const char *sql);
 
-/*
- * Judges a finished statement, takes its answer into "out" (NULL: not wanted) and frees its
- * request.
- */
+/* Judges a finished statement, copies its answer to *out (NULL: not wanted), frees its request. */
 extern bool ch_statement_result(ChClient *client, ChInsert *ins, StringInfo out, ChError *err);
 
 /*
@@ -152,6 +153,10 @@ extern void ch_insert_abandon(ChClient *client, ChInsert *ins);
  */
 extern bool ch_kill_queries(ChClient *client, const char *query_id_prefix, const char *text,
 							int timeout_ms, ChError *err);
+
+/* The same for queries whose text begins with one of "texts" (char *). */
+extern bool ch_kill_any(ChClient *client, const char *query_id_prefix, List *texts,
+						int timeout_ms, ChError *err);
 
 /*
  * Judges an answer.  True: a verified success (of an INSERT: the ack), and *err is CH_OK.
@@ -187,6 +192,9 @@ extern bool ch_error_precedes_rows(int code);
 
 /* Is this error about the table, so that other tables may well do? */
 extern bool ch_error_is_of_table(int code);
+
+/* Is it about the server or our user, so that no table would do? */
+extern bool ch_error_is_of_server(int code);
 
 /* Delay before try number "tries" (from 1), in ms: exponential with jitter, bounded. */
 extern long ch_retry_delay(ChErrorClass class, int tries);

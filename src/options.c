@@ -50,7 +50,7 @@ typedef struct OptionDef
 static const char *const replication_modes[] = {"cdc", "snapshot", "cdc_only", NULL};
 static const char *const flush_modes[] = {"latency", "interval", NULL};
 static const char *const truncate_policies[] = {"replicate", "ignore", NULL};
-static const char *const table_engines[] = {"ReplacingMergeTree", "MergeTree", NULL};
+static const char *const table_engines[] = {"ReplacingMergeTree", "MergeTree", "Null", NULL};
 
 #define PIPE_OPTION(name, type, min, max, values, unit, changeable, description) \
 	{#name, type, offsetof(PipeOptions, name), min, max, values, unit, changeable, description}
@@ -106,13 +106,15 @@ static const OptionDef table_option_defs[] = {
 	TABLE_OPTION(target_database, OPTION_STRING, NULL,
 				 "The target's database, if not the server's dbname."),
 	TABLE_OPTION(table_engine, OPTION_ENUM, table_engines,
-				 "MergeTree keeps an append-only history of changes."),
+				 "MergeTree keeps an append-only history of changes, Null feeds it to materialized views."),
 	TABLE_OPTION(initial_load, OPTION_BOOL, NULL,
 				 "Load the rows that are there, or changes only."),
 	TABLE_OPTION(excluded_columns, OPTION_STRING_LIST, NULL,
 				 "Columns that are not mirrored."),
 	TABLE_OPTION(sorting_keys, OPTION_STRING_LIST, NULL,
 				 "The columns of the target's ORDER BY, in their order."),
+	TABLE_OPTION(partition_by_expr, OPTION_STRING, NULL,
+				 "The target's PARTITION BY, an expression of ClickHouse."),
 	TABLE_OPTION(columns, OPTION_COLUMNS, NULL,
 				 "Names of columns in the target."),
 	TABLE_OPTION(metadata_columns, OPTION_ENUM_SET, metadata_option_names,

@@ -21,7 +21,8 @@
 typedef enum TargetEngine
 {
 	ENGINE_REPLACING_MERGE_TREE,
-	ENGINE_MERGE_TREE			/* append-only history of changes */
+	ENGINE_MERGE_TREE,			/* append-only history of changes */
+	ENGINE_NULL					/* the same, kept by nobody: for materialized views */
 } TargetEngine;
 
 /* of a set of metadata columns */
@@ -85,6 +86,7 @@ typedef struct TableOptions
 	bool		initial_load;
 	List	   *excluded_columns;	/* of char * */
 	List	   *sorting_keys;	/* of char *, NIL: the key */
+	char	   *partition_by_expr;	/* ClickHouse's; NULL: none */
 	List	   *columns;		/* of ColumnOption * */
 	int			metadata_columns;	/* METADATA_BITs, or METADATA_NOT_GIVEN: the pipe's */
 } TableOptions;

@@ -24,6 +24,11 @@
  *   insert whose answer is lost is killed before the next one is sent
  *   (TABLE_IS_IN_ORDER): the parts that are there are always the first ones of
  *   the sequence, never a later one without an earlier one.
+ * - Rows that toast.c reads by their keys come late, with the version of their
+ *   change.  Such a row is read only when every delete that was sent since the
+ *   purge began is visible: then it is either gone, and not sent, or it is there
+ *   again, and newer than its tombstone.  Partitions that come are loaded with the
+ *   version of the ATTACH: their loads wait, and no purge begins meanwhile.
  * - A statement cannot be called back: KILL QUERY does not end a merge.  So that
  *   one may be going on is in the catalog before it is sent (table_state.purging)
  *   until ClickHouse has answered, or says that it has no such query any more.
@@ -48,9 +53,11 @@
 #include "clickpipe.h"
 
 #include "lib/stringinfo.h"
+#include "storage/procarray.h"
 #include "utils/timestamp.h"
 
 #include "compat.h"
+#include "partitions.h"
 #include "pipe.h"
 #include "target_internal.h"
 #include "utf8.h"
@@ -88,6 +95,9 @@ purge_advance(Pipe *pipe)
 {
 	PipeTable  *table = pipe->purge_table;
 
+	/* else they would become many */
+	if (pipe->purge_deletes != NIL)
+		(void) purge_invisible_delete(pipe, table);
 	if (pipe->purge.running)
 	{
 		/* what nobody wants any more may be waiting for other merges */
@@ -167,6 +177,9 @@ begin_next(Pipe *pipe)
 static bool
 may_be_purged(Pipe *pipe, PipeTable *table)
 {
+	/* it is still loading partitions that have come */
+	if (table->partitions != NULL && partitions_are_busy(table))
+		return false;
 	return pipe->options->purge_tombstones_interval_seconds != 0 &&
 		pipe->options->delete_on_merge && table->prepared &&
 		table->state == TABLE_RUNNING && !table->failure.failed && !table->blocked &&
@@ -179,7 +192,8 @@ static bool
 is_right_moment(Pipe *pipe, PipeTable *table)
 {
 	return table->inflight == 0 && !table->needs_cursor && !pipe->rewind &&
-		pipe->acked_lsn >= pipe->start_lsn && pipe->persisted_lsn > table->acked_hi;
+		pipe->acked_lsn >= pipe->start_lsn && pipe->persisted_lsn > table->acked_hi &&
+		!toast_pending(table);
 }
 
 /* Asks whether there is anything to purge, and whether the target lets us. */
@@ -442,6 +456,8 @@ finish(Pipe *pipe, TimestampTz at)
 	}
 	if (at != 0)
 		table->info->purged_at = at;
+	list_free(pipe->purge_deletes);
+	pipe->purge_deletes = NIL;
 	if (table->purging)
 	{
 		/* blocks may overtake each other again; of those, only histories have a cursor */
@@ -450,6 +466,41 @@ finish(Pipe *pipe, TimestampTz at)
 	}
 	pipe->purge_table = NULL;
 	pipe->purge_step = PURGE_IDLE;
+}
+
+/*
+ * Notes that a tombstone was appended whose transaction others may not see yet.
+ * In a callback.
+ */
+void
+purge_note_delete(Pipe *pipe, PipeTable *table)
+{
+	MemoryContext old;
+
+	if (pipe->purge_deletes != NIL && llast_oid(pipe->purge_deletes) == pipe->xid)
+		return;
+	old = MemoryContextSwitchTo(pipe->mcxt);
+	pipe->purge_deletes = lappend_oid(pipe->purge_deletes, pipe->xid);
+	MemoryContextSwitchTo(old);
+}
+
+/*
+ * Returns a transaction that is not visible yet and has sent a tombstone during
+ * the purge of the table; invalid if there is none, so that a snapshot taken now
+ * shows no row that is older than a tombstone of its key.
+ */
+TransactionId
+purge_invisible_delete(Pipe *pipe, PipeTable *table)
+{
+	while (pipe->purge_deletes != NIL)
+	{
+		TransactionId xid = (TransactionId) llast_oid(pipe->purge_deletes);
+
+		if (TransactionIdIsInProgress(xid))
+			return xid;
+		pipe->purge_deletes = list_delete_last(pipe->purge_deletes);
+	}
+	return InvalidTransactionId;
 }
 
 /* Forgets a table that is removed. */

@@ -23,6 +23,7 @@
 #define WATCH_INTERVAL_MS	3600000
 #define WATCH_RETRY_MS		60000
 
+static void take_answer(Pipe *pipe, Statement *statement);
 static void watch_targets(Pipe *pipe);
 static void tell_hazards(Pipe *pipe, const TargetSettings *settings);
 static char *clean(const char *utf8);
@@ -35,6 +36,8 @@ upkeep_advance(Pipe *pipe)
 	{
 		http_pump(pipe->ch->http);
 		inserts_pump(pipe);
+		take_answer(pipe, &pipe->watch);
+		take_answer(pipe, &pipe->purge);
 	}
 	watch_targets(pipe);
 	purge_advance(pipe);
@@ -58,7 +61,6 @@ statement_start(Pipe *pipe, Statement *statement, const char *sql)
 	statement->sql = pstrdup(sql);
 	initStringInfo(&statement->answer);
 	MemoryContextSwitchTo(old);
-	statement->request.arg = NULL;
 	ch_statement_start(pipe->ch, &statement->request, statement->sql);
 	statement->running = true;
 	statement->answered = false;
@@ -74,13 +76,14 @@ statement_abandon(Pipe *pipe, Statement *statement)
 	statement->running = statement->answered = false;
 }
 
-/* Takes the answer of a statement.  Callable anywhere: what follows from it, the loop does. */
-void
-upkeep_answered(Pipe *pipe, ChInsert *request)
+/* Takes the answer of a statement, if it has come. */
+static void
+take_answer(Pipe *pipe, Statement *statement)
 {
-	Statement  *statement = (Statement *) request;
-
-	statement->ok = ch_statement_result(pipe->ch, request, &statement->answer, &statement->err);
+	if (!statement->running || !statement->request.ended)
+		return;
+	statement->ok = ch_statement_result(pipe->ch, &statement->request, &statement->answer,
+										&statement->err);
 	statement->running = false;
 	statement->answered = true;
 }
