@@ -633,6 +633,10 @@ append_now(Pipe *pipe, PipeTable *table, RowMeta *meta, const Datum *values,
 	}
 	table->last_version_hi = meta->version_hi;
 	table->last_version_lo = meta->version_lo;
+	/* rows that toast.c has read are older than those before them */
+	table->newest_hi = Max(table->newest_hi, meta->version_hi);
+	if (unlikely(table->purging) && meta->is_deleted)
+		purge_note_delete(pipe, table);
 	return true;
 }
 
