@@ -60,7 +60,6 @@ typedef struct RowBlock
 	ByteBuffer	deleted;		/* 1 byte a row */
 	ByteBuffer	operation;		/* history: 1 byte a row, a RowOperation */
 	ByteBuffer	commit_ts;		/* history: 8 bytes a row */
-	ColumnMark *marks;
 	uint64		nrows;
 	Size		fixed_width;	/* bytes of a row that all rows have */
 	int			nvariable;		/* columns that have more than that ... */

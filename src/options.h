@@ -68,7 +68,9 @@ typedef enum TruncatePolicy
 typedef struct ColumnOption
 {
 	char	   *column;
-	char	   *name;			/* in the target */
+	char	   *name;			/* in the target; NULL: its own */
+	char	   *type;			/* in the target; NULL: the type's default */
+	bool		lossy;			/* that type may lose something */
 } ColumnOption;
 
 typedef struct TableOptions

@@ -25,6 +25,7 @@
 #include "compat.h"
 #include "hints.h"
 #include "pipe.h"
+#include "utf8.h"
 
 #define BUSY_RETRY_MS	100		/* somebody has locked the table, or drops a target */
 
@@ -43,6 +44,9 @@ static SetupResult set_up(Pipe *pipe, PipeTable *table);
 static bool describe(Pipe *pipe, PipeTable *table);
 static bool target_is_taken(Pipe *pipe, PipeTable *table);
 static bool drops_going_on(Pipe *pipe);
+static void remember(PipeTable *table, List *lines);
+static bool equal_lines(List *a, List *b);
+static SetupResult take_over_types(Pipe *pipe, PipeTable *table, char **misfit);
 static void note_retry(Pipe *pipe, PipeTable *table, const ChError *err);
 static void capture(Pipe *pipe, PipeTable *table, XLogRecPtr lsn);
 
@@ -123,6 +127,7 @@ set_up(Pipe *pipe, PipeTable *table)
 {
 	ChError		err;
 	const char *hint = NULL;
+	char	   *misfit = NULL;
 	bool		ok;
 
 	if (table->target == NULL)
@@ -153,6 +158,13 @@ set_up(Pipe *pipe, PipeTable *table)
 
 	entry_set_activity(pipe->entry, "preparing target %s.%s", table->target->database,
 					   table->target->table);
+	if (XLogRecPtrIsInvalid(table->capture_lsn) && !table->info->target_ours)
+	{
+		SetupResult result = take_over_types(pipe, table, &misfit);
+
+		if (result != SETUP_DONE)
+			return result;
+	}
 	/* after P is fixed a missing target is lost rows, not a reason to make one */
 	if (table->main != NULL && XLogRecPtrIsInvalid(table->capture_lsn))
 		ok = resync_prepare_target(pipe, table, &err, &hint);
@@ -168,7 +180,11 @@ set_up(Pipe *pipe, PipeTable *table)
 			if (hint == NULL)
 				hint = hint_resync(pipe->info->name, table->info->source_name,
 								   "Repair the target or the rights in ClickHouse");
-			pipe_table_fail(pipe, table, err.code, hint, "%s", err.message);
+			/* why its types were not taken over */
+			if (misfit != NULL && strstr(err.message, "has no column") != NULL)
+				pipe_table_fail(pipe, table, err.code, target_adopt_hint, "%s", misfit);
+			else
+				pipe_table_fail(pipe, table, err.code, hint, "%s", err.message);
 			return SETUP_DONE;
 		}
 		note_retry(pipe, table, &err);
@@ -271,12 +287,11 @@ describe(Pipe *pipe, PipeTable *table)
 		}
 		if (reason == NULL)
 		{
-			ListCell   *lc;
+			bool		is_new = (table->shape == NIL);
 
+			if (is_new)
+				remember(table, shape);
 			old = MemoryContextSwitchTo(table->mcxt);
-			if (table->shape == NIL)
-				foreach(lc, shape)
-					table->shape = lappend(table->shape, pstrdup(lfirst(lc)));
 			table->watch = list_copy(watch);
 			table->natts = RelationGetDescr(rel)->natts;
 			table->values = palloc(sizeof(Datum) * Max(table->natts, 1));
@@ -287,6 +302,8 @@ describe(Pipe *pipe, PipeTable *table)
 			table->target = target_make(rel, table->options, pipe->options, table->shape,
 										pipe->server->dbname, table->info->target_database,
 										table->info->target_table, &pipe->ch->caps, table->mcxt);
+			if (is_new)
+				remember(table, target_decisions(table->target, &pipe->ch->caps));
 			table->info->target_database = table->target->database;
 			table->info->target_table = table->target->table;
 			catalog_set_target(table->id, table->target->database, table->target->table,
@@ -304,6 +321,95 @@ describe(Pipe *pipe, PipeTable *table)
 	if (rel != NULL)
 		relation_close(rel, AccessShareLock);
 	worker_commit();
+	return true;
+}
+
+/* Adds lines to the table's shape. */
+static void
+remember(PipeTable *table, List *lines)
+{
+	MemoryContext old = MemoryContextSwitchTo(table->mcxt);
+	ListCell   *lc;
+
+	foreach(lc, lines)
+		table->shape = lappend(table->shape, pstrdup(lfirst(lc)));
+	MemoryContextSwitchTo(old);
+}
+
+/*
+ * Takes over the types of a table that is there already, or, for a resync, those that
+ * were taken over before.  What cannot be taken over is said in *misfit; whether that
+ * matters is seen when the table is prepared.
+ */
+static SetupResult
+take_over_types(Pipe *pipe, PipeTable *table, char **misfit)
+{
+	const char *database = table->target->ch_database;
+	const char *name = table->target->ch_table;
+	List	   *existing;
+	List	   *decisions;
+	Relation	rel;
+	ChError		err;
+
+	if (table->main != NULL)
+		name = utf8_cstring(table->main->info->target_table);
+	if (name == NULL || (table->main != NULL && table->main->shape == NIL))
+		return SETUP_DONE;
+	if (!target_read_columns(pipe->ch, database, name, 30000, &existing, &err))
+	{
+		if (err.class == CH_PERMANENT || err.class == CH_REFRESH)
+			return SETUP_DONE;	/* as will be said */
+		note_retry(pipe, table, &err);
+		return SETUP_RETRY;
+	}
+	if (table->main != NULL)
+		existing = target_kept_columns(table->target, table->main->shape, existing);
+	if (existing == NIL)
+		return SETUP_DONE;
+
+	worker_begin();
+	rel = ConditionalLockRelationOid(table->relid, AccessShareLock) ?
+		try_relation_open(table->relid, NoLock) : NULL;
+	if (rel == NULL)
+	{
+		worker_commit();
+		return SETUP_BUSY;
+	}
+	decisions = target_adopt_types(rel, table->target, table->options, pipe->options,
+								   &pipe->ch->caps, list_copy(table->shape), existing, misfit);
+	if (*misfit != NULL)
+		*misfit = MemoryContextStrdup(table->mcxt,
+									  psprintf("target %s.%s: %s", table->target->database,
+											   table->target->table, *misfit));
+	if (!equal_lines(decisions, table->shape))
+	{
+		table->shape = NIL;
+		remember(table, decisions);
+		table->target = target_make(rel, table->options, pipe->options, table->shape,
+									pipe->server->dbname, table->info->target_database,
+									table->info->target_table, &pipe->ch->caps, table->mcxt);
+		catalog_set_target(table->id, table->target->database, table->target->table,
+						   target_engine_name(table->target->engine),
+						   table->target->key_names, table->shape,
+						   table->info->target_ours);
+	}
+	relation_close(rel, AccessShareLock);
+	worker_commit();
+	return SETUP_DONE;
+}
+
+/* Are two lists of lines the same? */
+static bool
+equal_lines(List *a, List *b)
+{
+	ListCell   *la;
+	ListCell   *lb;
+
+	if (list_length(a) != list_length(b))
+		return false;
+	forboth(la, a, lb, b)
+		if (strcmp(lfirst(la), lfirst(lb)) != 0)
+			return false;
 	return true;
 }
 

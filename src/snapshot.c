@@ -23,6 +23,7 @@
 
 #include "compat.h"
 #include "hints.h"
+#include "refused.h"
 #include "snapshot.h"
 #include "suspend.h"
 #include "worker.h"
@@ -265,12 +266,11 @@ snapshot_read_rows(SnapshotJob *job, Relation rel, ItemPointer from, BlockNumber
 		if (!block_append(job->block, &job->meta, slot->tts_values, slot->tts_isnull,
 						  false, &error))
 			snapshot_fail(job, 0,
-					  hint_resync(job->info->name, job->table->source_name,
-								  "Change the value (or leave the column out: remove the table and add it with the table option excluded_columns)"),
-					  psprintf("column \"%s\" of type %s: %s (row at ctid (%u,%u))",
-							   error.column->attname, error.column->type, error.why,
-							   ItemPointerGetBlockNumber(&slot->tts_tid),
-							   ItemPointerGetOffsetNumber(&slot->tts_tid)));
+						  hint_resync(job->info->name, job->table->source_name, refused_hint),
+						  refused_message(&job->target->rows, &error, slot->tts_values, slot->tts_isnull,
+										  psprintf("ctid (%u,%u)",
+												   ItemPointerGetBlockNumber(&slot->tts_tid),
+												   ItemPointerGetOffsetNumber(&slot->tts_tid)), false));
 		MemoryContextReset(job->row_mcxt);
 		if (++n % ROWS_PER_CHECK == 0)
 		{

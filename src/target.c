@@ -134,6 +134,7 @@ target_refusals(Relation rel, const TableOptions *options)
 			refusals = refusal_add(refusals, "its sorting_keys are not the columns of its key",
 								   "This version supports the columns of the key only, in any order.");
 	}
+	refusals = target_type_refusals(refusals, rel, &key, options);
 	return column_refusals(refusals, desc, options);
 }
 
@@ -205,6 +206,7 @@ target_make(Relation rel, const TableOptions *options, const PipeOptions *pipe_o
 	TupleDesc	desc = RelationGetDescr(rel);
 	Target	   *target = palloc0(sizeof(Target));
 	RowMap	   *rows = &target->rows;
+	TypeCaps	now = target_type_caps(caps, shape);
 	ListCell   *lc;
 
 	target_name(RelationGetRelid(rel), options, default_database,
@@ -227,6 +229,8 @@ target_make(Relation rel, const TableOptions *options, const PipeOptions *pipe_o
 	{
 		Form_pg_attribute att = TupleDescAttr(desc, i);
 		FormData_pg_attribute then;
+		TypeWish	wish;
+		const char *why;
 		bool		is_key = false;
 
 		if (att->attisdropped || compat_attr_is_virtual(att) ||
@@ -237,9 +241,13 @@ target_make(Relation rel, const TableOptions *options, const PipeOptions *pipe_o
 				is_key = true;
 		then = *att;
 		then.attnotnull = list_has(shape, psprintf("not null: column %d", att->attnum));
-		column_map_init(&rows->columns[rows->ncolumns], &then,
-						column_target_name(options, NameStr(att->attname)),
-						is_key, pipe_options->allow_nullable_columns, caps, mcxt);
+		target_column_wish(options, shape, &then, &wish);
+		if (!column_map_init(&rows->columns[rows->ncolumns], &then,
+							 column_target_name(options, NameStr(att->attname)),
+							 &wish, is_key, pipe_options->allow_nullable_columns, &now, mcxt, &why))
+			ereport(ERROR,
+					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+					 errmsg("column \"%s\" cannot be mirrored: %s", NameStr(att->attname), why)));
 		rows->is_key[rows->ncolumns] = is_key;
 		if (OidIsValid(rows->columns[rows->ncolumns].output.fn_oid))
 			target->calls_output = true;

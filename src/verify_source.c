@@ -31,6 +31,7 @@
 #include "utils/timestamp.h"
 
 #include "compat.h"
+#include "refused.h"
 #include "verify.h"
 #include "worker.h"
 
@@ -278,10 +279,11 @@ add_row(VerifyTable *table, TupleTableSlot *slot)
 	if (!row_encode(encoder, slot->tts_values, slot->tts_isnull, &error))
 	{
 		MemoryContext old = MemoryContextSwitchTo(table->mcxt);
-		char	   *reason = psprintf("column \"%s\" of type %s: %s (row at ctid (%u,%u))",
-									  error.column->attname, error.column->type, error.why,
-									  ItemPointerGetBlockNumber(&slot->tts_tid),
-									  ItemPointerGetOffsetNumber(&slot->tts_tid));
+		char	   *reason = refused_message(&table->target->rows, &error, slot->tts_values,
+											 slot->tts_isnull,
+											 psprintf("ctid (%u,%u)",
+													  ItemPointerGetBlockNumber(&slot->tts_tid),
+													  ItemPointerGetOffsetNumber(&slot->tts_tid)), false);
 
 		MemoryContextSwitchTo(old);
 		return reason;
