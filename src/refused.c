@@ -62,7 +62,14 @@ append_value(StringInfo buf, Oid type, Datum value, bool in_decoding)
 		int			len = strlen(text);
 		int			shown = pg_mbcliplen(text, len, MAX_SHOWN);
 
-		appendBinaryStringInfo(buf, text, shown);
+		/* bytes of unknown meaning must not become part of a message */
+		if (GetDatabaseEncoding() == PG_SQL_ASCII && !pg_verify_mbstr(PG_UTF8, text, shown, true))
+		{
+			for (int i = 0; i < shown; i++)
+				appendStringInfo(buf, IS_HIGHBIT_SET(text[i]) ? "\\x%02x" : "%c", (unsigned char) text[i]);
+		}
+		else
+			appendBinaryStringInfo(buf, text, shown);
 		if (shown < len)
 			appendStringInfoString(buf, "...");
 	}
@@ -78,9 +85,11 @@ refused_message(const RowMap *rows, const RowError *error, const Datum *values,
 	bool		has_key = false;
 
 	initStringInfo(&buf);
-	appendStringInfo(&buf, "column \"%s\" of type %s: %s", error->column->attname,
-					 pg_any_to_server(error->column->type, strlen(error->column->type), PG_UTF8),
-					 error->why);
+	appendStringInfo(&buf, "column \"%s\" of type ", error->column->attname);
+	/* labels in it may have no form in this encoding, which must not be an ERROR here */
+	for (const char *p = error->column->type; *p != '\0'; p++)
+		appendStringInfoChar(&buf, IS_HIGHBIT_SET(*p) && GetDatabaseEncoding() != PG_UTF8 ? '?' : *p);
+	appendStringInfo(&buf, ": %s", error->why);
 	appendStringInfoString(&buf, ": ");
 	if (isnull[att])
 		appendStringInfoString(&buf, "NULL");

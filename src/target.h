@@ -76,11 +76,11 @@ extern Target *target_make(Relation rel, const TableOptions *options,
  */
 extern List *target_decisions(const Target *target, const TypeCaps *caps);
 
-/* A column of a table in ClickHouse. */
+/* A column of a table in ClickHouse, in UTF8. */
 typedef struct ExistingColumn
 {
-	char	   *name;			/* in UTF8 */
-	char	   *type;			/* in the server's encoding */
+	char	   *name;
+	char	   *type;
 } ExistingColumn;
 
 /*

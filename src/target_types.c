@@ -197,7 +197,6 @@ target_read_columns(ChClient *ch, const char *database, const char *table, int t
 			*fields[i] = palloc0(len / 2 + 1);
 			(void) hex_decode(starts[i], len / 2 * 2, *fields[i]);
 		}
-		column->type = type_in_server(column->type);
 		*columns = lappend(*columns, column);
 		at = *end == '\n' ? end + 1 : end;
 	}
@@ -263,7 +262,8 @@ target_adopt_types(Relation rel, const Target *target, const TableOptions *optio
 	for (int i = 0; i < target->rows.ncolumns; i++)
 	{
 		const ColumnMap *column = &target->rows.columns[i];
-		const char *type = existing_type(existing, column->name);
+		const char *utf8_type = existing_type(existing, column->name);
+		const char *type = utf8_type != NULL ? type_in_server(utf8_type) : NULL;
 		Form_pg_attribute att = TupleDescAttr(RelationGetDescr(rel), column->attnum - 1);
 		const ColumnOption *option = column_option(options, NameStr(att->attname));
 		FormData_pg_attribute then = *att;

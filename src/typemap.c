@@ -14,7 +14,6 @@
  */
 #include "postgres.h"
 
-#include <limits.h>
 #include <locale.h>
 
 #include "access/htup_details.h"
@@ -22,8 +21,8 @@
 #include "catalog/pg_type.h"
 #include "commands/extension.h"
 #include "utils/builtins.h"
+#include "utils/guc.h"
 #include "utils/lsyscache.h"
-#include "utils/pg_locale.h"
 #include "utils/syscache.h"
 
 #include "compat.h"
@@ -86,7 +85,8 @@ typemap_numeric_shape(int32 typmod, int *precision, int *scale)
 
 /*
  * Digits after the point that money has in the current lc_monetary, which is the
- * database's until worker_init pins it: it remembers them before.
+ * database's until worker_init pins it: it asks before.  Not by PGLC_localeconv, which
+ * needs a transaction.
  */
 int
 typemap_money_digits(void)
@@ -95,12 +95,21 @@ typemap_money_digits(void)
 
 	if (digits < 0)
 	{
-		struct lconv *conventions = PGLC_localeconv();
+		const char *name = GetConfigOption("lc_monetary", true, false);
+		locale_t	monetary = newlocale(LC_MONETARY_MASK, name != NULL ? name : "C", (locale_t) 0);
 
-		/* as cash.c does */
-		digits = conventions->frac_digits;
-		if (digits < 0 || digits > 10 || digits == CHAR_MAX)
-			digits = 2;
+		digits = 2;
+		if (monetary != (locale_t) 0)
+		{
+			locale_t	before = uselocale(monetary);
+			int			fraction = localeconv()->frac_digits;
+
+			uselocale(before);
+			freelocale(monetary);
+			/* as cash.c does */
+			if (fraction >= 0 && fraction <= 10)
+				digits = fraction;
+		}
 	}
 	return digits;
 }
