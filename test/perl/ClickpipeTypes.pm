@@ -103,8 +103,9 @@ sub timestamp
 
 sub interval
 {
-	return join ' ', map { my $u = $_; rand() < 0.5 ? () : (rand() < 0.3 ? '-' : '') . int_in(0, 2000) . " $u" }
-	  qw(years months days hours minutes seconds milliseconds microseconds), '';
+	my $v = join ' ', map { my $u = $_; rand() < 0.5 ? () : (rand() < 0.3 ? '-' : '') . int_in(0, 2000) . " $u" }
+	  qw(years months days hours minutes seconds milliseconds microseconds);
+	return $v eq '' ? '0' : $v;
 }
 
 sub float8
