@@ -218,6 +218,7 @@ parse_enum(Parser *p, int bits)
 	{
 		char	   *label = parse_quoted(p, '\'');
 		int			value;
+		int			at;
 
 		if (label == NULL)
 			return wrong(p, "a label in quotes is missing");
@@ -226,7 +227,14 @@ parse_enum(Parser *p, int bits)
 		add_name(type, label);
 		type->values = type->values == NULL ?
 			palloc(sizeof(int)) : repalloc(type->values, sizeof(int) * type->nnames);
-		type->values[type->nnames - 1] = value;
+		/* ClickHouse has them in the order of their values */
+		for (at = type->nnames - 1; at > 0 && type->values[at - 1] > value; at--)
+		{
+			type->values[at] = type->values[at - 1];
+			type->names[at] = type->names[at - 1];
+		}
+		type->values[at] = value;
+		type->names[at] = label;
 	} while (accept(p, ','));
 	return expect(p, ')') ? type : NULL;
 }

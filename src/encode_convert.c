@@ -365,6 +365,13 @@ encode_json(const ColumnMap *map, ColumnData *col, Datum value, const char **why
 	return ok;
 }
 
+/* JSON: an empty object, since also what is under a NULL is parsed */
+void
+default_json(const ColumnMap *map, ColumnData *col)
+{
+	(void) put_string(col, "{}", 2);
+}
+
 /*
  * Would ClickHouse's JSON hold every key and number as they are?  It keeps
  * numbers as 64 bits of integer or float, and takes dots in keys for paths.

@@ -155,6 +155,7 @@ extern void default_zero(const ColumnMap *map, ColumnData *col);
 extern void default_date(const ColumnMap *map, ColumnData *col);
 extern void default_string(const ColumnMap *map, ColumnData *col);
 extern void default_dictionary(const ColumnMap *map, ColumnData *col);
+extern void default_json(const ColumnMap *map, ColumnData *col);
 extern void default_label(const ColumnMap *map, ColumnData *col);
 extern void default_array(const ColumnMap *map, ColumnData *col);
 extern void default_tuple(const ColumnMap *map, ColumnData *col);

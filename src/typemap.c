@@ -329,7 +329,12 @@ column_map_init(ColumnMap *map, Form_pg_attribute att, const char *target_name,
 		}
 	}
 	else
+	{
 		ch = typemap_default(type, typmod, att->attndims, allow_nullable, caps);
+		/* ClickHouse sorts by nothing with NULLs inside; the text of an array says all */
+		if (is_key && ch->kind == CH_ARRAY)
+			ch = ch_type_make(CH_STRING);
+	}
 
 	/* who wishes a type means its values; what is there already is as it is */
 	if (nullable && ch_type_may_be_nullable(ch) && !(wished && wish->exact))
@@ -354,8 +359,8 @@ column_map_init(ColumnMap *map, Form_pg_attribute att, const char *target_name,
 	}
 	if (map->loss != NULL && !map->lossy && !map->is_json)
 	{
-		*why = psprintf("%s is lost in %s (if that is what you want, say so with \"lossy\": true)",
-						map->loss, map->type);
+		*why = psprintf("%s would lose %s (if that is what you want, say so with \"lossy\": true)",
+						map->type, map->loss);
 		return false;
 	}
 	if (is_key && (map->loss != NULL || map->narrow))

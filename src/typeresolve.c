@@ -463,7 +463,7 @@ resolve_json(ColumnMap *map, Oid type, const ChType *ch, const char **why)
 	map->source = type == JSONOID ? SOURCE_BOOL : SOURCE_OTHER;
 	if (type == JSONOID)
 		fmgr_info_cxt(F_JSON_OUT, &map->output, map->mcxt);
-	return use(map, encode_json, default_string, 0);
+	return use(map, encode_json, default_json, 0);
 }
 
 /* Prepares a child, which has what its parent has but for the type. */
