@@ -16,6 +16,18 @@
 #include "encode.h"
 
 /*
+ * Does the column hold ClickHouse's JSON, alone or inside of something?
+ */
+bool
+column_map_has_json(const ColumnMap *map)
+{
+	for (int i = 0; i < map->nchildren; i++)
+		if (column_map_has_json(&map->children[i]))
+			return true;
+	return map->is_json;
+}
+
+/*
  * Makes an empty column whose memory is in "mcxt".  Allocates nothing, but
  * for the elements of an array.
  */

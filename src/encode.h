@@ -199,6 +199,9 @@ extern bool column_map_init(ColumnMap *map, Form_pg_attribute att,
  */
 extern void column_map_forget_labels(ColumnMap *map);
 
+/* Does the column hold ClickHouse's JSON, alone or inside of something? */
+extern bool column_map_has_json(const ColumnMap *map);
+
 extern void column_data_init(ColumnData *col, const ColumnMap *map, MemoryContext mcxt);
 /* Empties the column for the next block and gives back memory beyond keep bytes a buffer. */
 extern void column_data_reset(ColumnData *col, const ColumnMap *map, Size keep);

@@ -71,6 +71,9 @@ row_encode(RowEncoder *encoder, const Datum *values, const bool *isnull, RowErro
 		const char *why = NULL;
 		bool		ok;
 
+		/* nobody knows the bytes of what ClickHouse has parsed */
+		if (unlikely(column_map_has_json(column)))
+			continue;
 		if (isnull[attr])
 			ok = column_append_null(column, data, &why);
 		else

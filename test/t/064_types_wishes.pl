@@ -140,7 +140,7 @@ for my $n (0 .. $#wishes)
 	is(join('|', split /\n/, $ch->query("SELECT c$n FROM analytics.public_wishes FINAL ORDER BY id"), -1), $want, "$type as $wish: values");
 }
 my $verify = $node->safe_psql('postgres', q{SELECT concat_ws(' ', result, note) FROM clickpipe_verify('p')});
-like($verify, qr/^equal/, 'clickpipe_verify agrees');
+like($verify, qr/^partly compared columns of type JSON are not compared: "c\d+", "c\d+"$/, 'clickpipe_verify agrees, JSON apart');
 my $definition = $node->safe_psql('postgres', q{SELECT clickpipe_definition('p')});
 like($definition, qr/"lossy": true/, 'the definition has the wishes');
 
