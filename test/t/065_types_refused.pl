@@ -123,7 +123,7 @@ wait_for_state($node, 's', 'Running');
 $node->safe_psql('postgres', join '', map { "INSERT INTO change_$_ (id, name, c) VALUES (7, 'it is', $cases[$_][2]);" } 0 .. $#cases);
 wait_caught_up($node, 's');
 my $pg = $node->safe_psql('postgres', "SET TimeZone = 'UTC'; SET lc_monetary = 'C'; " . join ' UNION ALL ',
-	map { my $n = $_; map { "(SELECT '$_' || ' ' || CASE WHEN c IS NULL THEN '\\N' ELSE " . ($cases[$n][0] eq 'int[]' || 1 ? "format('%s', c)" : '') . " END FROM $_)" } "load_$n", "change_$n" } 0 .. $#cases);
+	map { my $n = $_; map { "(SELECT '$_' || ' ' || CASE WHEN c IS NOT DISTINCT FROM NULL THEN '\\N' ELSE format('%s', c) END FROM $_)" } "load_$n", "change_$n" } 0 .. $#cases);
 my $got = join "\n", map { my $n = $_; map { "$_ " . $ch->query("SELECT c FROM analytics.public_$_ FINAL") } "load_$n", "change_$n" } 0 .. $#cases;
 is($got, $pg, 'as String all of them arrive');
 
