@@ -107,6 +107,7 @@ CREATE TABLE clickpipe.table_state (
 	load_filenode oid,			-- heap that the load's chunks are of
 	load_blocks bigint,
 	load_lsn pg_lsn,			-- newest WAL position that a chunk may have seen
+	leaves_listed boolean NOT NULL DEFAULT false,	-- partition has all leaves as of P
 	load_rows double precision,	-- estimate of the rows to load
 	load_started_at timestamptz,
 	load_ended_at timestamptz,
@@ -125,12 +126,35 @@ CREATE INDEX table_state_pipe_idx ON clickpipe.table_state (pipe);
 /* Finished chunks of loads: block ranges that ClickHouse has acknowledged. */
 CREATE TABLE clickpipe.chunk (
 	table_state integer NOT NULL,
+	leaf oid NOT NULL DEFAULT 0,	-- of a partitioned table
 	start_block bigint NOT NULL,
 	end_block bigint NOT NULL,
 	rows bigint NOT NULL,
 	seen_lsn pg_lsn NOT NULL,
-	PRIMARY KEY (table_state, start_block)
+	PRIMARY KEY (table_state, leaf, start_block)
 );
+
+/*
+ * The leaves of partitioned tables, as the stream has seen them.  Those that were detached
+ * or dropped stay here, because their rows stay in the target.
+ */
+CREATE TABLE clickpipe.partition (
+	table_state integer NOT NULL,
+	leaf oid NOT NULL,
+	ordinal bigint GENERATED ALWAYS AS IDENTITY,
+	leaf_name text NOT NULL,
+	bound text,
+	version_commit pg_lsn NOT NULL,	-- of its loaded rows: P, or the transaction that attached it,
+	version_change pg_lsn NOT NULL,	-- and the position in that
+	removed_lsn pg_lsn,			-- commit of its DETACH or DROP; NULL: it is there
+	removed_at timestamptz,
+	loaded boolean NOT NULL,
+	load_filenode oid,			-- heap that its chunks are of
+	load_blocks bigint,
+	load_rows double precision,	-- estimate
+	load_lsn pg_lsn,
+	PRIMARY KEY (table_state, leaf)
+) WITH (fillfactor = 50);
 
 /* Targets that resyncs have replaced and that ClickHouse has not dropped yet. */
 CREATE TABLE clickpipe.replaced_target (
@@ -418,6 +442,9 @@ CROSS JOIN LATERAL (
 		WHERE t.pipe = p.id AND t.last_error IS NOT NULL AND t.state = 'Failed'
 			AND NOT EXISTS (SELECT FROM clickpipe.table_state n
 				WHERE n.pipe_table = t.pipe_table AND n.is_resync AND NOT t.is_resync AND n.state <> 'Failed')
+			AND NOT EXISTS (SELECT FROM clickpipe.pipe_table pt
+				JOIN clickpipe.table_state m ON m.pipe_table = pt.id AND NOT m.is_resync
+				WHERE pt.id = t.pipe_table AND pt.resync > m.resync)
 		ORDER BY t.last_error_at DESC LIMIT 1)
 		UNION ALL
 		SELECT 6, 'the launcher does not run this pipe', NULL, NULL,
@@ -434,7 +461,9 @@ SELECT
 	CASE WHEN t.target_table IS NOT NULL
 		THEN t.target_database || '.' || t.target_table END AS target,
 	CASE WHEN NOT h.here THEN 'Failed'	-- in a copy of the database nothing runs
-		WHEN n.state <> 'Failed' THEN n.state ELSE t.state END AS state,
+		WHEN n.state <> 'Failed' THEN n.state
+		WHEN t.state = 'Failed' AND pt.resync > t.resync THEN 'Setup'	-- its resync is about to begin
+		ELSE t.state END AS state,
 	CASE WHEN n.state <> 'Failed' THEN n.state_since ELSE t.state_since END AS state_since,
 	t.engine,
 	t.key,
@@ -465,6 +494,29 @@ CROSS JOIN LATERAL (
 LEFT JOIN LATERAL (
 	SELECT sum(k.rows) AS rows, count(*) AS chunks
 	FROM clickpipe.chunk k WHERE k.table_state = coalesce(n.id, t.id)) c ON true;
+
+/* The leaves of partitioned tables, also those that are gone and whose rows stay in the target. */
+CREATE VIEW clickpipe.partitions WITH (security_barrier) AS
+SELECT
+	p.name AS pipe,
+	t.source::regclass AS source,
+	l.leaf::regclass AS partition,
+	l.leaf_name,
+	l.bound,
+	CASE WHEN l.removed_lsn IS NOT NULL THEN 'Removed'
+		WHEN l.loaded THEN 'Running' ELSE 'Snapshot' END AS state,
+	l.version_commit AS capture_lsn,
+	c.rows AS rows_snapshot,
+	l.removed_lsn,
+	l.removed_at,
+	t.is_resync
+FROM clickpipe.visible_pipe p
+JOIN clickpipe.pipe_table pt ON pt.pipe = p.id
+JOIN clickpipe.table_state t ON t.pipe_table = pt.id
+JOIN clickpipe.partition l ON l.table_state = t.id
+CROSS JOIN LATERAL (
+	SELECT coalesce(sum(k.rows), 0)::bigint AS rows
+	FROM clickpipe.chunk k WHERE k.table_state = t.id AND k.leaf = l.leaf) c;
 
 /* The INSERTs that were acknowledged last, about a hundred of each pipe. */
 CREATE VIEW clickpipe.batches WITH (security_barrier) AS
@@ -597,5 +649,5 @@ REVOKE ALL ON FUNCTION clickpipe.pipe_settings() FROM PUBLIC;
 GRANT USAGE ON SCHEMA clickpipe TO pg_monitor;
 GRANT EXECUTE ON FUNCTION clickpipe_life_cycle(), clickpipe.pipe_activity(), clickpipe.load_activity(),
 	clickpipe.batch_activity(), clickpipe.pipe_settings() TO pg_monitor;
-GRANT SELECT ON clickpipe.status, clickpipe.tables, clickpipe.batches, clickpipe.log,
+GRANT SELECT ON clickpipe.status, clickpipe.tables, clickpipe.partitions, clickpipe.batches, clickpipe.log,
 	clickpipe.slots, clickpipe.snapshot_progress, clickpipe.settings TO pg_monitor;

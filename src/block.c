@@ -14,6 +14,7 @@
 #include "postgres.h"
 
 #include "lib/stringinfo.h"
+#include "port/pg_bitutils.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
@@ -36,7 +37,7 @@
 #define LC_KEY_UINT16			UINT64CONST(1)
 #define LC_KEY_UINT32			UINT64CONST(2)
 
-/* What histories call each RowOperation; in the order of the enum. */
+/* What targets call each RowOperation; in the order of the enum. */
 static const char *const operation_names[] = {
 	"snapshot",
 	"insert",
@@ -58,6 +59,7 @@ init_buffers(RowBlock *block)
 	buffer_init(&block->deleted, block->data_mcxt);
 	buffer_init(&block->operation, block->data_mcxt);
 	buffer_init(&block->commit_ts, block->data_mcxt);
+	buffer_init(&block->xid, block->data_mcxt);
 }
 
 /*
@@ -88,8 +90,9 @@ block_create(const RowMap *map, MemoryContext parent)
 			block->variable[block->nvariable++] = i;
 	}
 	block->fixed_width += VERSION_WIDTH + sizeof(uint8);
-	if (map->history)
-		block->fixed_width += sizeof(uint8) + sizeof(uint64) + sizeof(int64);
+	for (int i = 0; i < METADATA_COUNT; i++)
+		if (map->metadata & METADATA_BIT(i))
+			block->fixed_width += metadata_columns[i].width;
 	init_buffers(block);
 	return block;
 }
@@ -110,16 +113,22 @@ static inline void
 append_meta(RowBlock *block, const RowMeta *meta)
 {
 	uint64		version[2] = {meta->version_lo, meta->version_hi};
+	int			metadata = block->map->metadata;
 
 	buffer_append(&block->version, version, sizeof(version));
 	buffer_append_byte(&block->deleted, meta->is_deleted ? 1 : 0);
-	if (block->map->history)
+	if (metadata == 0)
+		return;
+	if (metadata & METADATA_BIT(METADATA_OPERATION))
+		buffer_append_byte(&block->operation, (uint8) meta->operation);
+	if (metadata & METADATA_BIT(METADATA_COMMIT_TS))
 	{
 		int64		commit_ts = meta->commit_ts + UNIX_EPOCH_OFFSET_USECS;
 
-		buffer_append_byte(&block->operation, (uint8) meta->operation);
 		buffer_append(&block->commit_ts, &commit_ts, sizeof(commit_ts));
 	}
+	if (metadata & METADATA_BIT(METADATA_XID))
+		buffer_append(&block->xid, &meta->xid, sizeof(meta->xid));
 }
 
 /*
@@ -143,7 +152,7 @@ block_append(RowBlock *block, const RowMeta *meta, const Datum *values,
 		bool		ok = true;
 
 		column_data_mark(data);
-		if (unlikely(key_only && !map->is_key[i]))
+		if (unlikely(key_only && !map->is_place[i]))
 			column_append_default(column, data);
 		else if (isnull[attr])
 			ok = column_append_null(column, data, &why);
@@ -370,16 +379,11 @@ write_values(Compressor *c, const ColumnMap *map, const ColumnData *col)
 }
 
 /*
- * Writes the columns that only histories have.  The commit LSN is the high
- * half of the version.
+ * Writes what rows say happened, as names in a dictionary.
  */
 static void
-write_history_columns(Compressor *c, const RowBlock *block)
+write_operations(Compressor *c, const RowBlock *block)
 {
-	const uint64 *versions = (const uint64 *) block->version.data;
-	uint64		lsns[512];
-
-	write_column_header(c, CLICKPIPE_COL_OPERATION, "LowCardinality(String)");
 	write_uint64(c, LC_PREFIX);
 	write_uint64(c, LC_HAS_ADDITIONAL_KEYS | LC_NEED_UPDATE | LC_KEY_UINT8);
 	write_uint64(c, lengthof(operation_names) + DICT_SPECIAL_SLOTS(false));
@@ -397,8 +401,17 @@ write_history_columns(Compressor *c, const RowBlock *block)
 		compressor_write(c, keys, n);
 		row += n;
 	}
+}
 
-	write_column_header(c, CLICKPIPE_COL_LSN, "UInt64");
+/*
+ * Writes the commit LSNs, which are the high halves of the versions.
+ */
+static void
+write_commit_lsns(Compressor *c, const RowBlock *block)
+{
+	const uint64 *versions = (const uint64 *) block->version.data;
+	uint64		lsns[512];
+
 	for (uint64 row = 0; row < block->nrows;)
 	{
 		int			n = Min(block->nrows - row, lengthof(lsns));
@@ -408,9 +421,35 @@ write_history_columns(Compressor *c, const RowBlock *block)
 		compressor_write(c, lsns, n * sizeof(uint64));
 		row += n;
 	}
+}
 
-	write_column_header(c, CLICKPIPE_COL_TS, "DateTime64(6, 'UTC')");
-	write_buffer(c, &block->commit_ts);
+/*
+ * Writes the columns about the changes that the target has.
+ */
+static void
+write_metadata(Compressor *c, const RowBlock *block)
+{
+	for (int i = 0; i < METADATA_COUNT; i++)
+	{
+		if (!(block->map->metadata & METADATA_BIT(i)))
+			continue;
+		write_column_header(c, metadata_columns[i].name, metadata_columns[i].type);
+		switch ((MetadataColumn) i)
+		{
+			case METADATA_OPERATION:
+				write_operations(c, block);
+				break;
+			case METADATA_COMMIT_LSN:
+				write_commit_lsns(c, block);
+				break;
+			case METADATA_COMMIT_TS:
+				write_buffer(c, &block->commit_ts);
+				break;
+			case METADATA_XID:
+				write_buffer(c, &block->xid);
+				break;
+		}
+	}
 }
 
 /*
@@ -428,6 +467,7 @@ block_reset(RowBlock *block)
 	buffer_reset(&block->deleted, KEEP_PER_BUFFER);
 	buffer_reset(&block->operation, KEEP_PER_BUFFER);
 	buffer_reset(&block->commit_ts, KEEP_PER_BUFFER);
+	buffer_reset(&block->xid, KEEP_PER_BUFFER);
 	block->nrows = 0;
 
 	if (MemoryContextMemAllocated(block->data_mcxt, false) > KEEP_PER_BLOCK)
@@ -447,15 +487,16 @@ void
 block_seal(RowBlock *block, Compression method, ByteBuffer *out)
 {
 	const RowMap *map = block->map;
+	int			nmetadata = pg_popcount32(map->metadata);
 	Compressor *c;
 
 	Assert(block->nrows > 0);
 
 	/* names and types are some 64 bytes a column */
 	c = compressor_open(method, out,
-						block_data_size(block) + (Size) 64 * (map->ncolumns + 5));
+						block_data_size(block) + (Size) 64 * (map->ncolumns + 2 + nmetadata));
 
-	write_varuint(c, map->ncolumns + (map->history ? 5 : 2));
+	write_varuint(c, map->ncolumns + 2 + nmetadata);
 	write_varuint(c, block->nrows);
 	for (int i = 0; i < map->ncolumns; i++)
 	{
@@ -467,8 +508,7 @@ block_seal(RowBlock *block, Compression method, ByteBuffer *out)
 	write_buffer(c, &block->version);
 	write_column_header(c, CLICKPIPE_COL_DELETED, "UInt8");
 	write_buffer(c, &block->deleted);
-	if (map->history)
-		write_history_columns(c, block);
+	write_metadata(c, block);
 
 	compressor_finish(c);
 	block_reset(block);
@@ -525,8 +565,8 @@ row_map_insert_columns(const RowMap *map)
 		appendStringInfoString(&out, ", ");
 	}
 	appendStringInfoString(&out, CLICKPIPE_COL_VERSION ", " CLICKPIPE_COL_DELETED);
-	if (map->history)
-		appendStringInfoString(&out, ", " CLICKPIPE_COL_OPERATION ", "
-							   CLICKPIPE_COL_LSN ", " CLICKPIPE_COL_TS);
+	for (int i = 0; i < METADATA_COUNT; i++)
+		if (map->metadata & METADATA_BIT(i))
+			appendStringInfo(&out, ", %s", metadata_columns[i].name);
 	return out.data;
 }

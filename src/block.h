@@ -14,8 +14,9 @@
 
 #include "compress.h"
 #include "encode.h"
+#include "metadata.h"
 
-/* What a row of a history says happened. */
+/* What a row says happened. */
 typedef enum RowOperation
 {
 	ROW_SNAPSHOT,
@@ -30,7 +31,10 @@ typedef struct RowMap
 	int			ncolumns;
 	ColumnMap  *columns;		/* source columns that are mirrored */
 	bool	   *is_key;			/* by column: part of the key */
-	bool		history;		/* target also has operation, LSN and time */
+	bool	   *is_place;		/* by column: decides where a row is: the key, and what else
+								 * the target is sorted or partitioned by */
+	bool		history;		/* rows are never replaced */
+	int			metadata;		/* METADATA_BITs of the columns that the target has */
 } RowMap;
 
 /* What a row carries besides the source's values. */
@@ -40,7 +44,8 @@ typedef struct RowMeta
 	uint64		version_lo;		/* the change's own LSN */
 	bool		is_deleted;
 	RowOperation operation;
-	TimestampTz commit_ts;
+	TimestampTz commit_ts;		/* or when it was loaded */
+	TransactionId xid;			/* of the top-level transaction, 0: loaded */
 } RowMeta;
 
 /* Why a row was refused. */
@@ -58,8 +63,10 @@ typedef struct RowBlock
 	ColumnData *columns;
 	ByteBuffer	version;		/* 16 bytes a row */
 	ByteBuffer	deleted;		/* 1 byte a row */
-	ByteBuffer	operation;		/* history: 1 byte a row, a RowOperation */
-	ByteBuffer	commit_ts;		/* history: 8 bytes a row */
+	/* as far as map->metadata has them */
+	ByteBuffer	operation;		/* 1 byte a row, a RowOperation */
+	ByteBuffer	commit_ts;		/* 8 bytes a row */
+	ByteBuffer	xid;			/* 4 bytes a row */
 	uint64		nrows;
 	Size		fixed_width;	/* bytes of a row that all rows have */
 	int			nvariable;		/* columns that have more than that ... */
@@ -71,7 +78,7 @@ extern void block_destroy(RowBlock *block);
 
 /*
  * Appends a row; values and isnull are indexed by attnum - 1.  key_only: the
- * columns outside the key get their type's default (a tombstone).
+ * columns that do not decide where it is get their type's default (a tombstone).
  * False: a value has no place in its column; *error says which, and the block
  * is as it was before.  Temporary memory is taken from CurrentMemoryContext,
  * which the caller resets.

@@ -183,12 +183,16 @@ extern void catalog_set_target(int32 table, const char *database, const char *ta
 							   const char *engine, List *key, List *shape, bool ours);
 extern void catalog_set_table_state(int32 table, TableState state);
 extern void catalog_fail_table(int32 table, int code, const char *message, const char *hint);
+extern void catalog_order_resync(int32 table, int resync_done);
 extern void catalog_set_capture(int32 table, XLogRecPtr lsn);
 extern void catalog_set_load(int32 table, Oid filenode, int64 blocks, double rows,
 							 int64 chunks_total, bool forget_chunks);
 extern void catalog_end_load(int32 table);
+extern void catalog_end_truncated_load(int32 table);
 extern void catalog_add_chunk(int32 table, Oid filenode, BlockRange range, int64 rows,
 							  XLogRecPtr seen_lsn);
+extern void catalog_add_leaf_chunk(int32 table, Oid leaf, Oid filenode, BlockRange range,
+								   int64 rows, XLogRecPtr seen_lsn);
 extern void catalog_delete_table(int32 table);
 extern int32 catalog_begin_resync(const TableInfo *table, const char *database,
 								  const char *target_table);

@@ -178,6 +178,17 @@ catalog_fail_table(int32 table, int code, const char *message, const char *hint)
 					   catalog_literal(hint), table);
 }
 
+/*
+ * Orders a resync that no verb has ordered: none of those that are wanted counts as
+ * begun any more beyond resync_done.
+ */
+void
+catalog_order_resync(int32 table, int resync_done)
+{
+	(void) catalog_run("UPDATE clickpipe.table_state SET resync = least(resync, %d) WHERE id = %d",
+					   resync_done, table);
+}
+
 /* Fixes P of a table's target; an invalid one: it is not fixed any more. */
 void
 catalog_set_capture(int32 table, XLogRecPtr lsn)
@@ -213,6 +224,16 @@ catalog_end_load(int32 table)
 					   "WHERE id = %d AND load_ended_at IS NULL", table);
 }
 
+/* Records that a TRUNCATE has ended a load: no more chunks will come. */
+void
+catalog_end_truncated_load(int32 table)
+{
+	catalog_end_load(table);
+	(void) catalog_run("UPDATE clickpipe.table_state SET chunks_total = "
+					   "(SELECT pg_catalog.count(*) FROM clickpipe.chunk WHERE table_state = %d) "
+					   "WHERE id = %d", table, table);
+}
+
 /*
  * Records a chunk that ClickHouse has acknowledged, and what it may have seen;
  * unless the load has begun again meanwhile, with another heap, of which the
@@ -227,7 +248,7 @@ catalog_add_chunk(int32 table, Oid filenode, BlockRange range, int64 rows, XLogR
 		return;
 	(void) catalog_run("INSERT INTO clickpipe.chunk (table_state, start_block, end_block, rows, seen_lsn) "
 					   "VALUES (%d, %u, %u, " INT64_FORMAT ", %s) "
-					   "ON CONFLICT (table_state, start_block) DO UPDATE "
+					   "ON CONFLICT (table_state, leaf, start_block) DO UPDATE "
 					   "SET end_block = excluded.end_block, rows = excluded.rows, seen_lsn = excluded.seen_lsn",
 					   table, range.start, range.end, rows, catalog_lsn(seen_lsn));
 }
@@ -237,6 +258,7 @@ void
 catalog_delete_table(int32 table)
 {
 	(void) catalog_run("DELETE FROM clickpipe.chunk WHERE table_state = %d", table);
+	(void) catalog_run("DELETE FROM clickpipe.partition WHERE table_state = %d", table);
 	(void) catalog_run("DELETE FROM clickpipe.table_state WHERE id = %d", table);
 }
 
@@ -330,6 +352,8 @@ void
 catalog_delete_pipe(int32 pipe)
 {
 	(void) catalog_run("DELETE FROM clickpipe.chunk USING clickpipe.table_state t "
+					   "WHERE table_state = t.id AND t.pipe = %d", pipe);
+	(void) catalog_run("DELETE FROM clickpipe.partition USING clickpipe.table_state t "
 					   "WHERE table_state = t.id AND t.pipe = %d", pipe);
 	(void) catalog_run("DELETE FROM clickpipe.table_state WHERE pipe = %d", pipe);
 	(void) catalog_run("DELETE FROM clickpipe.pipe_table WHERE pipe = %d", pipe);

@@ -139,6 +139,7 @@ static const struct
 	{344, CH_PERMANENT, false}, /* SUPPORT_IS_DISABLED */
 	{349, CH_PERMANENT, false}, /* CANNOT_INSERT_NULL_IN_ORDINARY_COLUMN */
 	{354, CH_PERMANENT, false}, /* ZLIB_INFLATE_FAILED */
+	{359, CH_PERMANENT, false}, /* TABLE_SIZE_EXCEEDS_MAX_DROP_SIZE_LIMIT */
 	{386, CH_PERMANENT, false}, /* NO_COMMON_TYPE */
 	{395, CH_PERMANENT, false}, /* FUNCTION_THROW_IF_VALUE_IS_NON_ZERO */
 	{396, CH_PERMANENT, false}, /* TOO_MANY_ROWS_OR_BYTES */
@@ -588,6 +589,23 @@ ch_error_is_of_table(int code)
 		252,					/* TOO_MANY_PARTS */
 		692,					/* TOO_MANY_MUTATIONS */
 		733						/* TABLE_IS_BEING_RESTARTED */
+	};
+
+	for (int i = 0; i < lengthof(codes); i++)
+		if (codes[i] == code)
+			return true;
+	return false;
+}
+
+/* See clickhouse.h. */
+bool
+ch_error_is_of_server(int code)
+{
+	static const int codes[] = {
+		192, 193, 194, 195, 516,	/* user unknown, password, address */
+		201, 202, 203, 364, 700, 745, 749,	/* quota, too busy */
+		173, 241, 243,			/* no memory, no disk */
+		159, 209, 210, 225, 279, 519, 999	/* network, keeper */
 	};
 
 	for (int i = 0; i < lengthof(codes); i++)

@@ -26,6 +26,8 @@
 
 #include "compat.h"
 #include "hints.h"
+#include "partition_tree.h"
+#include "partitions.h"
 #include "pipe.h"
 #include "refused.h"
 #include "worker.h"
@@ -40,9 +42,11 @@
 /* Bytes of a key's value that a message shows. */
 #define MAX_SHOWN_VALUE			200
 
-static PipeTable *table_of_change(Pipe *pipe, Relation rel);
-static bool takes_change(Pipe *pipe, PipeTable *table);
+static PipeTable *table_of_change(Pipe *pipe, Relation rel, XLogRecPtr lsn);
+static void apply_to_root(Pipe *pipe, PipeTable *table, Route *route, RouteTarget *target,
+						  Relation rel, ReorderBufferChange *change);
 static void apply_to_table(Pipe *pipe, PipeTable *table, Relation rel, ReorderBufferChange *change);
+static bool root_is_truncated(PipeTable *table, int nrels, Relation *rels);
 static bool target_has_change(Pipe *pipe, PipeTable *table, ReorderBufferChange *change);
 static void apply_update(Pipe *pipe, PipeTable *table, TupleDesc desc, RowMeta *meta,
 						 HeapTuple oldtuple, HeapTuple newtuple);
@@ -53,8 +57,9 @@ static void make_room(Pipe *pipe, PipeTable *table, XLogRecPtr lsn);
 static void grow_scratch(PipeTable *table, int natts);
 static void deform(PipeTable *table, HeapTuple tuple, TupleDesc desc, Datum *values,
 				   bool *isnull);
-static bool fill_unchanged_toast(Pipe *pipe, PipeTable *table, TupleDesc desc, bool have_old);
-static bool key_changed(PipeTable *table, TupleDesc desc);
+static bool fill_unchanged_toast(Pipe *pipe, PipeTable *table, TupleDesc desc, bool have_old,
+								 bool *missing);
+static bool place_changed(PipeTable *table, TupleDesc desc);
 static bool append(Pipe *pipe, PipeTable *table, RowMeta *meta, const Datum *values,
 				   const bool *isnull, bool key_only);
 static bool append_guarded(Pipe *pipe, PipeTable *table, RowMeta *meta, const Datum *values,
@@ -86,8 +91,12 @@ changes_begin(Pipe *pipe, ReorderBufferTXN *txn)
 	pipe->in_callback = true;
 	pipe->commit_lsn = txn->final_lsn;
 	pipe->commit_ts = txn->xact_time.commit_time;
+	pipe->xid = txn->xid;		/* the top-level one, of two-phase commits too */
 	pipe->txn_opened_block = false;
 	pipe->txn_ntables = 0;
+	/* routes note the first change of each transaction */
+	if (pipe->routes != NULL)
+		pipe->last_relid = InvalidOid;
 
 	/*
 	 * Output functions of types that users made run as the pipe's owner.  The
@@ -101,6 +110,8 @@ changes_begin(Pipe *pipe, ReorderBufferTXN *txn)
 void
 changes_commit(Pipe *pipe, ReorderBufferTXN *txn)
 {
+	if (pipe->partitions_unchecked)
+		partitions_commit(pipe, txn);
 	if (pipe->txn_ntables > 0)
 		confirm_commit(pipe, pipe->commit_lsn, pipe->commit_ts);
 	pipe->read_commit_ts = pipe->commit_ts;
@@ -114,18 +125,32 @@ changes_commit(Pipe *pipe, ReorderBufferTXN *txn)
 void
 changes_apply(Pipe *pipe, ReorderBufferTXN *txn, Relation rel, ReorderBufferChange *change)
 {
-	PipeTable  *table = table_of_change(pipe, rel);
+	PipeTable  *table = table_of_change(pipe, rel, change->lsn);
+	Route	   *route = pipe->last_route;
 	bool		ours = false;
 	MemoryContext old;
 
+	pipe->change_relid = RelationGetRelid(rel);
 	old = MemoryContextSwitchTo(pipe->row_mcxt);
 	for (; table != NULL; table = table->resync)
-		if (takes_change(pipe, table))
+		if (changes_takes(pipe, table))
 		{
 			ours = true;
+			table->tuple_desc = RelationGetDescr(rel);
+			table->route = NULL;
+			table->tuple_map = NULL;
+			table->whole_old = table->target->key.full;
 			apply_to_table(pipe, table, rel, change);
 			MemoryContextReset(pipe->row_mcxt);
 		}
+	for (int i = 0; route != NULL && i < route->ntargets; i++)
+		for (table = route->targets[i].table; table != NULL; table = table->resync)
+			if (changes_takes(pipe, table))
+			{
+				ours = true;
+				apply_to_root(pipe, table, route, &route->targets[i], rel, change);
+				MemoryContextReset(pipe->row_mcxt);
+			}
 	MemoryContextSwitchTo(old);
 
 	/* others' rows must not keep ours waiting */
@@ -142,19 +167,41 @@ changes_apply(Pipe *pipe, ReorderBufferTXN *txn, Relation rel, ReorderBufferChan
  * capture point, not what it got before a rewind, and nothing while it waits for
  * a rewind, which will bring it all.
  */
-static bool
-takes_change(Pipe *pipe, PipeTable *table)
+bool
+changes_takes(Pipe *pipe, const PipeTable *table)
 {
 	return TABLE_IS_LIVE(table) && table->prepared && !XLogRecPtrIsInvalid(table->capture_lsn) &&
 		pipe->commit_lsn >= table->capture_lsn && pipe->commit_lsn >= table->resume_lsn &&
 		!table->rewound;
 }
 
-/* Takes a change for one target.  In row_mcxt, which is reset afterwards. */
+/* Takes a change of a partition for the target of a table above it. */
+static void
+apply_to_root(Pipe *pipe, PipeTable *table, Route *route, RouteTarget *target, Relation rel,
+			  ReorderBufferChange *change)
+{
+	/* a column that was renamed is better told of by the shape */
+	if (target->refusal != NULL && !(table->unchecked && !shape_fits(pipe, table, rel)))
+		pipe_table_fail(pipe, table, 0, target->hint != NULL ? target->hint :
+						hint_resync(pipe->info->name, table->info->source_name, NULL),
+						"%s", target->refusal);
+	if (table->failure.failed)
+		return;
+	table->tuple_desc = RelationGetDescr(rel);
+	table->route = route;
+	table->tuple_map = target->map;
+	table->whole_old = target->whole_old;
+	apply_to_table(pipe, table, rel, change);
+}
+
+/*
+ * Takes a change for one target.  In row_mcxt, which is reset afterwards.  rel
+ * is the table or a leaf of it.
+ */
 static void
 apply_to_table(Pipe *pipe, PipeTable *table, Relation rel, ReorderBufferChange *change)
 {
-	TupleDesc	desc = RelationGetDescr(rel);
+	TupleDesc	desc = table->partitions != NULL ? table->partitions->desc : RelationGetDescr(rel);
 	RowMeta		meta;
 
 	if (OidIsValid(rel->rd_rel->relrewrite))
@@ -179,12 +226,13 @@ apply_to_table(Pipe *pipe, PipeTable *table, Relation rel, ReorderBufferChange *
 	if (target_has_change(pipe, table, change))
 		return;
 
-	if (desc->natts > table->natts)
-		grow_scratch(table, desc->natts);
+	if (Max(desc->natts, table->tuple_desc->natts) > table->natts)
+		grow_scratch(table, Max(desc->natts, table->tuple_desc->natts));
 	meta.version_hi = pipe->commit_lsn;
 	meta.version_lo = change->lsn;
 	meta.is_deleted = false;
 	meta.commit_ts = pipe->commit_ts;
+	meta.xid = pipe->xid;
 	switch (change->action)
 	{
 		case REORDER_BUFFER_CHANGE_INSERT:
@@ -226,7 +274,7 @@ target_has_change(Pipe *pipe, PipeTable *table, ReorderBufferChange *change)
 
 /*
  * An UPDATE is the new row, and a tombstone for the old one where the new one
- * does not replace it: if the key changed, and in histories that are told the
+ * does not replace it: if its place changed, and in histories that are told the
  * whole old row.
  */
 static void
@@ -234,7 +282,8 @@ apply_update(Pipe *pipe, PipeTable *table, TupleDesc desc, RowMeta *meta,
 			 HeapTuple oldtuple, HeapTuple newtuple)
 {
 	SourceKey  *key = &table->target->key;
-	bool		history = (table->target->engine == ENGINE_MERGE_TREE);
+	bool		history = table->target->rows.history;
+	bool		missing = false;
 
 	if (oldtuple == NULL && key->natts == 0)
 	{
@@ -247,21 +296,27 @@ apply_update(Pipe *pipe, PipeTable *table, TupleDesc desc, RowMeta *meta,
 	deform(table, newtuple, desc, table->values, table->isnull);
 	if (oldtuple != NULL)
 		deform(table, oldtuple, desc, table->old_values, table->old_isnull);
-	if (!fill_unchanged_toast(pipe, table, desc, oldtuple != NULL))
+	if (HeapTupleHasExternal(newtuple) &&
+		!fill_unchanged_toast(pipe, table, desc, oldtuple != NULL, &missing))
 		return;
 
 	meta->operation = ROW_UPDATE;
-	if (oldtuple != NULL && ((history && key->full) || key_changed(table, desc)))
+	if (oldtuple != NULL && ((history && table->whole_old) || place_changed(table, desc)))
 	{
 		RowMeta		tombstone = *meta;
 
 		/* below the row's, so that keys which ClickHouse holds equal cannot tie */
 		tombstone.version_lo--;
 		tombstone.is_deleted = true;
-		if (!append(pipe, table, &tombstone, table->old_values, table->old_isnull, !key->full))
+		if (!append(pipe, table, &tombstone, table->old_values, table->old_isnull, !table->whole_old))
 			return;
 	}
-	if (append(pipe, table, meta, table->values, table->isnull, false))
+	if (missing)
+	{
+		toast_defer(pipe, table, pipe->change_relid, meta);
+		table->txn_updated++;
+	}
+	else if (append(pipe, table, meta, table->values, table->isnull, false))
 		table->txn_updated++;
 }
 
@@ -270,9 +325,9 @@ static void
 apply_delete(Pipe *pipe, PipeTable *table, TupleDesc desc, RowMeta *meta, HeapTuple oldtuple)
 {
 	SourceKey  *key = &table->target->key;
-	bool		history = (table->target->engine == ENGINE_MERGE_TREE);
+	bool		history = table->target->rows.history;
 
-	if (oldtuple == NULL || (key->natts == 0 && !key->full))
+	if (oldtuple == NULL || (key->natts == 0 && !table->whole_old))
 	{
 		pipe_table_fail(pipe, table, 0,
 						hint_resync(pipe->info->name, table->info->source_name,
@@ -283,32 +338,72 @@ apply_delete(Pipe *pipe, PipeTable *table, TupleDesc desc, RowMeta *meta, HeapTu
 	deform(table, oldtuple, desc, table->old_values, table->old_isnull);
 	meta->is_deleted = true;
 	meta->operation = ROW_DELETE;
-	if (append(pipe, table, meta, table->old_values, table->old_isnull, !(history && key->full)))
+	if (append(pipe, table, meta, table->old_values, table->old_isnull, !(history && table->whole_old)))
 		table->txn_deleted++;
 }
 
-/* Takes a TRUNCATE: this version cannot follow it, so it must not go unnoticed. */
+/*
+ * Takes a TRUNCATE of some tables, of which those that are not ours are nothing
+ * to us.  A history that has rows of after it was truncated in an earlier life.
+ */
 void
-changes_truncate(Pipe *pipe, ReorderBufferTXN *txn, int nrels, Relation *rels)
+changes_truncate(Pipe *pipe, ReorderBufferTXN *txn, int nrels, Relation *rels,
+				 ReorderBufferChange *change)
 {
+	List	   *tables = NIL;
+	MemoryContext old;
+
 	if (pipe->options->truncate == TRUNCATE_IGNORE)
 		return;
+	old = MemoryContextSwitchTo(pipe->row_mcxt);
 	for (int i = 0; i < nrels; i++)
 	{
-		PipeTable  *table = pipe_find_table(pipe, RelationGetRelid(rels[i]));
+		PipeTable  *table = table_of_change(pipe, rels[i], InvalidXLogRecPtr);
+		Route	   *route = pipe->last_route;
 
 		for (; table != NULL; table = table->resync)
-			if (takes_change(pipe, table))
+		{
+			if (!changes_takes(pipe, table) || target_has_change(pipe, table, change))
+				continue;
+			if (table->target->engine != ENGINE_NULL)
+				tables = list_append_unique_ptr(tables, table);
+			else
 				pipe_table_fail(pipe, table, 0,
 								hint_resync(pipe->info->name, table->info->source_name,
-											"This version does not follow TRUNCATE. If it shall be ignored, set the pipe option \"truncate\" to \"ignore\" with clickpipe_alter"),
+											"A target with the engine Null cannot tell its materialized views: empty the tables that they fill (or have TRUNCATE ignored with the pipe option \"truncate\")"),
 								"the table was truncated");
+		}
+		for (int t = 0; route != NULL && t < route->ntargets; t++)
+			for (table = route->targets[t].table; table != NULL; table = table->resync)
+				if (changes_takes(pipe, table) && !list_member_ptr(tables, table) &&
+					!root_is_truncated(table, nrels, rels))
+					pipe_table_fail(pipe, table, 0,
+									hint_resync(pipe->info->name, table->info->source_name,
+												"This version does not follow TRUNCATE of a partition. If it shall be ignored, set the pipe option \"truncate\" to \"ignore\" with clickpipe_alter"),
+									"its partition %s was truncated", RelationGetRelationName(rels[i]));
 	}
+	if (tables != NIL)
+		truncate_targets(pipe, tables);
+	MemoryContextSwitchTo(old);
+	MemoryContextReset(pipe->row_mcxt);
 }
 
-/* Returns the table that a change is of, or NULL. */
+/* Is the table itself among those that are truncated? */
+static bool
+root_is_truncated(PipeTable *table, int nrels, Relation *rels)
+{
+	for (int i = 0; i < nrels; i++)
+		if (RelationGetRelid(rels[i]) == table->relid)
+			return true;
+	return false;
+}
+
+/*
+ * Returns the table that a change is of, or NULL; last_route has those that it
+ * is a partition of.
+ */
 static PipeTable *
-table_of_change(Pipe *pipe, Relation rel)
+table_of_change(Pipe *pipe, Relation rel, XLogRecPtr lsn)
 {
 	Oid			relid = OidIsValid(rel->rd_rel->relrewrite) ?
 		rel->rd_rel->relrewrite : RelationGetRelid(rel);
@@ -317,7 +412,11 @@ table_of_change(Pipe *pipe, Relation rel)
 	if (relid != pipe->last_relid)
 	{
 		pipe->last_table = pipe_find_table(pipe, relid);
+		pipe->last_route = NULL;
 		pipe->last_relid = relid;
+		if (pipe->routes != NULL &&
+			(rel->rd_rel->relispartition || partitions_knows(pipe, relid)))
+			pipe->last_route = partitions_route(pipe, rel, lsn);
 	}
 	return pipe->last_table;
 }
@@ -326,16 +425,29 @@ table_of_change(Pipe *pipe, Relation rel)
 static bool
 shape_fits(Pipe *pipe, PipeTable *table, Relation rel)
 {
-	List	   *watch;
-	char	   *difference = source_shape_difference(table->shape, source_shape(rel, &watch));
+	Relation	root = NULL;
+	bool		fits;
 
-	if (difference != NULL)
+	/* a leaf has the root's shape, or none that fits */
+	if (RelationGetRelid(rel) != table->relid)
 	{
-		pipe_table_fail(pipe, table, 0,
-						hint_resync(pipe->info->name, table->info->source_name, NULL),
-						"the table's definition changed (%s)", difference);
-		return false;
+		root = RelationIdGetRelation(table->relid);
+		if (root == NULL)
+		{
+			pipe_table_fail(pipe, table, 0, hint_remove(pipe->info->name, table->relid),
+							"the table was dropped");
+			return false;
+		}
 	}
+	fits = pipe_table_fits(pipe, table, root != NULL ? root : rel);
+	if (root != NULL)
+		RelationClose(root);
+	if (!fits)
+		return false;
+	/* whole old rows are logged from here on, or not any more */
+	table->target->key.full = (rel->rd_rel->relreplident == REPLICA_IDENTITY_FULL);
+	if (root == NULL)
+		table->whole_old = table->target->key.full;
 	table->unchecked = false;
 	return true;
 }
@@ -380,20 +492,30 @@ grow_scratch(PipeTable *table, int natts)
 	table->natts = natts;
 }
 
-/* Takes a tuple apart. */
+/* Takes a tuple apart.  Its columns may be at other places than the table's. */
 static void
 deform(PipeTable *table, HeapTuple tuple, TupleDesc desc, Datum *values, bool *isnull)
 {
-	heap_deform_tuple(tuple, desc, values, isnull);
+	if (table->tuple_map == NULL)
+	{
+		heap_deform_tuple(tuple, table->tuple_desc, values, isnull);
+		return;
+	}
+	heap_deform_tuple(tuple, table->tuple_desc, table->route->values, table->route->isnull);
+	partition_map_row(table->tuple_map, desc->natts, table->route->values, table->route->isnull,
+					  values, isnull);
 }
 
 /*
  * Finds the values that an UPDATE left unchanged and out of line, which its
  * WAL record does not carry.  They are in the old row if REPLICA IDENTITY is
- * FULL.  False: the table had to be set aside.
+ * FULL.  *missing: some are not, and the row must be read from the table, which
+ * no history can do: it needs the values as of this change.  False: the table
+ * had to be set aside.
  */
 static bool
-fill_unchanged_toast(Pipe *pipe, PipeTable *table, TupleDesc desc, bool have_old)
+fill_unchanged_toast(Pipe *pipe, PipeTable *table, TupleDesc desc, bool have_old,
+					 bool *missing)
 {
 	RowMap	   *rows = &table->target->rows;
 
@@ -405,15 +527,20 @@ fill_unchanged_toast(Pipe *pipe, PipeTable *table, TupleDesc desc, bool have_old
 			!VARATT_IS_EXTERNAL_ONDISK(DatumGetPointer(table->values[att])))
 			continue;
 		/* an old key is always logged in line */
-		if (have_old && (table->target->key.full || rows->is_key[i]) && !table->old_isnull[att] &&
+		if (have_old && (table->whole_old || rows->is_key[i]) && !table->old_isnull[att] &&
 			!VARATT_IS_EXTERNAL_ONDISK(DatumGetPointer(table->old_values[att])))
 		{
 			table->values[att] = table->old_values[att];
 			continue;
 		}
+		if (table->target->engine == ENGINE_REPLACING_MERGE_TREE && !rows->is_place[i])
+		{
+			*missing = true;
+			continue;
+		}
 		pipe_table_fail(pipe, table, 0,
 						hint_resync(pipe->info->name, table->info->source_name,
-									"This version needs ALTER TABLE ... REPLICA IDENTITY FULL for tables with large values: set it"),
+									"Append-only targets of tables with large values need ALTER TABLE ... REPLICA IDENTITY FULL: set it"),
 						"an UPDATE left the large value of column \"%s\" unchanged (%s)",
 						rows->columns[i].attname,
 						describe_key(table, desc, table->values, table->isnull));
@@ -422,15 +549,15 @@ fill_unchanged_toast(Pipe *pipe, PipeTable *table, TupleDesc desc, bool have_old
 	return true;
 }
 
-/* Do old and new row differ in a key column's bytes? */
+/* Do old and new row differ in the bytes of a column that decides where the row is? */
 static bool
-key_changed(PipeTable *table, TupleDesc desc)
+place_changed(PipeTable *table, TupleDesc desc)
 {
-	SourceKey  *key = &table->target->key;
+	Target	   *target = table->target;
 
-	for (int i = 0; i < key->natts; i++)
+	for (int i = 0; i < target->nplaces; i++)
 	{
-		int			att = key->attnums[i] - 1;
+		int			att = target->places[i] - 1;
 		Form_pg_attribute form = TupleDescAttr(desc, att);
 		Datum		old_value = table->old_values[att];
 		Datum		new_value = table->values[att];
@@ -483,6 +610,54 @@ append(Pipe *pipe, PipeTable *table, RowMeta *meta, const Datum *values,
 	}
 	table->last_version_hi = meta->version_hi;
 	table->last_version_lo = meta->version_lo;
+	return true;
+}
+
+/*
+ * Takes a row apart that was read from the table, or from a leaf of it (map: see
+ * partition_map), into the scratch space.
+ */
+void
+changes_deform(PipeTable *table, HeapTuple tuple, TupleDesc desc, const AttrNumber *map)
+{
+	Datum	   *values;
+	bool	   *isnull;
+
+	if (desc->natts > table->natts)
+		grow_scratch(table, desc->natts);
+	if (map == NULL)
+	{
+		heap_deform_tuple(tuple, desc, table->values, table->isnull);
+		return;
+	}
+	values = palloc(sizeof(Datum) * desc->natts);
+	isnull = palloc(sizeof(bool) * desc->natts);
+	heap_deform_tuple(tuple, desc, values, isnull);
+	partition_map_row(map, table->partitions->desc->natts, values, isnull, table->values,
+					  table->isnull);
+}
+
+/*
+ * Appends the row in the scratch space, on behalf of changes that were decoded
+ * before.  first_lsn: the commit LSN of the first of them.  In row_mcxt, not in
+ * a callback.
+ */
+bool
+changes_append_read(Pipe *pipe, PipeTable *table, RowMeta *meta, XLogRecPtr first_lsn)
+{
+	uint64		hi = table->last_version_hi;
+	uint64		lo = table->last_version_lo;
+
+	pipe->commit_lsn = first_lsn;
+	if (!append(pipe, table, meta, table->values, table->isnull, false))
+		return false;
+	table->block_first_lsn = Min(table->block_first_lsn, first_lsn);
+	/* the block may have later rows already */
+	if (table->block->nrows > 1 && hi > table->last_version_hi)
+	{
+		table->last_version_hi = hi;
+		table->last_version_lo = lo;
+	}
 	return true;
 }
 
@@ -568,6 +743,7 @@ relcache_callback(Datum arg, Oid relid)
 		return;
 	if (relid == pipe->catalog_relid || !OidIsValid(relid))
 		pipe->catalog_unchecked = true;
+	partitions_invalidated(pipe, relid);
 	for (int i = 0; i < pipe->ntables; i++)
 	{
 		PipeTable  *table = pipe->tables[i];

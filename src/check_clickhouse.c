@@ -119,10 +119,10 @@ check_capabilities(Check *check, Survey *s)
 	for (int i = 0; i < check->ntables; i++)
 		if (check->tables[i].options != NULL)
 		{
-			bool		history = (check->tables[i].options->table_engine == ENGINE_MERGE_TREE);
+			int			engine = check->tables[i].options->table_engine;
 
-			histories = histories || history;
-			replacing = replacing || !history;
+			histories = histories || engine == ENGINE_MERGE_TREE;
+			replacing = replacing || engine == ENGINE_REPLACING_MERGE_TREE;
 		}
 
 	if (!s->ch->has_is_deleted)
@@ -186,6 +186,8 @@ check_target(Check *check, void *arg)
 	else
 	{
 		database->creates = true;
+		if (s->target->partition_by != NULL)
+			check_partition_expr(check, s);
 		if (check->want_plan)
 			check_add(check, FINDING_INFO, 0, s->table->name, NULL, "%s",
 					  check_in_server_encoding(target_create_sql(s->target, check->options,

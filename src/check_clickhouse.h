@@ -45,6 +45,9 @@ typedef struct Survey
  */
 extern void check_database(Check *check, Survey *s, TargetDatabase *database);
 
+/* Can the target of s->table, which is not there yet, be partitioned as its options say? */
+extern void check_partition_expr(Check *check, Survey *s);
+
 /* Asks, with the check's time limit; answer may be NULL.  Returns false and fills *err. */
 extern bool check_ask(Check *check, Survey *s, const char *sql, StringInfo answer, ChError *err);
 

@@ -12,6 +12,8 @@
 
 #include "access/relation.h"
 #include "catalog/namespace.h"
+#include "catalog/pg_class.h"
+#include "catalog/pg_inherits.h"
 #include "catalog/pg_type.h"
 #include "miscadmin.h"
 #include "nodes/makefuncs.h"
@@ -21,6 +23,7 @@
 
 #include "check.h"
 #include "compat.h"
+#include "partition_tree.h"
 #include "target.h"
 #include "verbs.h"
 
@@ -37,6 +40,7 @@ static void assign_options(Check *check);
 static void assign_member(Check *check, void *arg);
 static void check_table(Check *check, void *arg);
 static void check_target_names(Check *check);
+static void show_children(Check *check, const CheckedTable *table);
 static void show_key(Check *check, const CheckedTable *table, Relation rel);
 static void show_grants(Check *check);
 
@@ -175,7 +179,7 @@ check_table(Check *check, void *arg)
 				(errcode(ERRCODE_UNDEFINED_TABLE),
 				 errmsg("table with OID %u does not exist", table->relid)));
 	refusals = source_refusals(rel);
-	if (rel->rd_rel->relkind == RELKIND_RELATION)
+	if (rel->rd_rel->relkind == RELKIND_RELATION || rel->rd_rel->relkind == RELKIND_PARTITIONED_TABLE)
 	{
 		char	   *hint;
 		char	   *reason = source_read_refusal(table->relid, check->owner, &hint);
@@ -187,7 +191,8 @@ check_table(Check *check, void *arg)
 	options = table_options_parse_all(table->json, RelationGetRelationName(rel), &problems);
 	foreach(lc, problems)
 		check_add_error(check, table->name, lfirst(lc));
-	if (rel->rd_rel->relkind == RELKIND_RELATION && problems == NIL)
+	if ((rel->rd_rel->relkind == RELKIND_RELATION || rel->rd_rel->relkind == RELKIND_PARTITIONED_TABLE) &&
+		problems == NIL)
 		refusals = list_concat(refusals, target_refusals(rel, options));
 
 	foreach(lc, refusals)
@@ -209,7 +214,15 @@ check_table(Check *check, void *arg)
 					&table->database, &table->table);
 	}
 	if (table->eligible && check->want_plan)
+	{
 		show_key(check, table, rel);
+		if (rel->rd_rel->relkind == RELKIND_RELATION && rel->rd_rel->relhassubclass)
+			show_children(check, table);
+		if (rel->rd_rel->relkind == RELKIND_PARTITIONED_TABLE)
+			check_add(check, FINDING_INFO, 0, table->name, NULL,
+					  "it is partitioned: the rows of its %d partitions go to the one target",
+					  list_length(partition_leaves(table->relid, NULL, NULL, NULL)));
+	}
 	relation_close(rel, AccessShareLock);
 }
 
@@ -273,6 +286,38 @@ show_key(Check *check, const CheckedTable *table, Relation rel)
 	check_add(check, FINDING_INFO, 0, table->name, NULL,
 			  "its key is (%s), from %s%s", columns.data, origin,
 			  key.full ? "; REPLICA IDENTITY FULL gives old rows as well" : "");
+}
+
+/* Says that the rows of tables which inherit from a table are theirs, and which go nowhere. */
+static void
+show_children(Check *check, const CheckedTable *table)
+{
+	List	   *children = find_all_inheritors(table->relid, NoLock, NULL);
+	StringInfoData missing;
+	ListCell   *lc;
+
+	initStringInfo(&missing);
+	foreach(lc, children)
+	{
+		bool		listed = false;
+
+		for (int i = 0; i < check->ntables; i++)
+			listed |= (check->tables[i].relid == lfirst_oid(lc));
+		if (!listed && get_rel_name(lfirst_oid(lc)) != NULL)
+			appendStringInfo(&missing, "%s%s", missing.len > 0 ? ", " : "",
+							 qualified_name(lfirst_oid(lc)));
+	}
+	/* itself is the first one; those of before are not dropped from pg_class at once */
+	if (list_length(children) <= 1)
+		return;
+	if (missing.len > 0)
+		check_add(check, FINDING_WARNING, 0, table->name,
+				  "List them in \"tables\" as well, if their rows are wanted: each goes to a target of its own.",
+				  "tables inherit from it; its target gets only its own rows (those of SELECT ... FROM ONLY), and these are not mirrored: %s",
+				  missing.data);
+	else
+		check_add(check, FINDING_INFO, 0, table->name, NULL,
+				  "tables inherit from it; its target gets only its own rows (those of SELECT ... FROM ONLY), theirs go to their own targets");
 }
 
 /* Says what the owner of the pipe needs in PostgreSQL. */

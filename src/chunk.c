@@ -25,6 +25,7 @@
 
 #include "compat.h"
 #include "hints.h"
+#include "partition_tree.h"
 #include "snapshot.h"
 #include "worker.h"
 
@@ -34,36 +35,36 @@ typedef enum ReadResult
 	READ_DONE,					/* the range is read to its end */
 	READ_FULL,					/* the buffer is full; go on from *from */
 	READ_BUSY,					/* the table is locked; nothing was read */
-	READ_REWRITTEN				/* it is another heap now */
+	READ_REWRITTEN,				/* it is another heap now */
+	READ_GONE					/* the leaf is none of the table's any more */
 } ReadResult;
 
-static bool take_chunk(SnapshotJob *job, BlockRange *range, Oid *filenode);
-static bool load_chunk(SnapshotJob *job, BlockRange range, Oid filenode, int64 *rows);
-static ReadResult read_chunk(SnapshotJob *job, Oid filenode, ItemPointer from,
-							 BlockNumber end, XLogRecPtr *seen_lsn);
+static bool take_chunk(SnapshotJob *job, LoadRange *chunk);
+static bool load_chunk(SnapshotJob *job, const LoadRange *chunk, int64 *rows);
+static void report_lock(SnapshotJob *job, bool locked);
+static ReadResult read_chunk(SnapshotJob *job, const LoadRange *chunk, ItemPointer from,
+							 XLogRecPtr *seen_lsn);
+static bool open_leaf(SnapshotJob *job, Relation root, Oid relid, Relation *leaf,
+					  ReadResult *result);
 
 /* Loads chunks until there are none left. */
 void
 snapshot_load_chunks(SnapshotJob *job)
 {
-	BlockRange	range;
-	Oid			filenode;
+	LoadRange	chunk;
 	int64		rows;
-	ListCell   *lc;
 
 	worker_begin();
-	foreach(lc, catalog_load_tables(job->pipe_id, job->ch->mcxt))
-		if (((TableInfo *) lfirst(lc))->id == job->load->table)
-			job->table = lfirst(lc);
+	job->table = catalog_load_table(job->load->table, job->ch->mcxt);
 	worker_commit();
 	if (job->table == NULL)
 		return;
-	while (take_chunk(job, &range, &filenode))
+	while (take_chunk(job, &chunk))
 	{
 		pgstat_report_activity(STATE_RUNNING,
-							   psprintf("loading blocks %u to %u of %s", range.start,
-										range.end - 1, job->table->source_name));
-		if (!load_chunk(job, range, filenode, &rows))
+							   psprintf("loading blocks %u to %u of %s", chunk.start,
+										chunk.end - 1, job->table->source_name));
+		if (!load_chunk(job, &chunk, &rows))
 			break;
 		snapshot_return_chunk(job, true, rows);
 	}
@@ -71,7 +72,7 @@ snapshot_load_chunks(SnapshotJob *job)
 
 /* Takes the next chunk of the load; false if there is none. */
 static bool
-take_chunk(SnapshotJob *job, BlockRange *range, Oid *filenode)
+take_chunk(SnapshotJob *job, LoadRange *chunk)
 {
 	LoadSlot   *load = job->load;
 	bool		found = false;
@@ -81,21 +82,20 @@ take_chunk(SnapshotJob *job, BlockRange *range, Oid *filenode)
 		job->entry->pipe_id == job->pipe_id && job->entry->dboid == MyDatabaseId &&
 		!load->failed && !load->restart && load->nranges > 0)
 	{
-		BlockRange *first = &load->ranges[0];
+		LoadRange  *first = &load->ranges[0];
 
-		range->start = first->start;
-		range->end = (first->end - first->start > load->chunk_blocks) ?
-			first->start + load->chunk_blocks : first->end;
-		first->start = range->end;
+		*chunk = *first;
+		if (first->end - first->start > first->chunk_blocks)
+			chunk->end = first->start + first->chunk_blocks;
+		first->start = chunk->end;
 		if (first->start == first->end)
 		{
 			load->nranges--;
-			memmove(&load->ranges[0], &load->ranges[1], load->nranges * sizeof(BlockRange));
+			memmove(&load->ranges[0], &load->ranges[1], load->nranges * sizeof(LoadRange));
 		}
-		*filenode = load->filenode;
 		load->chunks_out++;
 		job->worker->has_chunk = true;
-		job->worker->chunk = *range;
+		job->worker->chunk = *chunk;
 		found = true;
 	}
 	LWLockRelease(job->entry->load_lock);
@@ -107,8 +107,9 @@ take_chunk(SnapshotJob *job, BlockRange *range, Oid *filenode)
  * records it.  False if the load must begin again.
  */
 static bool
-load_chunk(SnapshotJob *job, BlockRange range, Oid filenode, int64 *rows)
+load_chunk(SnapshotJob *job, const LoadRange *chunk, int64 *rows)
 {
+	BlockRange	range = {chunk->start, chunk->end};
 	ItemPointerData from;
 	XLogRecPtr	seen_lsn = InvalidXLogRecPtr;
 	ReadResult	result;
@@ -117,7 +118,8 @@ load_chunk(SnapshotJob *job, BlockRange range, Oid filenode, int64 *rows)
 	ItemPointerSet(&from, range.start, FirstOffsetNumber);
 	do
 	{
-		result = read_chunk(job, filenode, &from, range.end, &seen_lsn);
+		result = read_chunk(job, chunk, &from, &seen_lsn);
+		report_lock(job, result == READ_BUSY);
 		if (result == READ_BUSY)
 		{
 			snapshot_nap(job, TimestampTzPlusMilliseconds(GetCurrentTimestamp(), SNAPSHOT_LOCK_RETRY_MS));
@@ -131,27 +133,53 @@ load_chunk(SnapshotJob *job, BlockRange range, Oid filenode, int64 *rows)
 			LWLockRelease(job->entry->load_lock);
 			return false;
 		}
+		/* what was left to read of it is not the table's, and the stream says so */
+		if (result == READ_GONE)
+			break;
 		*rows += job->block->nrows;
 		if (job->block->nrows > 0)
 			snapshot_insert(job, false);
 	} while (result != READ_DONE);
+	/* nothing was read, so there is nothing to tell */
+	if (XLogRecPtrIsInvalid(seen_lsn))
+		return true;
 
 	worker_begin();
-	catalog_add_chunk(job->table->id, filenode, range, *rows, seen_lsn);
+	if (OidIsValid(chunk->leaf))
+		catalog_add_leaf_chunk(job->table->id, chunk->leaf, chunk->filenode, range, *rows,
+							   seen_lsn);
+	else
+		catalog_add_chunk(job->table->id, chunk->filenode, range, *rows, seen_lsn);
 	worker_commit();
 	return true;
 }
 
+/* Has the pipe worker say whether a chunk waits for a lock on the table. */
+static void
+report_lock(SnapshotJob *job, bool locked)
+{
+	LoadSlot   *load = job->load;
+
+	if (load->locked == locked)
+		return;
+	LWLockAcquire(job->entry->load_lock, LW_EXCLUSIVE);
+	if (load->load_id == job->load_id)
+		load->locked = locked;
+	LWLockRelease(job->entry->load_lock);
+}
+
 /*
  * Reads rows from *from on into the block, in one short transaction: lock,
- * same heap, same shape, same rights, then a snapshot.
+ * same heap, same shape, same rights, then a snapshot.  Of a partitioned table the
+ * rows are a leaf's, the shape and the rights are the root's.
  */
 static ReadResult
-read_chunk(SnapshotJob *job, Oid filenode, ItemPointer from, BlockNumber end,
-		   XLogRecPtr *seen_lsn)
+read_chunk(SnapshotJob *job, const LoadRange *chunk, ItemPointer from, XLogRecPtr *seen_lsn)
 {
 	Oid			relid = job->load->relid;
 	Relation	rel;
+	Relation	heap = NULL;
+	ReadResult	result;
 	char	   *reason = NULL;
 	char	   *hint = NULL;
 	List	   *watch;
@@ -172,17 +200,33 @@ read_chunk(SnapshotJob *job, Oid filenode, ItemPointer from, BlockNumber end,
 		reason = "the table was dropped";
 		hint = hint_remove(job->info->name, relid);
 	}
-	else if (compat_relfilenode(rel) != filenode)
-	{
-		relation_close(rel, AccessShareLock);
-		AbortCurrentTransaction();
-		return READ_REWRITTEN;
-	}
 	else
 	{
+		if (!OidIsValid(chunk->leaf))
+			heap = rel;
+		else if (!open_leaf(job, rel, chunk->leaf, &heap, &result))
+		{
+			relation_close(rel, AccessShareLock);
+			AbortCurrentTransaction();
+			return result;
+		}
+		if (compat_relfilenode(heap) != chunk->filenode)
+		{
+			if (heap != rel)
+				relation_close(heap, AccessShareLock);
+			relation_close(rel, AccessShareLock);
+			AbortCurrentTransaction();
+			return READ_REWRITTEN;
+		}
+	}
+	if (reason == NULL)
+	{
+		ShapeChange change;
 		char	   *difference = source_shape_difference(job->table->shape,
-														 source_shape(rel, &watch));
+														 source_shape(rel, &watch), false, &change);
 
+		if (change == SHAPE_OTHER_KEY)
+			snapshot_fail_by_key(job, difference);
 		if (difference != NULL)
 		{
 			reason = psprintf("the table's definition changed (%s)", difference);
@@ -194,10 +238,11 @@ read_chunk(SnapshotJob *job, Oid filenode, ItemPointer from, BlockNumber end,
 	if (reason != NULL)
 		snapshot_fail(job, 0, hint, reason);
 	if (job->target == NULL)
-	{
 		snapshot_describe(job, rel);
-		job->meta.version_hi = job->load->capture_lsn;
-	}
+	job->meta.version_hi = chunk->version_hi;
+	job->meta.version_lo = chunk->version_lo;
+	if (heap != rel)
+		snapshot_map_leaf(job, rel, heap);
 
 	PushActiveSnapshot(GetTransactionSnapshot());
 
@@ -207,11 +252,44 @@ read_chunk(SnapshotJob *job, Oid filenode, ItemPointer from, BlockNumber end,
 	 */
 	*seen_lsn = Max(*seen_lsn, compat_wal_insert_end());
 	XLogFlush(*seen_lsn);
-	done = snapshot_read_rows(job, rel, from, end);
+	done = snapshot_read_rows(job, heap, from, chunk->end);
 	PopActiveSnapshot();
+	if (heap != rel)
+		relation_close(heap, AccessShareLock);
 	relation_close(rel, AccessShareLock);
 	/* a commit does not restore it */
 	SetUserIdAndSecContext(BOOTSTRAP_SUPERUSERID, 0);
 	CommitTransactionCommand();
 	return done ? READ_DONE : READ_FULL;
+}
+
+/*
+ * Opens and locks a leaf.  False: *result says why its rows cannot be read, or
+ * need not be: it may have been detached or dropped since.
+ */
+static bool
+open_leaf(SnapshotJob *job, Relation root, Oid relid, Relation *leaf, ReadResult *result)
+{
+	SourceKey	key;
+	char	   *reason;
+	char	   *hint;
+
+	*result = READ_BUSY;
+	if (!ConditionalLockRelationOid(relid, AccessShareLock))
+		return false;
+	*result = READ_GONE;
+	*leaf = try_relation_open(relid, NoLock);
+	if (*leaf == NULL)
+		return false;
+	if (!list_member_oid(partition_ancestors(relid), RelationGetRelid(root)))
+	{
+		relation_close(*leaf, AccessShareLock);
+		return false;
+	}
+	source_key(root, &key);
+	reason = partition_refusal(RelationGetDescr(root), &key, *leaf, &hint);
+	if (reason != NULL)
+		snapshot_fail(job, 0, hint != NULL ? hint :
+					  hint_resync(job->info->name, job->table->source_name, NULL), reason);
+	return true;
 }

@@ -21,6 +21,7 @@
 #include "portability/instr_time.h"
 #include "storage/latch.h"
 #include "utils/memutils.h"
+#include "utils/snapmgr.h"
 
 #include "block.h"
 #include "clickhouse.h"
@@ -296,7 +297,7 @@ run_query(ChClient *client, const char *query_id, const char *sql, bool use_db,
 	volatile bool ok = false;
 
 	/* neither a snapshot nor locks of our workers may wait for the network */
-	Assert(MyBgworkerEntry == NULL || !IsTransactionState());
+	Assert(MyBgworkerEntry == NULL || !IsTransactionState() || HistoricSnapshotActive());
 
 	if (out != NULL)
 		resetStringInfo(out);
@@ -403,6 +404,39 @@ ch_insert_result(ChClient *client, ChInsert *ins, ChError *err)
 }
 
 /*
+ * Starts another statement; see clickhouse.h.
+ */
+void
+ch_statement_start(ChClient *client, ChInsert *ins, const char *sql)
+{
+	StringInfoData url;
+
+	next_query_id(client, ins->query_id, sizeof(ins->query_id));
+	initStringInfo(&url);
+	appendStringInfoString(&url, "/?");
+	append_parameter(&url, "query_id", ins->query_id);
+	append_parameter(&url, "wait_end_of_query", "1");
+	ins->is_statement = true;
+	ins->ended = false;
+	ins->request = http_post(client->http, url.data, sql, strlen(sql), NULL,
+							 MAX_IGNORED_ANSWER, 0, ins);
+	pfree(url.data);
+}
+
+/*
+ * Judges a finished statement and frees its request; see clickhouse.h.
+ */
+bool
+ch_statement_result(ChClient *client, ChInsert *ins, ChError *err)
+{
+	bool		ok;
+
+	ok = ch_judge(&client->server, http_request_result(ins->request), false, err);
+	ch_insert_abandon(client, ins);
+	return ok;
+}
+
+/*
  * Abandons an INSERT, or forgets an ended one.
  */
 void
@@ -433,12 +467,25 @@ pause_ms(ChClient *client, long ms)
 
 /*
  * Makes sure that no query whose id begins with the prefix can still act; see
- * clickhouse.h.  Kills again what shows up later.
+ * clickhouse.h.
  */
 bool
 ch_kill_queries(ChClient *client, const char *query_id_prefix, const char *text,
 				int timeout_ms, ChError *err)
 {
+	return ch_kill_any(client, query_id_prefix,
+					   text != NULL ? list_make1(unconstify(char *, text)) : NIL,
+					   timeout_ms, err);
+}
+
+/*
+ * The same with several texts, or any (NIL).  Kills again what shows up later.
+ */
+bool
+ch_kill_any(ChClient *client, const char *query_id_prefix, List *texts, int timeout_ms,
+			ChError *err)
+{
+	ListCell   *lc;
 	StringInfoData condition;
 	StringInfoData sql;
 	StringInfoData answer;
@@ -456,12 +503,15 @@ ch_kill_queries(ChClient *client, const char *query_id_prefix, const char *text,
 	appendStringInfoString(&condition, "startsWith(query_id, ");
 	append_ch_literal(&condition, query_id_prefix);
 	appendStringInfoChar(&condition, ')');
-	if (text != NULL)
+	foreach(lc, texts)
 	{
-		appendStringInfoString(&condition, " AND startsWith(query, ");
-		append_ch_literal(&condition, text);
+		appendStringInfo(&condition, "%sstartsWith(query, ",
+						 foreach_current_index(lc) == 0 ? " AND (" : " OR ");
+		append_ch_literal(&condition, lfirst(lc));
 		appendStringInfoChar(&condition, ')');
 	}
+	if (texts != NIL)
+		appendStringInfoChar(&condition, ')');
 
 	for (;;)
 	{

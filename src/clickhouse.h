@@ -12,6 +12,7 @@
 #define CLICKPIPE_CLICKHOUSE_H
 
 #include "lib/stringinfo.h"
+#include "nodes/pg_list.h"
 
 #include "compress.h"
 #include "encode.h"
@@ -94,7 +95,8 @@ extern void ch_client_reconfigure(ChClient *client, const ChServer *server);
  * out: gets the answer (NULL: not wanted), at most 16 MB, more is an error.
  * timeout_ms: give up after that, -1: wait on.
  * Database of the session is the server's dbname if use_db, else none.
- * Workers must not call it within a transaction or a decoding callback.  A verb may, in its
+ * Workers must not call it within a transaction; in the one around a decoding callback only
+ * after InvalidateCatalogSnapshot, when it holds no snapshot.  A verb may, in its
  * caller's transaction, but holding no lock of its own and with a timeout.
  * Returns err->class == CH_OK.
  */
@@ -106,11 +108,13 @@ extern bool ch_query(ChClient *client, const char *sql, bool use_db, int timeout
  */
 extern bool ch_connect(ChClient *client, ChError *err);
 
-/* An INSERT under way. */
+/* An INSERT under way, or another statement that nobody waits for. */
 typedef struct ChInsert
 {
 	HttpRequest *request;		/* NULL: not started */
 	char		query_id[128];
+	bool		is_statement;	/* started by ch_statement_start */
+	bool		ended;			/* a statement: whoever took it out of the queue says so */
 	void	   *arg;
 } ChInsert;
 
@@ -130,6 +134,13 @@ extern void ch_insert_start(ChClient *client, ChInsert *ins, const char *databas
  */
 extern bool ch_insert_result(ChClient *client, ChInsert *ins, ChError *err);
 
+/*
+ * The same for any other statement that returns nothing, without a limit of time.  "sql" and
+ * "ins" must stay until it has ended or is abandoned, also when an ERROR comes between.
+ */
+extern void ch_statement_start(ChClient *client, ChInsert *ins, const char *sql);
+extern bool ch_statement_result(ChClient *client, ChInsert *ins, ChError *err);
+
 /* Abandons an insert (its fate is then unknown). */
 extern void ch_insert_abandon(ChClient *client, ChInsert *ins);
 
@@ -140,6 +151,10 @@ extern void ch_insert_abandon(ChClient *client, ChInsert *ins);
  */
 extern bool ch_kill_queries(ChClient *client, const char *query_id_prefix, const char *text,
 							int timeout_ms, ChError *err);
+
+/* The same for queries whose text begins with one of "texts" (char *). */
+extern bool ch_kill_any(ChClient *client, const char *query_id_prefix, List *texts,
+						int timeout_ms, ChError *err);
 
 /*
  * Judges an answer.  True: a verified success (of an INSERT: the ack), and *err is CH_OK.
@@ -166,6 +181,9 @@ extern bool ch_error_precedes_rows(int code);
 
 /* Is this error about the table, so that other tables may well do? */
 extern bool ch_error_is_of_table(int code);
+
+/* Is it about the server or our user, so that no table would do? */
+extern bool ch_error_is_of_server(int code);
 
 /* Delay before try number "tries" (from 1), in ms: exponential with jitter, bounded. */
 extern long ch_retry_delay(ChErrorClass class, int tries);

@@ -24,10 +24,11 @@
 #define CLICKPIPE_COL_VERSION	"_clickpipe_version"
 #define CLICKPIPE_COL_DELETED	"_clickpipe_is_deleted"
 #define CLICKPIPE_COL_SYNCED	"_clickpipe_synced_at"
-/* Columns that histories (append-only targets) have as well. */
+/* Columns about the change: histories have most of them, others by option (metadata.h). */
 #define CLICKPIPE_COL_OPERATION "_clickpipe_operation"
 #define CLICKPIPE_COL_LSN		"_clickpipe_commit_lsn"
 #define CLICKPIPE_COL_TS		"_clickpipe_commit_ts"
+#define CLICKPIPE_COL_XID		"_clickpipe_xid"
 
 /*
  * States of a pipe.  The names users see are in state.c, and nowhere else.

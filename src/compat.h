@@ -15,6 +15,7 @@
 
 #include "postgres.h"
 
+#include "access/genam.h"
 #include "access/tableam.h"
 #include "access/xlog_internal.h"
 #include "access/xlog.h"
@@ -176,6 +177,19 @@ compat_beginscan_tidrange(Relation rel, Snapshot snapshot, ItemPointer lo, ItemP
 	return table_beginscan_tidrange(rel, snapshot, lo, hi, 0);
 #else
 	return table_beginscan_tidrange(rel, snapshot, lo, hi);
+#endif
+}
+
+/* Scan of an index. */
+static inline IndexScanDesc
+compat_index_beginscan(Relation rel, Relation index, Snapshot snapshot, int nkeys)
+{
+#if PG_VERSION_NUM >= 190000
+	return index_beginscan(rel, index, snapshot, NULL, nkeys, 0, 0);
+#elif PG_VERSION_NUM >= 180000
+	return index_beginscan(rel, index, snapshot, NULL, nkeys, 0);
+#else
+	return index_beginscan(rel, index, snapshot, nkeys, 0);
 #endif
 }
 

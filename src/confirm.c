@@ -30,7 +30,7 @@
 #include "utils/timestamp.h"
 
 #include "compat.h"
-#include "pipe.h"
+#include "partitions.h"
 
 /* Beyond this many, segments are merged, and counts may be off after a crash. */
 #define MAX_SEGMENTS			10000
@@ -190,6 +190,8 @@ acknowledged_lsn(Pipe *pipe)
 
 		if (table->block != NULL && table->block->nrows > 0)
 			lsn = Min(lsn, table->block_first_lsn);
+		if (toast_pending(table))
+			lsn = Min(lsn, toast_first_lsn(table));
 		dlist_foreach(iter, &table->sealed)
 		{
 			SealedBlock *sealed = dlist_container(SealedBlock, node, iter.cur);
@@ -231,6 +233,7 @@ publish(Pipe *pipe)
 	PipeEntry  *entry = pipe->entry;
 	TimestampTz lag_since = 0;
 	int			failed = 0;
+	int			failed_later = 0;
 	bool		moved;
 	bool		loads_done;
 	bool		dirty = false;
@@ -247,12 +250,16 @@ publish(Pipe *pipe)
 	for (int i = 0; i < pipe->ntables; i++)
 		if (pipe->tables[i]->failure.failed && pipe->tables[i]->main == NULL &&
 			(pipe->tables[i]->resync == NULL || pipe->tables[i]->resync->failure.failed))
+		{
 			failed++;
+			if (TABLE_RESYNC_IS_DUE(pipe->tables[i]))
+				failed_later++;
+		}
 	for (int i = 0; i < pipe->ntables; i++)
 		dirty |= pipe->tables[i]->counts_dirty;
 
 	loads_done = pipe->loads_done && !pipe->orders_pending && !pipe->schemas_unchecked &&
-		!pipe->rewind;
+		!pipe->rewind && !pipe->partitions_pending;
 	saved_lsn = dirty ? pipe->persisted_lsn : pipe->acked_lsn;
 	SpinLockAcquire(&entry->mutex);
 	moved = entry->visible_lsn != pipe->acked_lsn || entry->tables_failed != failed ||
@@ -261,6 +268,7 @@ publish(Pipe *pipe)
 	entry->visible_lsn = pipe->acked_lsn;
 	entry->saved_lsn = saved_lsn;
 	entry->tables_failed = failed;
+	entry->tables_failed_later = failed_later;
 	entry->loads_done = loads_done;
 	entry->lag_since = lag_since;
 	entry->has_counters = true;
@@ -312,12 +320,16 @@ confirm_save(Pipe *pipe)
 	pipe->persisted_at = GetCurrentTimestamp();
 }
 
-/* Returns how far the slot may be confirmed: not beyond what a history may still need. */
+/*
+ * Returns how far the slot may be confirmed: not beyond what a history may still
+ * need, nor beyond what is not known durably of partitions.
+ */
 static XLogRecPtr
 confirmable_lsn(Pipe *pipe)
 {
-	return XLogRecPtrIsInvalid(pipe->keep_lsn) ? pipe->acked_lsn :
-		Min(pipe->acked_lsn, pipe->keep_lsn);
+	XLogRecPtr	lsn = partitions_confirmable(pipe, pipe->acked_lsn);
+
+	return XLogRecPtrIsInvalid(pipe->keep_lsn) ? lsn : Min(lsn, pipe->keep_lsn);
 }
 
 /*

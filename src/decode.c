@@ -88,7 +88,7 @@ plugin_truncate(LogicalDecodingContext *ctx, ReorderBufferTXN *txn,
 				int nrels, Relation *rels, ReorderBufferChange *change)
 {
 	if (MyPipe != NULL)
-		changes_truncate(MyPipe, txn, nrels, rels);
+		changes_truncate(MyPipe, txn, nrels, rels, change);
 }
 
 /* A transaction ends. */

@@ -223,9 +223,9 @@ renew_target(Pipe *pipe, PipeTable *table)
 	if (loads_have_stragglers(pipe->entry))
 		return false;
 	/* inserts of before would put rows into the new target; nobody was told that it has rows */
-	if (!ch_kill_queries(pipe->ch, pipe_query_prefix(pipe),
-						 target_insert_text(table->target->ch_database, table->target->ch_table),
-						 CLICKHOUSE_TIMEOUT_MS, &err) ||
+	if (!ch_kill_any(pipe->ch, pipe_query_prefix(pipe),
+					 target_change_texts(table->target->ch_database, table->target->ch_table),
+					 CLICKHOUSE_TIMEOUT_MS, &err) ||
 		!target_renew(pipe->ch, table->target, CLICKHOUSE_TIMEOUT_MS, &err))
 	{
 		table->tries++;
@@ -328,6 +328,34 @@ histories_abandon(Pipe *pipe)
 	}
 	if (!pipe->rewind)
 		pipe->keep_lsn = InvalidXLogRecPtr;
+}
+
+/*
+ * Takes a history out of a load that has read, or may yet read, rows of before a
+ * TRUNCATE: it gets a new target and a new P with the next load.  Until then it
+ * takes no changes.  False: that load has ended, or there is none.
+ *
+ * The worker is left alone, because the other histories need its snapshot.
+ * What it still inserts goes into the target that is replaced, which waits for
+ * the worker's end and kills inserts of unknown fate (renew_target).
+ */
+bool
+histories_load_again(Pipe *pipe, PipeTable *table)
+{
+	LoadSlot   *load = &pipe->entry->loads[HISTORY_SLOT];
+	LoadPhase	phase;
+
+	LWLockAcquire(pipe->entry->load_lock, LW_SHARED);
+	phase = load->phase;
+	LWLockRelease(pipe->entry->load_lock);
+	if (table->load_slot != HISTORY_SLOT || phase == LOAD_STOPPED)
+		return false;
+	inserts_discard(pipe, table);
+	table->load_slot = -1;
+	table->renew = true;
+	table->stray_inserts = true;
+	table->capture_lsn = InvalidXLogRecPtr;
+	return true;
 }
 
 /*

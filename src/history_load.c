@@ -221,7 +221,7 @@ open_history(SnapshotJob *job, Oid filenode)
 	reason = source_read_refusal(table->relid, job->info->owner, &hint);
 	if (reason == NULL)
 	{
-		reason = source_shape_difference(table->shape, source_shape(rel, &watch));
+		reason = source_shape_difference(table->shape, source_shape(rel, &watch), true, NULL);
 		hint = hint_resync(job->info->name, table->source_name, NULL);
 	}
 	if (reason != NULL)

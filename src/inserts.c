@@ -4,7 +4,7 @@
  *	  Blocks on their way to ClickHouse: when they are sealed, how they are
  *	  sent, what their answers mean.
  *
- * Nothing here waits but inserts_backpressure.  Blocks of a history go one
+ * Nothing here waits but inserts_backpressure and inserts_wait.  Blocks of a history go one
  * after the other, because what is in the target is also the mark of how far
  * it is complete; other blocks may overtake each other, because their rows
  * carry versions.
@@ -52,6 +52,7 @@ static double flush_interval_ms(Pipe *pipe, PipeTable *table, int waiting);
 static int	count_waiting(Pipe *pipe);
 static bool holds_back_others(Pipe *pipe, PipeTable *table, ChErrorClass class, TimestampTz now);
 static bool only_refused_is_left(Pipe *pipe);
+static bool has_blocks(PipeTable *table);
 static void report_batch(Pipe *pipe, SealedBlock *sealed, TimestampTz now);
 static void seal_largest(Pipe *pipe);
 
@@ -96,7 +97,7 @@ inserts_seal(Pipe *pipe, PipeTable *table)
 Size
 inserts_unacked_bytes(Pipe *pipe)
 {
-	Size		bytes = pipe->sealed_bytes;
+	Size		bytes = pipe->sealed_bytes + pipe->toast_bytes;
 
 	for (int i = 0; i < pipe->ntables; i++)
 		if (pipe->tables[i]->block != NULL && pipe->tables[i]->block->nrows > 0)
@@ -117,6 +118,11 @@ inserts_pump(Pipe *pipe)
 	{
 		ChInsert   *insert = http_request_arg(request);
 
+		if (insert->is_statement)
+		{
+			insert->ended = true;	/* whoever started it looks */
+			continue;
+		}
 		finish_insert(pipe, insert->arg);
 		finished = true;
 	}
@@ -217,11 +223,17 @@ finish_insert(Pipe *pipe, SealedBlock *sealed)
 	table->refused_since = 0;
 	report_batch(pipe, sealed, now);
 	free_sealed(pipe, sealed);
-	if (pipe->has_error && !still_retrying(pipe))
-	{
-		entry_clear_error(pipe->entry);
-		pipe->has_error = false;
-	}
+	inserts_clear_error(pipe);
+}
+
+/* Shows no error any more, if nothing is being tried again. */
+void
+inserts_clear_error(Pipe *pipe)
+{
+	if (!pipe->has_error || still_retrying(pipe))
+		return;
+	entry_clear_error(pipe->entry);
+	pipe->has_error = false;
 }
 
 /* Shows an acknowledged block in clickpipe.batches. */
@@ -243,10 +255,12 @@ report_batch(Pipe *pipe, SealedBlock *sealed, TimestampTz now)
 	entry_add_batch(pipe->entry, &batch);
 }
 
-/* Is a block of any table still being tried again? */
+/* Is a block of any table still being tried again, or a TRUNCATE? */
 static bool
 still_retrying(Pipe *pipe)
 {
+	if (pipe->truncate_tries > 0)
+		return true;
 	for (int i = 0; i < pipe->ntables; i++)
 	{
 		dlist_iter	iter;
@@ -346,6 +360,17 @@ holds_back_others(Pipe *pipe, PipeTable *table, ChErrorClass class, TimestampTz 
 }
 
 /*
+ * Has ClickHouse refused the table's blocks for so long that nobody shall wait
+ * for them any more?  For barriers, where all others stand still.
+ */
+bool
+inserts_refused_too_long(Pipe *pipe, PipeTable *table)
+{
+	return table->refused_since != 0 && !ch_error_is_of_server(table->refused_code) &&
+		TimestampDifferenceExceeds(table->refused_since, GetCurrentTimestamp(), PATIENCE_MS);
+}
+
+/*
  * Does the pipe wait for memory, and all of it is taken by tables that
  * ClickHouse refuses for reasons of their own?
  */
@@ -355,7 +380,7 @@ only_refused_is_left(Pipe *pipe)
 	if (inserts_unacked_bytes(pipe) <= pipe->options->max_unacked_bytes)
 		return false;
 	for (int i = 0; i < pipe->ntables; i++)
-		if (inserts_pending(pipe, pipe->tables[i]) &&
+		if (has_blocks(pipe->tables[i]) &&
 			(pipe->tables[i]->refused_since == 0 ||
 			 !ch_error_is_of_table(pipe->tables[i]->refused_code)))
 			return false;
@@ -395,18 +420,23 @@ inserts_discard(Pipe *pipe, PipeTable *table)
 		block_destroy(table->block);
 		table->block = NULL;
 	}
+	toast_discard(pipe, table);
 	table->refused_since = 0;
 	/* what was tried again for this table alone is not any more */
-	if (pipe->has_error && pipe->net_tries == 0 && !still_retrying(pipe))
-	{
-		entry_clear_error(pipe->entry);
-		pipe->has_error = false;
-	}
+	if (pipe->net_tries == 0)
+		inserts_clear_error(pipe);
 }
 
 /* Has the table rows that are not acknowledged?  (Of one that is set aside none are expected.) */
 bool
 inserts_pending(Pipe *pipe, PipeTable *table)
+{
+	return has_blocks(table) || toast_pending(table);
+}
+
+/* Has the table rows in blocks? */
+static bool
+has_blocks(PipeTable *table)
 {
 	return !dlist_is_empty(&table->sealed) ||
 		(table->block != NULL && table->block->nrows > 0);
@@ -585,6 +615,9 @@ inserts_backpressure(Pipe *pipe)
 	{
 		if (pipe->sealed_bytes < pipe->options->max_unacked_bytes / 2)
 			seal_largest(pipe);
+		/* buffers of queues (toast.c) get free when they are read, not here */
+		if (pipe->sealed_bytes == 0 && count_waiting(pipe) == 0)
+			break;
 		inserts_pump(pipe);
 		if (inserts_unacked_bytes(pipe) <= pipe->options->max_unacked_bytes)
 			break;
@@ -608,24 +641,34 @@ inserts_backpressure(Pipe *pipe)
 			(void) inserts_settle_cursors(pipe);
 		confirm_advance(pipe);	/* the views must not stand still */
 		inserts_flush_due(pipe);
-		http_wait(pipe->ch->http, Max(inserts_next_deadline(pipe), MIN_WAIT_MS), wait_event);
-		CHECK_FOR_INTERRUPTS();
-		if (TimestampDifferenceExceeds(pipe->retained_checked, GetCurrentTimestamp(), 1000))
-		{
-			pipe->retained_checked = GetCurrentTimestamp();
-			pipe_check_retained_wal(pipe);
-			/* credentials may have changed: they are taken over out here too */
-			AcceptInvalidationMessages();
-		}
-		if (pipe->server_unchecked && !pipe->in_callback)
-			pipe_check_server(pipe);
-		/* other credentials can only help if these are refused */
-		if (pipe_must_leave(pipe) ||
-			(pipe->server_altered && pipe->has_error && pipe->in_callback))
-			ereport(ERROR,
-					(errcode(ERRCODE_QUERY_CANCELED),
-					 errmsg("pipe \"%s\" has new orders", pipe->info->name)));
+		inserts_wait(pipe, inserts_next_deadline(pipe), wait_event);
 	}
+}
+
+/*
+ * Waits for an answer, or so long, also in a callback; looks at what must not
+ * be missed meanwhile, and leaves by ERROR if it must.
+ */
+void
+inserts_wait(Pipe *pipe, long ms, uint32 wait_event)
+{
+	http_wait(pipe->ch->http, Max(ms, MIN_WAIT_MS), wait_event);
+	CHECK_FOR_INTERRUPTS();
+	if (TimestampDifferenceExceeds(pipe->retained_checked, GetCurrentTimestamp(), 1000))
+	{
+		pipe->retained_checked = GetCurrentTimestamp();
+		pipe_check_retained_wal(pipe);
+		/* credentials may have changed: they are taken over out here too */
+		AcceptInvalidationMessages();
+	}
+	if (pipe->server_unchecked && !pipe->in_callback)
+		pipe_check_server(pipe);
+	/* other credentials can only help if these are refused */
+	if (pipe_must_leave(pipe) ||
+		(pipe->server_altered && pipe->has_error && pipe->in_callback))
+		ereport(ERROR,
+				(errcode(ERRCODE_QUERY_CANCELED),
+				 errmsg("pipe \"%s\" has new orders", pipe->info->name)));
 }
 
 /* Seals the open block that holds most. */
@@ -652,8 +695,8 @@ seal_largest(Pipe *pipe)
 
 /*
  * Looks into histories into which an insert of unknown fate went, once that
- * insert can do no more harm.  False: not possible now, try again.  Not in a
- * callback.
+ * insert can do no more harm.  False: not possible now, try again.  In a
+ * callback only without a catalog snapshot, because it waits for answers.
  */
 bool
 inserts_settle_cursors(Pipe *pipe)

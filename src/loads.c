@@ -37,6 +37,7 @@
 
 #include "compat.h"
 #include "hints.h"
+#include "partitions.h"
 #include "pipe.h"
 #include "snapshot.h"
 #include "worker.h"
@@ -51,12 +52,10 @@ typedef struct Writer
 } Writer;
 
 static void begin_load(Pipe *pipe, PipeTable *table);
-static bool writers_gone(Pipe *pipe, PipeTable *table);
-static List *list_writers(Oid relid);
+static List *list_writers(List *relids, List *partitioned);
 static bool open_ranges(Pipe *pipe, PipeTable *table, int slot, bool again);
-static void subtract_chunks(LoadSlot *load, BlockNumber nblocks, List *chunks);
-static BlockNumber chunk_size(Pipe *pipe, Relation rel, BlockNumber nblocks);
-static void watch_load(Pipe *pipe, PipeTable *table);
+static bool watch_load(Pipe *pipe, PipeTable *table);
+static int	workers_needed(Pipe *pipe, LoadSlot *load);
 static void finish_load(Pipe *pipe, PipeTable *table);
 static void complete_tables(Pipe *pipe);
 static int	find_free_slot(PipeEntry *entry);
@@ -112,10 +111,13 @@ loads_coordinate(Pipe *pipe)
 
 	if (pipe->loads_done)
 		return;
+	truncate_record_loads(pipe);
 	for (int i = 0; i < pipe->ntables; i++)
 	{
 		PipeTable  *table = pipe->tables[i];
 
+		if (table->partitions != NULL)
+			partitions_advance(pipe, table);
 		if (table->load_slot < 0 || pipe_table_is_history(table))
 			continue;
 		if (table->failure.failed)
@@ -137,8 +139,9 @@ loads_coordinate(Pipe *pipe)
 			if (table->load_slot >= 0)
 				active++;
 		}
-		if (table->load_slot >= 0)
-			watch_load(pipe, table);
+		/* an end makes room for the next table at once */
+		if (table->load_slot >= 0 && watch_load(pipe, table))
+			active--;
 	}
 	pipe_flush_failures(pipe);
 	complete_tables(pipe);
@@ -150,18 +153,21 @@ begin_load(Pipe *pipe, PipeTable *table)
 {
 	int			slot;
 
-	if (!writers_gone(pipe, table))
+	if (table->partitions != NULL ? !partitions_ready(pipe, table) : !loads_writers_gone(pipe, table))
 		return;
 	slot = find_free_slot(pipe->entry);
 	if (slot < 0)
 		return;
-	if (open_ranges(pipe, table, slot, false))
-	{
-		table->load_slot = slot;
-		entry_set_activity(pipe->entry, "loading %s", table->info->source_name);
-		pipe_log(pipe, LOG, table, 0, NULL, "is being loaded into %s.%s",
-				 table->target->database, table->target->table);
-	}
+	if (table->partitions != NULL)
+		partitions_open_load(pipe, table, slot);
+	else if (!open_ranges(pipe, table, slot, false))
+		return;
+	table->load_slot = slot;
+	/* of workers that are ended, and of answers that do not come */
+	table->stray_inserts = true;
+	entry_set_activity(pipe->entry, "loading %s", table->info->source_name);
+	pipe_log(pipe, LOG, table, 0, NULL, "is being loaded into %s.%s",
+			 table->target->database, table->target->table);
 }
 
 /*
@@ -169,10 +175,13 @@ begin_load(Pipe *pipe, PipeTable *table)
  * all ended?  Locks outlive visibility: when they are gone, all that
  * committed before P is visible to a new snapshot.
  */
-static bool
-writers_gone(Pipe *pipe, PipeTable *table)
+bool
+loads_writers_gone(Pipe *pipe, PipeTable *table)
 {
-	List	   *now = list_writers(table->relid);
+	List	   *partitioned = NIL;
+	List	   *relids = table->partitions == NULL ? list_make1_oid(table->relid) :
+		partitions_lock_list(table, &partitioned);
+	List	   *now = list_writers(relids, partitioned);
 	List	   *left = NIL;
 	ListCell   *lc;
 	ListCell   *lc2;
@@ -198,7 +207,8 @@ writers_gone(Pipe *pipe, PipeTable *table)
 		foreach(lc2, now)
 			if (compat_vxid_equal(then->vxid, ((Writer *) lfirst(lc2))->vxid))
 			{
-				left = lappend(left, then);
+				/* as it is now: it may have been prepared since */
+				left = lappend(left, lfirst(lc2));
 				break;
 			}
 	}
@@ -213,9 +223,12 @@ writers_gone(Pipe *pipe, PipeTable *table)
 	return false;
 }
 
-/* Returns those who hold a lock on the table that lets them write (Writer *). */
+/*
+ * Returns those who hold a lock on one of the tables that lets them write, or on a
+ * partitioned one that lets them attach a partition (Writer *).
+ */
 static List *
-list_writers(Oid relid)
+list_writers(List *relids, List *partitioned)
 {
 	const LOCKMASK mask = LOCKBIT_ON(RowExclusiveLock) | LOCKBIT_ON(ShareRowExclusiveLock) |
 		LOCKBIT_ON(ExclusiveLock) | LOCKBIT_ON(AccessExclusiveLock);
@@ -229,8 +242,12 @@ list_writers(Oid relid)
 
 		if (lock->locktag.locktag_type != LOCKTAG_RELATION ||
 			lock->locktag.locktag_field1 != MyDatabaseId ||
-			lock->locktag.locktag_field2 != relid ||
-			(lock->holdMask & mask) == 0)
+			(lock->holdMask & (mask | LOCKBIT_ON(ShareUpdateExclusiveLock))) == 0)
+			continue;
+		if (!((lock->holdMask & mask) != 0 &&
+			  list_member_oid(relids, lock->locktag.locktag_field2)) &&
+			!((lock->holdMask & LOCKBIT_ON(ShareUpdateExclusiveLock)) != 0 &&
+			  list_member_oid(partitioned, lock->locktag.locktag_field2)))
 			continue;
 		writer = palloc(sizeof(Writer));
 		writer->vxid = compat_lock_vxid(lock);
@@ -250,11 +267,10 @@ open_ranges(Pipe *pipe, PipeTable *table, int slot, bool again)
 {
 	LoadSlot   *load = &pipe->entry->loads[slot];
 	Relation	rel;
-	List	   *watch;
-	char	   *difference;
 	List	   *chunks = NIL;
 	BlockNumber nblocks;
 	BlockNumber size;
+	LoadRange	whole = {0};
 	Oid			filenode;
 	int64		total;
 
@@ -262,6 +278,7 @@ open_ranges(Pipe *pipe, PipeTable *table, int slot, bool again)
 	if (!ConditionalLockRelationOid(table->relid, AccessShareLock))
 	{
 		worker_commit();
+		entry_set_activity(pipe->entry, "load of %s waits for a lock", table->info->source_name);
 		return false;
 	}
 	rel = try_relation_open(table->relid, NoLock);
@@ -272,19 +289,15 @@ open_ranges(Pipe *pipe, PipeTable *table, int slot, bool again)
 		worker_commit();
 		return false;
 	}
-	difference = source_shape_difference(table->shape, source_shape(rel, &watch));
-	if (difference != NULL)
+	if (!pipe_table_fits(pipe, table, rel))
 	{
-		pipe_table_fail(pipe, table, 0,
-						hint_resync(pipe->info->name, table->info->source_name, NULL),
-						"the table's definition changed (%s)", difference);
 		relation_close(rel, AccessShareLock);
 		worker_commit();
 		return false;
 	}
 	filenode = compat_relfilenode(rel);
 	nblocks = RelationGetNumberOfBlocks(rel);
-	size = chunk_size(pipe, rel, nblocks);
+	size = loads_chunk_blocks(pipe, rel->rd_rel->reltuples, rel->rd_rel->relpages);
 	if (!again && table->info->load_blocks >= 0 && table->info->load_filenode == filenode)
 	{
 		/* blocks that came later have no row that the stream does not bring */
@@ -292,22 +305,13 @@ open_ranges(Pipe *pipe, PipeTable *table, int slot, bool again)
 		chunks = catalog_load_chunks(table->id, CurrentMemoryContext);
 	}
 
+	whole.end = nblocks;
+	whole.chunk_blocks = size;
+	whole.filenode = filenode;
+	whole.version_hi = table->capture_lsn;
 	LWLockAcquire(pipe->entry->load_lock, LW_EXCLUSIVE);
-	load->load_id++;
-	load->table = table->id;
-	load->relid = table->relid;
-	load->rows = 0;
-	load->single_snapshot = false;
-	load->capture_lsn = table->capture_lsn;
-	load->filenode = filenode;
-	load->chunk_blocks = size;
-	load->chunks_out = 0;
-	load->deaths = 0;
-	load->not_before = 0;
-	load->restart = load->failed = false;
-	load->error.at = 0;
-	load->hint[0] = '\0';
-	subtract_chunks(load, nblocks, chunks);
+	loads_begin_slot(load, table);
+	loads_add_ranges(load, &whole, chunks);
 	total = list_length(chunks);
 	for (int i = 0; i < load->nranges; i++)
 		total += (load->ranges[i].end - load->ranges[i].start + size - 1) / size;
@@ -323,20 +327,39 @@ open_ranges(Pipe *pipe, PipeTable *table, int slot, bool again)
 	return true;
 }
 
-/* Sets the slot's ranges to the blocks that no finished chunk covers. */
-static void
-subtract_chunks(LoadSlot *load, BlockNumber nblocks, List *chunks)
+/* Takes a slot for a table, without anything to load yet.  The caller holds load_lock. */
+void
+loads_begin_slot(LoadSlot *load, PipeTable *table)
+{
+	load->load_id++;
+	load->table = table->id;
+	load->relid = table->relid;
+	load->rows = 0;
+	load->single_snapshot = false;
+	load->capture_lsn = table->capture_lsn;
+	load->chunks_out = 0;
+	load->deaths = 0;
+	load->not_before = 0;
+	load->restart = load->failed = load->other_key = load->locked = false;
+	load->error.at = 0;
+	load->hint[0] = '\0';
+	load->nranges = 0;
+}
+
+/* Adds to a slot the blocks of "whole" that no finished chunk (ChunkInfo *) covers. */
+void
+loads_add_ranges(LoadSlot *load, const LoadRange *whole, List *chunks)
 {
 	BlockNumber next = 0;
 	ListCell   *lc;
 
-	load->nranges = 0;
 	foreach(lc, chunks)
 	{
 		ChunkInfo  *chunk = lfirst(lc);
 
 		if (chunk->range.start > next && load->nranges < MAX_LOAD_RANGES - 1)
 		{
+			load->ranges[load->nranges] = *whole;
 			load->ranges[load->nranges].start = next;
 			load->ranges[load->nranges++].end = chunk->range.start;
 		}
@@ -345,22 +368,22 @@ subtract_chunks(LoadSlot *load, BlockNumber nblocks, List *chunks)
 			break;
 		next = Max(next, chunk->range.end);
 	}
-	if (next < nblocks)
+	if (next < whole->end)
 	{
-		load->ranges[load->nranges].start = next;
-		load->ranges[load->nranges++].end = nblocks;
+		load->ranges[load->nranges] = *whole;
+		load->ranges[load->nranges++].start = next;
 	}
 }
 
 /* Returns the blocks of a chunk, so that it has about the rows wished for. */
-static BlockNumber
-chunk_size(Pipe *pipe, Relation rel, BlockNumber nblocks)
+BlockNumber
+loads_chunk_blocks(Pipe *pipe, double rows, double nblocks)
 {
 	double		density = 50;
 	double		blocks;
 
-	if (rel->rd_rel->reltuples > 0 && rel->rd_rel->relpages > 0)
-		density = Max(1, rel->rd_rel->reltuples / rel->rd_rel->relpages);
+	if (rows > 0 && nblocks > 0)
+		density = Max(1, rows / nblocks);
 	blocks = pipe->options->snapshot_num_rows_per_partition / density;
 	blocks = Min(blocks, (double) pipe->options->max_block_bytes / BLCKSZ);
 	return (BlockNumber) Max(blocks, MIN_CHUNK_BLOCKS);
@@ -381,41 +404,105 @@ loads_estimate_rows(Relation rel, BlockNumber nblocks)
 	return pages == 0 ? 0 : tuples / pages * nblocks;
 }
 
-/* Looks after a load under way: workers, a rewritten heap, failures, its end. */
-static void
+/*
+ * Looks after a load under way: workers, a rewritten heap, failures, its end.
+ * True if it has ended.
+ */
+static bool
 watch_load(Pipe *pipe, PipeTable *table)
 {
 	LoadSlot   *load = &pipe->entry->loads[table->load_slot];
 	bool		failed;
+	bool		other_key;
 	bool		restart;
 	bool		done;
-	int			left;
+	bool		locked;
+	int			wanted;
 	ErrorReport error;
 	char		hint[ERROR_TEXT_LEN];
 
 	LWLockAcquire(pipe->entry->load_lock, LW_SHARED);
 	failed = load->failed;
+	other_key = load->other_key;
 	restart = load->restart;
 	done = load->nranges == 0 && load->chunks_out == 0;
-	left = load->nranges > 0 ? pipe->options->initial_load_parallelism : 0;
+	locked = load->locked;
+	wanted = workers_needed(pipe, load);
 	error = load->error;
 	strlcpy(hint, load->hint, sizeof(hint));
 	LWLockRelease(pipe->entry->load_lock);
 
+	if (locked != table->load_locked)
+	{
+		table->load_locked = locked;
+		entry_set_activity(pipe->entry, locked ? "load of %s waits for a lock" : "loading %s",
+						   table->info->source_name);
+	}
 	if (failed)
 	{
-		pipe_table_fail(pipe, table, error.code, hint[0] ? hint : NULL, "%s", error.message);
+		if (other_key)
+			pipe_table_redefined(pipe, table, error.message, SHAPE_OTHER_KEY);
+		else
+			pipe_table_fail(pipe, table, error.code, hint[0] ? hint : NULL, "%s", error.message);
 		loads_end(pipe, table);
 	}
 	else if (restart)
 	{
-		pipe_log(pipe, LOG, table, 0, NULL, "is loaded once more because its heap was rewritten");
-		(void) open_ranges(pipe, table, table->load_slot, true);
+		if (table->partitions != NULL)
+			partitions_reopen_load(pipe, table, table->load_slot);
+		else
+		{
+			pipe_log(pipe, LOG, table, 0, NULL, "is loaded once more because its heap was rewritten");
+			(void) open_ranges(pipe, table, table->load_slot, true);
+		}
 	}
+	else if (table->partitions != NULL && partitions_continue_load(pipe, table, table->load_slot))
+		loads_start_workers(pipe, table->load_slot, pipe->options->initial_load_parallelism);
 	else if (done)
 		finish_load(pipe, table);
 	else
-		loads_start_workers(pipe, table->load_slot, left);
+		loads_start_workers(pipe, table->load_slot, wanted);
+	return table->load_slot < 0;
+}
+
+/*
+ * Returns how many workers a load can use now: no more than it has chunks, since
+ * a small table needs no four of them.  The caller holds load_lock.
+ */
+static int
+workers_needed(Pipe *pipe, LoadSlot *load)
+{
+	int			parallelism = pipe->options->initial_load_parallelism;
+	int			chunks = load->chunks_out;
+
+	if (load->nranges == 0)
+		return 0;
+	for (int i = 0; i < load->nranges && chunks < parallelism; i++)
+		chunks += (load->ranges[i].end - load->ranges[i].start + load->ranges[i].chunk_blocks - 1) /
+			load->ranges[i].chunk_blocks;
+	return Min(chunks, parallelism);
+}
+
+/*
+ * Does a load wait for the pipe worker?  Snapshot workers wake it when they
+ * hand in a chunk; of that it need not look at everything.
+ */
+bool
+loads_have_news(Pipe *pipe)
+{
+	PipeEntry  *entry = pipe->entry;
+	bool		news = false;
+
+	LWLockAcquire(entry->load_lock, LW_SHARED);
+	for (int i = 0; i < MAX_LOADS && !news; i++)
+	{
+		LoadSlot   *load = &entry->loads[i];
+
+		news = load->phase == LOAD_ACTIVE && !load->single_snapshot &&
+			(load->failed || (load->nranges == 0 && load->chunks_out == 0));
+	}
+	LWLockRelease(entry->load_lock);
+	return news;
 }
 
 /* Gives a table's load slot back, and ends workers that are still at it. */
@@ -455,17 +542,15 @@ loads_end(Pipe *pipe, PipeTable *table)
 static void
 finish_load(Pipe *pipe, PipeTable *table)
 {
-	List	   *infos;
-	ListCell   *lc;
+	TableInfo  *info;
 
 	loads_end(pipe, table);
 	table->load_complete = true;
 
 	worker_begin();
-	infos = catalog_load_tables(pipe->id, CurrentMemoryContext);
-	foreach(lc, infos)
-		if (((TableInfo *) lfirst(lc))->id == table->id)
-			table->load_lsn = ((TableInfo *) lfirst(lc))->load_lsn;
+	info = catalog_load_table(table->id, CurrentMemoryContext);
+	if (info != NULL)
+		table->load_lsn = info->load_lsn;
 	catalog_end_load(table->id);
 	worker_commit();
 	/* an empty table has seen nothing, but what is written from now on is in the stream */
@@ -483,6 +568,9 @@ complete_tables(Pipe *pipe)
 	{
 		PipeTable  *table = pipe->tables[i];
 
+		if ((table->main == NULL && TABLE_RESYNC_IS_DUE(table)) ||
+			(partitions_are_busy(table) && table->state == TABLE_RUNNING))
+			all = false;
 		/* a target that is about to be replaced need not be complete */
 		if (table->failure.failed || table->state == TABLE_RUNNING ||
 			table->state == TABLE_COMPLETED || TABLE_IS_REPLACED(table))
@@ -505,6 +593,7 @@ complete_tables(Pipe *pipe)
 		catalog_set_table_state(table->id, TABLE_RUNNING);
 		worker_commit();
 		table->state = TABLE_RUNNING;
+		table->resyncs_later = 0;
 	}
 	if (!all)
 		return;

@@ -27,6 +27,7 @@ typedef enum OptionType
 	OPTION_REAL,
 	OPTION_SIZE,				/* bytes, or a string with a unit */
 	OPTION_ENUM,
+	OPTION_ENUM_SET,			/* an array of an enum's values, as a bitmask; -1: not given */
 	OPTION_STRING,
 	OPTION_STRING_LIST,
 	OPTION_OBJECT,				/* kept as jsonb */
@@ -49,7 +50,7 @@ typedef struct OptionDef
 static const char *const replication_modes[] = {"cdc", "snapshot", "cdc_only", NULL};
 static const char *const flush_modes[] = {"latency", "interval", NULL};
 static const char *const truncate_policies[] = {"replicate", "ignore", NULL};
-static const char *const table_engines[] = {"ReplacingMergeTree", "MergeTree", NULL};
+static const char *const table_engines[] = {"ReplacingMergeTree", "MergeTree", "Null", NULL};
 
 #define PIPE_OPTION(name, type, min, max, values, unit, changeable, description) \
 	{#name, type, offsetof(PipeOptions, name), min, max, values, unit, changeable, description}
@@ -91,6 +92,8 @@ static const OptionDef pipe_option_defs[] = {
 				"Name of the slot of a pipe in mode cdc_only, which may exist already."),
 	PIPE_OPTION(schemas, OPTION_STRING_LIST, 0, 0, NULL, NULL, true,
 				"All tables of these schemas that can be mirrored, and those made there later."),
+	PIPE_OPTION(metadata_columns, OPTION_ENUM_SET, 0, 0, metadata_option_names, NULL, false,
+				"Columns of targets that tell of the change which made a row."),
 	PIPE_OPTION(tables, OPTION_OBJECT, 0, 0, NULL, NULL, false,
 				"Options of tables, by their names."),
 };
@@ -101,15 +104,19 @@ static const OptionDef table_option_defs[] = {
 	TABLE_OPTION(target_database, OPTION_STRING, NULL,
 				 "The target's database, if not the server's dbname."),
 	TABLE_OPTION(table_engine, OPTION_ENUM, table_engines,
-				 "MergeTree keeps an append-only history of changes."),
+				 "MergeTree keeps an append-only history of changes, Null feeds it to materialized views."),
 	TABLE_OPTION(initial_load, OPTION_BOOL, NULL,
 				 "Load the rows that are there, or changes only."),
 	TABLE_OPTION(excluded_columns, OPTION_STRING_LIST, NULL,
 				 "Columns that are not mirrored."),
 	TABLE_OPTION(sorting_keys, OPTION_STRING_LIST, NULL,
 				 "The columns of the target's ORDER BY, in their order."),
+	TABLE_OPTION(partition_by_expr, OPTION_STRING, NULL,
+				 "The target's PARTITION BY, an expression of ClickHouse."),
 	TABLE_OPTION(columns, OPTION_COLUMNS, NULL,
 				 "Names and types of columns in the target."),
+	TABLE_OPTION(metadata_columns, OPTION_ENUM_SET, metadata_option_names,
+				 "Columns of the target that tell of the change which made a row, if not those of the pipe."),
 };
 
 static void parse_options(Jsonb *json, const OptionDef *defs, int ndefs,
@@ -121,11 +128,13 @@ static List *show_options(Jsonb *json, const OptionDef *defs, int ndefs,
 						  const void *values, const void *defaults);
 static char *option_text(const OptionDef *def, const void *field);
 static char *json_list(List *strings);
+static char *json_enum_set(int set, const char *const *values);
 static char *json_columns(List *columns);
 static void parse_option(const OptionDef *def, JsonbValue *value, void *field,
 						 const char *what);
 static bool parse_size(JsonbValue *value, int64 *size);
 static List *parse_string_list(const OptionDef *def, JsonbValue *value, const char *what);
+static int	parse_enum_set(const OptionDef *def, JsonbValue *value, const char *what);
 static List *parse_columns(const OptionDef *def, JsonbValue *value, const char *what);
 _Noreturn static void option_value_error(const OptionDef *def, const char *what);
 static char *list_values(const char *const *values);
@@ -154,6 +163,7 @@ pipe_options_parse_all(Jsonb *json, List **problems)
 	options->snapshot_num_rows_per_partition = 100000;
 	options->allow_nullable_columns = true;
 	options->delete_on_merge = true;
+	options->metadata_columns = METADATA_NOT_GIVEN;
 	parse_options(json, pipe_option_defs, lengthof(pipe_option_defs), options, "the pipe",
 				  problems);
 
@@ -239,6 +249,7 @@ table_options_parse_all(Jsonb *json, const char *table, List **problems)
 	TableOptions *options = palloc0(sizeof(TableOptions));
 
 	options->initial_load = true;
+	options->metadata_columns = METADATA_NOT_GIVEN;
 	parse_options(json, table_option_defs, lengthof(table_option_defs), options,
 				  psprintf("table \"%s\"", table), problems);
 	return options;
@@ -434,6 +445,10 @@ parse_option(const OptionDef *def, JsonbValue *value, void *field, const char *w
 			*(List **) field = parse_string_list(def, value, what);
 			break;
 
+		case OPTION_ENUM_SET:
+			*(int *) field = parse_enum_set(def, value, what);
+			break;
+
 		case OPTION_OBJECT:
 			if (value->type != jbvBinary || !JsonContainerIsObject(value->val.binary.data))
 				option_value_error(def, what);
@@ -508,6 +523,28 @@ parse_string_list(const OptionDef *def, JsonbValue *value, const char *what)
 		list = lappend(list, pnstrdup(item.val.string.val, item.val.string.len));
 	}
 	return list;
+}
+
+/* Parses an array of an enum's values. */
+static int
+parse_enum_set(const OptionDef *def, JsonbValue *value, const char *what)
+{
+	List	   *names = parse_string_list(def, value, what);
+	ListCell   *lc;
+	int			set = 0;
+
+	foreach(lc, names)
+	{
+		int			i;
+
+		for (i = 0; def->values[i] != NULL; i++)
+			if (strcmp(def->values[i], lfirst(lc)) == 0)
+				break;
+		if (def->values[i] == NULL)
+			option_value_error(def, what);
+		set |= 1 << i;
+	}
+	return set;
 }
 
 /* Parses {"column": {"name": "other"}, ...}. */
@@ -591,6 +628,9 @@ option_value_error(const OptionDef *def, const char *what)
 		case OPTION_STRING:
 			allowed = "a string that is not empty";
 			break;
+		case OPTION_ENUM_SET:
+			allowed = psprintf("an array of any of: %s", list_values(def->values));
+			break;
 		case OPTION_STRING_LIST:
 			allowed = "an array of strings";
 			break;
@@ -671,6 +711,8 @@ option_text(const OptionDef *def, const void *field)
 			return *(char *const *) field;
 		case OPTION_STRING_LIST:
 			return json_list(*(List *const *) field);
+		case OPTION_ENUM_SET:
+			return json_enum_set(*(const int *) field, def->values);
 		case OPTION_OBJECT:
 			{
 				Jsonb	   *object = *(Jsonb *const *) field;
@@ -701,6 +743,20 @@ json_list(List *strings)
 	}
 	appendStringInfoChar(&buf, ']');
 	return buf.data;
+}
+
+/* Returns a set of an enum's values as a JSON array, NULL if it was not given. */
+static char *
+json_enum_set(int set, const char *const *values)
+{
+	List	   *names = NIL;
+
+	if (set < 0)
+		return NULL;
+	for (int i = 0; values[i] != NULL; i++)
+		if (set & (1 << i))
+			names = lappend(names, (void *) values[i]);
+	return names != NIL ? json_list(names) : pstrdup("[]");
 }
 
 /* Returns what columns wish as a JSON object, NULL if there are none. */

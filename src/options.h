@@ -16,12 +16,17 @@
 #include "utils/jsonb.h"
 
 #include "clickhouse.h"
+#include "metadata.h"
 
 typedef enum TargetEngine
 {
 	ENGINE_REPLACING_MERGE_TREE,
-	ENGINE_MERGE_TREE			/* append-only history of changes */
+	ENGINE_MERGE_TREE,			/* append-only history of changes */
+	ENGINE_NULL					/* the same, kept by nobody: for materialized views */
 } TargetEngine;
+
+/* of a set of metadata columns */
+#define METADATA_NOT_GIVEN	(-1)
 
 typedef struct PipeOptions
 {
@@ -42,6 +47,7 @@ typedef struct PipeOptions
 	bool		enable_failover_slots;
 	char	   *replication_slot_name;	/* NULL: made up */
 	List	   *schemas;		/* of char *; NIL: none */
+	int			metadata_columns;	/* METADATA_BITs, or METADATA_NOT_GIVEN */
 	Jsonb	   *tables;			/* by table name: table options; NULL: none */
 } PipeOptions;
 
@@ -81,7 +87,9 @@ typedef struct TableOptions
 	bool		initial_load;
 	List	   *excluded_columns;	/* of char * */
 	List	   *sorting_keys;	/* of char *, NIL: the key */
+	char	   *partition_by_expr;	/* ClickHouse's; NULL: none */
 	List	   *columns;		/* of ColumnOption * */
+	int			metadata_columns;	/* METADATA_BITs, or METADATA_NOT_GIVEN: the pipe's */
 } TableOptions;
 
 /*

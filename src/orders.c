@@ -182,7 +182,7 @@ pipe_follow_orders(Pipe *pipe)
 	/* what is published from here on speaks of these orders */
 	SpinLockAcquire(&pipe->entry->mutex);
 	pipe->entry->loads_done = false;
-	pipe->entry->tables_failed = 0;
+	pipe->entry->tables_failed = pipe->entry->tables_failed_later = 0;
 	pipe->entry->followed = pipe->generation;
 	SpinLockRelease(&pipe->entry->mutex);
 }

@@ -80,10 +80,14 @@ typedef struct PipeTable
 	double		insert_ms;		/* how long inserts of blocks that are not full take lately */
 	int			refused_code;	/* with which error */
 	TimestampTz refused_since;	/* ClickHouse refuses its blocks for the time being; 0: no */
-	bool		stray_inserts;	/* some of unknown fate may still come to an end */
+	bool		stray_inserts;	/* some of unknown fate, or a TRUNCATE, may still come to an
+								 * end; so may some of workers whose load has ended */
 	char		replaces_uuid[40];	/* resync: of the target, when it began; "": not known */
 	bool		stray_ddl;		/* so may an exchange */
 	bool		blocked;		/* an exchange: nothing is sent until it is made */
+	bool		resync_later;	/* a resync that nobody ordered is due, and not durable yet */
+	int			resyncs_later;	/* so many since the target was complete */
+	int			resync_delay_ms;	/* before the set-up of the next one */
 
 	/* histories: what was inserted in an earlier life */
 	uint64		cursor_hi;
@@ -98,6 +102,15 @@ typedef struct PipeTable
 	TableCounts counts;			/* all that is confirmed */
 	bool		counts_dirty;
 
+	struct ToastQueue *toast;	/* rows to be read by their keys; NULL: never had any */
+	struct Partitions *partitions;	/* of a partitioned table: partitions.h */
+
+	/* the change at hand */
+	TupleDesc	tuple_desc;		/* of its tuples: of the table, or of a leaf */
+	struct Route *route;		/* NULL: not of a leaf */
+	const AttrNumber *tuple_map;	/* from the leaf's columns, NULL: at the same places */
+	bool		whole_old;		/* old rows are whole */
+
 	/* scratch space of the decoder */
 	int			natts;
 	Datum	   *values;
@@ -109,8 +122,10 @@ typedef struct PipeTable
 	int			load_slot;		/* index in the entry's loads, -1: none */
 	List	   *writers;		/* Writer *: waited for */
 	bool		writers_listed;
+	bool		load_locked;	/* said to wait for a lock */
 	bool		load_complete;	/* all chunks are acknowledged */
 	XLogRecPtr	load_lsn;		/* newest position that a chunk has seen */
+	bool		load_truncated; /* a TRUNCATE has ended it, which is not recorded yet */
 } PipeTable;
 
 /* Does the table take changes? */
@@ -121,6 +136,10 @@ typedef struct PipeTable
 /* Is the table's target about to be replaced, so that it need not be complete? */
 #define TABLE_IS_REPLACED(table) \
 	((table)->resync != NULL && !(table)->resync->failure.failed)
+
+/* Is a resync of the table ordered, by whomever, that has not begun? */
+#define TABLE_RESYNC_IS_DUE(table) \
+	((table)->info->resync_wanted > (table)->info->resync_done)
 
 /* A block that is sealed and not acknowledged yet. */
 typedef struct SealedBlock
@@ -159,6 +178,10 @@ typedef struct Pipe
 	struct HTAB *by_relid;		/* without those that are resynced to */
 	Oid			last_relid;		/* of the change before, and its table */
 	PipeTable  *last_table;
+	struct HTAB *routes;		/* of partitions; NULL: no table is partitioned */
+	struct Route *last_route;	/* of the change before */
+	bool		partitions_unchecked;	/* partitions may come or go in this transaction */
+	bool		partitions_pending;	/* some did, which the catalog does not know */
 
 	LogicalDecodingContext *decoding;
 	bool		in_callback;
@@ -189,6 +212,10 @@ typedef struct Pipe
 	List	   *refused;		/* tables that the option "schemas" found and cannot mirror */
 
 	Size		sealed_bytes;	/* of all sealed blocks */
+	Size		toast_bytes;	/* memory of the queues of rows to be read */
+	uint64		toast_rows;		/* such rows */
+	TimestampTz toast_resolved; /* when they were looked at */
+	bool		toast_shown;	/* the views say that they wait */
 	int			inflight;
 	TimestampTz waiting_since;	/* flush_mode interval: the first row that is not sealed; 0: none */
 	PipeTable  *last_success;	/* whose insert was acknowledged last, and when */
@@ -198,10 +225,13 @@ typedef struct Pipe
 	int			net_tries;		/* network failures in a row */
 	TimestampTz net_retry_at;
 	bool		has_error;		/* the entry shows an error */
+	int			truncate_tries; /* failed ones of the TRUNCATE at hand */
 
 	/* the transaction being decoded */
 	XLogRecPtr	commit_lsn;
 	TimestampTz commit_ts;
+	TransactionId xid;			/* of the top level */
+	Oid			change_relid;	/* the table whose row the change at hand is */
 	bool		txn_opened_block;
 	PipeTable **txn_tables;		/* touched by it */
 	int			txn_ntables;
@@ -274,6 +304,26 @@ extern bool pipe_table_is_history(const PipeTable *table);
 extern bool pipe_table_is_loaded(Pipe *pipe, const PipeTable *table);
 extern void pipe_table_fail(Pipe *pipe, PipeTable *table, int code, const char *hint,
 							const char *fmt,...) pg_attribute_printf(5, 6);
+/*
+ * Sets a target aside and has its table loaded anew, by itself: durably before the slot
+ * can pass what the target did not get, and then in the loop.  Callable anywhere, as
+ * pipe_table_fail.  "fmt" goes on after "is resynced because"; hint (may be NULL) is for
+ * people.  Of a table with two targets only the one given is set aside: if that is the one
+ * resynced to, its resync begins anew; if the other one, the resync goes on.  Where a
+ * resync would lose what cannot be loaded (the history in an append-only target), or load
+ * what nobody wants loaded, the table is set aside for people to decide.
+ */
+extern void pipe_table_resync_later(Pipe *pipe, PipeTable *table, const char *hint,
+									const char *fmt,...) pg_attribute_printf(4, 5);
+/*
+ * Does the table, as some catalogs have it, fit what was recorded and its target?  If not, it
+ * is set aside or resynced later.  Callable anywhere where a relation can be open.
+ */
+extern bool pipe_table_fits(Pipe *pipe, PipeTable *table, Relation rel);
+
+/* Does what a change of a table's shape calls for; "difference" is source_shape_difference's. */
+extern void pipe_table_redefined(Pipe *pipe, PipeTable *table, const char *difference,
+								 ShapeChange change);
 extern void pipe_flush_failures(Pipe *pipe);
 extern void pipe_recheck_tables(Pipe *pipe);
 extern bool tables_let_go(Pipe *pipe, PipeTable *table);
@@ -299,13 +349,37 @@ extern void changes_init(Pipe *pipe);
 extern void changes_begin(Pipe *pipe, ReorderBufferTXN *txn);
 extern void changes_apply(Pipe *pipe, ReorderBufferTXN *txn, Relation rel,
 						  ReorderBufferChange *change);
-extern void changes_truncate(Pipe *pipe, ReorderBufferTXN *txn, int nrels, Relation *rels);
+extern void changes_truncate(Pipe *pipe, ReorderBufferTXN *txn, int nrels, Relation *rels,
+							 ReorderBufferChange *change);
 extern void changes_commit(Pipe *pipe, ReorderBufferTXN *txn);
+extern void changes_deform(PipeTable *table, HeapTuple tuple, TupleDesc desc,
+						   const AttrNumber *map);
+extern bool changes_append_read(Pipe *pipe, PipeTable *table, RowMeta *meta,
+								XLogRecPtr first_lsn);
+
+/* toast.c */
+typedef struct ToastQueue ToastQueue;
+
+extern void toast_defer(Pipe *pipe, PipeTable *table, Oid relid, const RowMeta *meta);
+extern bool toast_resolve(Pipe *pipe, bool more_wal);
+extern bool toast_pending(const PipeTable *table);
+extern XLogRecPtr toast_first_lsn(const PipeTable *table);
+extern void toast_discard(Pipe *pipe, PipeTable *table);
+extern bool toast_holds_decoding(Pipe *pipe);
+extern long toast_next_try(Pipe *pipe);
+
+/* truncate.c */
+extern void truncate_targets(Pipe *pipe, List *tables);
+extern void truncate_record_loads(Pipe *pipe);
+extern bool changes_takes(Pipe *pipe, const PipeTable *table);
 
 /* inserts.c */
 extern void inserts_seal(Pipe *pipe, PipeTable *table);
 extern void inserts_pump(Pipe *pipe);
 extern void inserts_backpressure(Pipe *pipe);
+extern void inserts_wait(Pipe *pipe, long ms, uint32 wait_event);
+extern void inserts_clear_error(Pipe *pipe);
+extern bool inserts_refused_too_long(Pipe *pipe, PipeTable *table);
 extern Size inserts_unacked_bytes(Pipe *pipe);
 extern void inserts_flush_due(Pipe *pipe);
 extern long inserts_next_deadline(Pipe *pipe);
@@ -329,8 +403,13 @@ extern void confirm_persist(Pipe *pipe);
 /* loads.c */
 extern void loads_stop(PipeEntry *entry);
 extern void loads_coordinate(Pipe *pipe);
+extern bool loads_have_news(Pipe *pipe);
 extern void loads_end(Pipe *pipe, PipeTable *table);
 extern void loads_start_workers(Pipe *pipe, int slot, int wanted);
+extern bool loads_writers_gone(Pipe *pipe, PipeTable *table);
+extern void loads_begin_slot(LoadSlot *load, PipeTable *table);
+extern void loads_add_ranges(LoadSlot *load, const LoadRange *whole, List *chunks);
+extern BlockNumber loads_chunk_blocks(Pipe *pipe, double rows, double nblocks);
 extern bool loads_have_stragglers(PipeEntry *entry);
 extern int	loads_count_workers(PipeEntry *entry, int slot);
 
@@ -338,6 +417,7 @@ extern int	loads_count_workers(PipeEntry *entry, int slot);
 extern void histories_read_cursors(Pipe *pipe);
 extern void histories_advance(Pipe *pipe);
 extern void histories_abandon(Pipe *pipe);
+extern bool histories_load_again(Pipe *pipe, PipeTable *table);
 
 /* stream.c */
 _Noreturn extern void stream_run(Pipe *pipe);

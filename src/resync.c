@@ -42,6 +42,7 @@ typedef struct ExchangeNames
 
 static void get_names(PipeTable *table, ExchangeNames *names);
 static char *to_utf8(const char *name);
+static bool settle_ddl(Pipe *pipe, PipeTable *table, ChError *err);
 static bool settle_strays(Pipe *pipe, PipeTable *table, ExchangeNames *names, ChError *err);
 static bool begin_exchange(Pipe *pipe, PipeTable *table, ExchangeNames *names, ChError *err);
 static bool make_exchange(Pipe *pipe, PipeTable *table, ExchangeNames *names, ChError *err);
@@ -60,15 +61,24 @@ resync_begin(Pipe *pipe, PipeTable *table)
 {
 	TableInfo  *info = table->info;
 	bool		again = (table->resync != NULL);
+	int			resyncs_later = table->resyncs_later;
+	int			delay_ms = table->resync_delay_ms;
 	PipeTable  *new_table;
 	int32		id;
 
+	table->resync_delay_ms = 0;
 	/* the load that is begun now makes the other one needless */
 	if (table->load_slot >= 0)
 		loads_end(pipe, table);
 	worker_begin();
 	if (again)
 		catalog_delete_table(table->resync->id);
+	if (table->options->table_engine == ENGINE_NULL)
+	{
+		/* there are no rows to be replaced: its views get all of them once more */
+		info->capture_lsn = InvalidXLogRecPtr;
+		catalog_set_load(table->id, InvalidOid, -1, -1, 0, true);
+	}
 	id = catalog_begin_resync(info, info->target_database,
 							  psprintf("%s%s", info->target_table ? info->target_table : "",
 									   RESYNC_SUFFIX));
@@ -84,7 +94,10 @@ resync_begin(Pipe *pipe, PipeTable *table)
 		tables_remove(pipe, table);
 	}
 	new_table = tables_add(pipe, id);
-	new_table->stray_inserts = again;
+	new_table->stray_inserts = new_table->stray_ddl = again;
+	new_table->resyncs_later = resyncs_later;
+	if (delay_ms > 0)
+		new_table->retry_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), delay_ms);
 	/* its load may have begun before we heard of it */
 	new_table->renew = new_table->main == NULL && pipe_table_is_history(new_table);
 	pipe->loads_done = false;
@@ -126,13 +139,16 @@ resync_prepare_target(Pipe *pipe, PipeTable *table, ChError *err, const char **h
 	get_names(table, &names);
 	if (loads_have_stragglers(pipe->entry))
 		return ch_set_error(err, CH_RETRY, false, "workers of an earlier load have not ended yet");
+	/* an attempt before this one may have been given up in the middle of its exchange */
+	if (!settle_ddl(pipe, table, err))
+		return false;
 	if (!target_identify(pipe->ch, names.database, names.target, &identity, err))
 		return false;
 	strlcpy(table->replaces_uuid, identity.uuid, sizeof(table->replaces_uuid));
 	/* rows of an attempt before this one have an older P */
 	if (table->stray_inserts &&
-		!ch_kill_queries(pipe->ch, pipe_query_prefix(pipe),
-						 target_insert_text(names.database, names.resync), KILL_TIMEOUT_MS, err))
+		!ch_kill_any(pipe->ch, pipe_query_prefix(pipe),
+					 target_change_texts(names.database, names.resync), KILL_TIMEOUT_MS, err))
 		return false;
 	table->stray_inserts = false;
 	old = pnstrdup(table->info->target_table,
@@ -277,21 +293,30 @@ resync_advance(Pipe *pipe)
 static bool
 settle_strays(Pipe *pipe, PipeTable *table, ExchangeNames *names, ChError *err)
 {
+	if (!settle_ddl(pipe, table, err))
+		return false;
+	if (table->main->stray_inserts &&
+		!ch_kill_any(pipe->ch, pipe_query_prefix(pipe),
+					 target_change_texts(names->database, names->target), KILL_TIMEOUT_MS, err))
+		return false;
+	table->main->stray_inserts = false;
+	if (table->stray_inserts &&
+		!ch_kill_any(pipe->ch, pipe_query_prefix(pipe),
+					 target_change_texts(names->database, names->resync), KILL_TIMEOUT_MS, err))
+		return false;
+	table->stray_inserts = false;
+	return true;
+}
+
+/* Makes sure that no exchange of before can still come to an end. */
+static bool
+settle_ddl(Pipe *pipe, PipeTable *table, ChError *err)
+{
 	if (table->stray_ddl &&
 		(!ch_kill_queries(pipe->ch, pipe_query_prefix(pipe), "EXCHANGE TABLES ", KILL_TIMEOUT_MS, err) ||
 		 !ch_kill_queries(pipe->ch, pipe_query_prefix(pipe), "RENAME TABLE ", KILL_TIMEOUT_MS, err)))
 		return false;
 	table->stray_ddl = false;
-	if (table->main->stray_inserts &&
-		!ch_kill_queries(pipe->ch, pipe_query_prefix(pipe),
-						 target_insert_text(names->database, names->target), KILL_TIMEOUT_MS, err))
-		return false;
-	table->main->stray_inserts = false;
-	if (table->stray_inserts &&
-		!ch_kill_queries(pipe->ch, pipe_query_prefix(pipe),
-						 target_insert_text(names->database, names->resync), KILL_TIMEOUT_MS, err))
-		return false;
-	table->stray_inserts = false;
 	return true;
 }
 
@@ -533,6 +558,7 @@ finish(Pipe *pipe, PipeTable *table)
 	table->failure.failed = table->failure.durable = (state == TABLE_FAILED);
 	table->blocked = false;
 	table->tries = 0;
+	table->resyncs_later = 0;
 	table->load_complete = true;
 	tables_replace(pipe, old, table);
 	if (table->target != NULL)

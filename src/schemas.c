@@ -114,6 +114,8 @@ find_tables(Pipe *pipe, bool *busy, bool *more)
 	n = catalog_run("SELECT c.oid FROM pg_catalog.pg_class c "
 					"JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace "
 					"WHERE n.nspname = ANY (%s) AND c.relkind IN ('r', 'p') AND c.relpersistence <> 't' "
+					/* their rows come with those of the partitioned table */
+					"AND NOT c.relispartition "
 					"AND NOT EXISTS (SELECT FROM clickpipe.pipe_table pt WHERE pt.pipe = %d AND pt.source::oid = c.oid) "
 					"AND NOT EXISTS (SELECT FROM clickpipe.removed_table r WHERE r.pipe = %d AND r.source::oid = c.oid) "
 					"ORDER BY c.oid",

@@ -24,7 +24,9 @@
 
 #include "compat.h"
 #include "hints.h"
+#include "partitions.h"
 #include "pipe.h"
+#include "shape.h"
 #include "utf8.h"
 
 #define BUSY_RETRY_MS	100		/* somebody has locked the table, or drops a target */
@@ -42,6 +44,9 @@ typedef enum SetupResult
 static bool needs_setup(PipeTable *table);
 static SetupResult set_up(Pipe *pipe, PipeTable *table);
 static bool describe(Pipe *pipe, PipeTable *table);
+static void describe_recorded(Pipe *pipe, PipeTable *table);
+static bool describe_source(Pipe *pipe, PipeTable *table);
+static void make_scratch(PipeTable *table, int natts);
 static bool target_is_taken(Pipe *pipe, PipeTable *table);
 static bool drops_going_on(Pipe *pipe);
 static void remember(PipeTable *table, List *lines);
@@ -58,17 +63,22 @@ void
 setup_tables(Pipe *pipe)
 {
 	static uint32 wait_event = 0;
+	MemoryContext mcxt;
 
 	if (wait_event == 0)
 		wait_event = compat_wait_event("ClickpipeTarget");
+	mcxt = AllocSetContextCreate(pipe->mcxt, "clickpipe set-up", ALLOCSET_DEFAULT_SIZES);
 	for (int i = 0; i < pipe->ntables; i++)
 	{
 		PipeTable  *table = pipe->tables[i];
 
 		while (needs_setup(table) && table->retry_at != PG_INT64_MAX)
 		{
+			MemoryContext old = MemoryContextSwitchTo(mcxt);
 			SetupResult result = set_up(pipe, table);
 
+			MemoryContextSwitchTo(old);
+			MemoryContextReset(mcxt);
 			if (result == SETUP_BUSY)
 				pipe_wait_until(pipe,
 								TimestampTzPlusMilliseconds(GetCurrentTimestamp(), BUSY_RETRY_MS),
@@ -77,6 +87,7 @@ setup_tables(Pipe *pipe)
 				pipe_wait_until(pipe, table->retry_at, wait_event);
 		}
 	}
+	MemoryContextDelete(mcxt);
 	pipe_flush_failures(pipe);
 }
 
@@ -146,6 +157,11 @@ set_up(Pipe *pipe, PipeTable *table)
 		entry_set_activity(pipe->entry, "waiting for an older pipe to drop its targets");
 		return SETUP_BUSY;
 	}
+
+	/* loaded again into itself: what an earlier load still sends must not count as the new one's */
+	if (table->target->engine == ENGINE_NULL && XLogRecPtrIsInvalid(table->capture_lsn) &&
+		loads_have_stragglers(pipe->entry))
+		return SETUP_BUSY;
 
 	if (target_is_taken(pipe, table))
 	{
@@ -231,33 +247,83 @@ target_is_taken(Pipe *pipe, PipeTable *table)
 	return false;
 }
 
-/*
- * Finds out how a table is encoded.  The shape is recorded the first time;
- * later a table that looks different is set aside.  False: it is locked now.
- */
+/* Finds out how a table is encoded.  False: it is locked now. */
 static bool
 describe(Pipe *pipe, PipeTable *table)
+{
+	bool		described = true;
+
+	worker_begin();
+	if (table->shape != NIL)
+		describe_recorded(pipe, table);
+	else
+		described = describe_source(pipe, table);
+	worker_commit();
+	return described;
+}
+
+/*
+ * Describes a table that was described before, as it was then: the stream may
+ * not have come yet to what has changed since.  Nobody's lock is waited for.
+ */
+static void
+describe_recorded(Pipe *pipe, PipeTable *table)
+{
+	Oid			missing = InvalidOid;
+	TupleDesc	desc = shape_tuple_desc(table->shape, &missing);
+	char	   *reason;
+	MemoryContext old;
+
+	if (desc == NULL)
+	{
+		pipe_table_resync_later(pipe, table, NULL,
+								"a column's type (oid %u) was dropped", missing);
+		return;
+	}
+	/* a composite type that has other fields now, for one that is sent as a Tuple */
+	reason = target_types_refusal(desc, table->options, pipe->options, table->shape,
+								  &pipe->ch->caps);
+	if (reason != NULL)
+	{
+		pipe_table_resync_later(pipe, table, NULL, "%s", reason);
+		return;
+	}
+	table->target = target_describe(table->relid, desc, table->options, pipe->options,
+									table->shape, pipe->server->dbname,
+									table->info->target_database, table->info->target_table,
+									&pipe->ch->caps, table->mcxt);
+	old = MemoryContextSwitchTo(table->mcxt);
+	table->watch = shape_watch(table->shape);
+	MemoryContextSwitchTo(old);
+	make_scratch(table, desc->natts);
+	if (shape_is_partitioned(table->shape))
+		partitions_init(pipe, table, desc);
+	/* as of the next change, and as of now */
+	table->unchecked = true;
+	table->recheck_now = pipe->recheck_pending = true;
+}
+
+/*
+ * Describes a table for the first time, and records its shape.  False: it is
+ * locked now.
+ */
+static bool
+describe_source(Pipe *pipe, PipeTable *table)
 {
 	Relation	rel;
 	char	   *reason = NULL;
 	char	   *hint = NULL;
-	MemoryContext old;
 	List	   *watch;
 
-	worker_begin();
 	/* we stand in line behind nobody: the stream would, too */
 	if (!ConditionalLockRelationOid(table->relid, AccessShareLock))
-	{
-		worker_commit();
 		return false;
-	}
 	rel = try_relation_open(table->relid, NoLock);
 	if (rel == NULL && table->info->automatic)
 	{
 		/* the loop lets it go; if a verb is open now, with the orders of that */
 		(void) tables_let_go(pipe, table);
 		table->retry_at = PG_INT64_MAX;
-		worker_commit();
 		return false;
 	}
 	if (rel == NULL)
@@ -274,53 +340,35 @@ describe(Pipe *pipe, PipeTable *table)
 	if (reason == NULL)
 	{
 		List	   *shape = source_shape(rel, &watch);
+		MemoryContext old = MemoryContextSwitchTo(table->mcxt);
 
-		if (table->shape != NIL)
-		{
-			char	   *difference = source_shape_difference(table->shape, shape);
-
-			if (difference != NULL)
-			{
-				reason = psprintf("the table's definition changed (%s)", difference);
-				hint = hint_resync(pipe->info->name, table->info->source_name, NULL);
-			}
-		}
-		if (reason == NULL)
-		{
-			bool		is_new = (table->shape == NIL);
-
-			if (is_new)
-				remember(table, shape);
-			old = MemoryContextSwitchTo(table->mcxt);
-			table->watch = list_copy(watch);
-			table->natts = RelationGetDescr(rel)->natts;
-			table->values = palloc(sizeof(Datum) * Max(table->natts, 1));
-			table->isnull = palloc(sizeof(bool) * Max(table->natts, 1));
-			table->old_values = palloc(sizeof(Datum) * Max(table->natts, 1));
-			table->old_isnull = palloc(sizeof(bool) * Max(table->natts, 1));
-			MemoryContextSwitchTo(old);
-			table->target = target_make(rel, table->options, pipe->options, table->shape,
-										pipe->server->dbname, table->info->target_database,
-										table->info->target_table, &pipe->ch->caps, table->mcxt);
-			if (is_new)
-				remember(table, target_decisions(table->target, &pipe->ch->caps));
-			table->info->target_database = table->target->database;
-			table->info->target_table = table->target->table;
-			catalog_set_target(table->id, table->target->database, table->target->table,
-							   target_engine_name(table->target->engine),
-							   table->target->key_names, table->shape,
-							   table->info->target_ours);
-		}
+		table->watch = list_copy(watch);
+		MemoryContextSwitchTo(old);
+		remember(table, shape);
+		make_scratch(table, RelationGetDescr(rel)->natts);
+		table->target = target_make(rel, table->options, pipe->options, table->shape,
+									pipe->server->dbname, table->info->target_database,
+									table->info->target_table, &pipe->ch->caps, table->mcxt);
+		remember(table, target_decisions(table->target, &pipe->ch->caps));
+		table->info->target_database = table->target->database;
+		table->info->target_table = table->target->table;
+		catalog_set_target(table->id, table->target->database, table->target->table,
+						   target_engine_name(table->target->engine),
+						   table->target->key_names, table->shape, table->info->target_ours);
+		if (rel->rd_rel->relkind == RELKIND_PARTITIONED_TABLE)
+			partitions_init(pipe, table, RelationGetDescr(rel));
 	}
-	if (reason != NULL)
+	else
 	{
 		if (hint == NULL)
 			hint = hint_resync(pipe->info->name, table->info->source_name, "Repair the table");
+		else if (table->main != NULL && rel != NULL)
+			hint = psprintf("%s Then r%s", hint,
+							hint_resync(pipe->info->name, table->info->source_name, NULL) + 1);
 		pipe_table_fail(pipe, table, 0, hint, "%s", reason);
 	}
 	if (rel != NULL)
 		relation_close(rel, AccessShareLock);
-	worker_commit();
 	return true;
 }
 
@@ -411,6 +459,20 @@ equal_lines(List *a, List *b)
 		if (strcmp(lfirst(la), lfirst(lb)) != 0)
 			return false;
 	return true;
+}
+
+/* Makes room for rows of so many columns, old and new. */
+static void
+make_scratch(PipeTable *table, int natts)
+{
+	MemoryContext old = MemoryContextSwitchTo(table->mcxt);
+
+	table->natts = natts;
+	table->values = palloc(sizeof(Datum) * Max(natts, 1));
+	table->isnull = palloc(sizeof(bool) * Max(natts, 1));
+	table->old_values = palloc(sizeof(Datum) * Max(natts, 1));
+	table->old_isnull = palloc(sizeof(bool) * Max(natts, 1));
+	MemoryContextSwitchTo(old);
 }
 
 /*

@@ -149,7 +149,7 @@ shmem_add_pipe(Oid dboid, int32 pipe_id, bool pending)
 		entry->visible_lsn = InvalidXLogRecPtr;
 		entry->saved_lsn = InvalidXLogRecPtr;
 		entry->loads_done = false;
-		entry->tables_failed = 0;
+		entry->tables_failed = entry->tables_failed_later = 0;
 		entry->lag_since = 0;
 		entry->nbatches = 0;
 		entry->has_counters = false;

@@ -29,7 +29,7 @@
 
 #define MAX_LOADS			9	/* loads at the same time, per pipe: the histories' and 8 tables' */
 #define MAX_LOAD_WORKERS	32	/* snapshot workers of a pipe */
-#define MAX_LOAD_RANGES		64	/* pieces of a table not yet taken */
+#define MAX_LOAD_RANGES		128	/* pieces of a table, or leaves of it, not yet taken */
 #define MAX_SUSPENSIONS		16	/* commands at a time that keep workers out of a database */
 #define ACTIVITY_LEN		128
 #define MAX_BATCHES			128	/* of a pipe, shown in clickpipe.batches */
@@ -50,6 +50,18 @@ typedef struct BlockRange
 	BlockNumber start;
 	BlockNumber end;
 } BlockRange;
+
+/* A piece of a load, from which chunks are taken. */
+typedef struct LoadRange
+{
+	BlockNumber start;
+	BlockNumber end;
+	BlockNumber chunk_blocks;	/* size of a chunk */
+	Oid			leaf;			/* InvalidOid: the table is not partitioned */
+	Oid			filenode;
+	uint64		version_hi;		/* of the loaded rows */
+	uint64		version_lo;
+} LoadRange;
 
 typedef enum LoadPhase
 {
@@ -73,16 +85,16 @@ typedef struct LoadSlot
 	Oid			relid;
 	int64		rows;			/* acknowledged, of chunks that are not recorded yet */
 	bool		single_snapshot;	/* second regime: one worker, one snapshot */
-	XLogRecPtr	capture_lsn;	/* P, the version of the loaded rows */
-	Oid			filenode;
-	BlockNumber chunk_blocks;	/* size of a chunk */
+	XLogRecPtr	capture_lsn;	/* P */
 	int			nranges;
-	BlockRange	ranges[MAX_LOAD_RANGES];
+	LoadRange	ranges[MAX_LOAD_RANGES];
 	int			chunks_out;		/* taken and not finished */
 	int			deaths;			/* of workers, by ERROR, since a chunk was finished */
 	TimestampTz not_before;		/* no new workers until then */
 	bool		restart;		/* heap was rewritten: all chunks again */
 	bool		failed;			/* set aside, for the reason in error */
+	bool		other_key;		/* because the table has got another key */
+	bool		locked;			/* a chunk waits for a lock on the table */
 	ErrorReport error;			/* retried or final */
 	char		hint[ERROR_TEXT_LEN];
 } LoadSlot;
@@ -96,7 +108,7 @@ typedef struct LoadWorker
 	int			load;			/* index into loads */
 	uint32		load_id;
 	bool		has_chunk;
-	BlockRange	chunk;
+	LoadRange	chunk;
 } LoadWorker;
 
 /* An INSERT that was acknowledged. */
@@ -147,6 +159,7 @@ typedef struct PipeEntry
 	uint64		followed;		/* generation of the orders that are followed */
 	bool		loads_done;		/* no table is waiting for its load */
 	int			tables_failed;
+	int			tables_failed_later;	/* of those: will be resynced by themselves */
 	TimestampTz lag_since;		/* commit time of the oldest change not yet
 								 * visible; 0: none */
 	bool		has_counters;

@@ -23,6 +23,7 @@
 
 #include "compat.h"
 #include "hints.h"
+#include "partition_tree.h"
 #include "refused.h"
 #include "snapshot.h"
 #include "suspend.h"
@@ -210,6 +211,23 @@ snapshot_describe(SnapshotJob *job, Relation rel)
 }
 
 /*
+ * Finds out where a leaf has the root's columns; in a transaction, whose memory
+ * it takes, with both open.
+ */
+void
+snapshot_map_leaf(SnapshotJob *job, Relation root, Relation leaf)
+{
+	TupleDesc	desc = RelationGetDescr(root);
+
+	if (!partition_map(desc, RelationGetDescr(leaf), &job->map, CurrentMemoryContext))
+		elog(ERROR, "partition \"%s\" lacks a column of \"%s\"",
+			 RelationGetRelationName(leaf), RelationGetRelationName(root));
+	job->map_natts = desc->natts;
+	job->map_values = palloc(sizeof(Datum) * Max(desc->natts, 1));
+	job->map_isnull = palloc(sizeof(bool) * Max(desc->natts, 1));
+}
+
+/*
  * Hands a chunk in: it is finished, and its rows are recorded, or somebody else
  * must read it.
  */
@@ -261,13 +279,21 @@ snapshot_read_rows(SnapshotJob *job, Relation rel, ItemPointer from, BlockNumber
 	while (table_scan_getnextslot_tidrange(scan, ForwardScanDirection, slot))
 	{
 		RowError	error;
+		Datum	   *values = slot->tts_values;
+		bool	   *isnull = slot->tts_isnull;
 
 		slot_getallattrs(slot);
-		if (!block_append(job->block, &job->meta, slot->tts_values, slot->tts_isnull,
-						  false, &error))
+		if (job->map != NULL)
+		{
+			partition_map_row(job->map, job->map_natts, values, isnull, job->map_values,
+							  job->map_isnull);
+			values = job->map_values;
+			isnull = job->map_isnull;
+		}
+		if (!block_append(job->block, &job->meta, values, isnull, false, &error))
 			snapshot_fail(job, 0,
 						  hint_resync(job->info->name, job->table->source_name, refused_hint),
-						  refused_message(&job->target->rows, &error, slot->tts_values, slot->tts_isnull,
+						  refused_message(&job->target->rows, &error, values, isnull,
 										  psprintf("ctid (%u,%u)",
 												   ItemPointerGetBlockNumber(&slot->tts_tid),
 												   ItemPointerGetOffsetNumber(&slot->tts_tid)), false));
@@ -429,6 +455,17 @@ snapshot_fail(SnapshotJob *job, int code, const char *hint, const char *message)
 	}
 	LWLockRelease(job->entry->load_lock);
 	proc_exit(0);
+}
+
+/* Says that rows are identified by another key now, and ends the worker: it is the pipe worker's to act. */
+void
+snapshot_fail_by_key(SnapshotJob *job, const char *difference)
+{
+	LWLockAcquire(job->entry->load_lock, LW_EXCLUSIVE);
+	if (job->load->load_id == job->load_id)
+		job->load->other_key = true;
+	LWLockRelease(job->entry->load_lock);
+	snapshot_fail(job, 0, NULL, difference);
 }
 
 /* Shows that an insert will be tried again. */

@@ -44,6 +44,11 @@ typedef struct SnapshotJob
 	RowBlock   *block;
 	MemoryContext row_mcxt;
 	RowMeta		meta;
+	/* the leaf that is being read, if its columns are at other places */
+	AttrNumber *map;			/* see partition_map; NULL: they are at the same */
+	int			map_natts;
+	Datum	   *map_values;
+	bool	   *map_isnull;
 } SnapshotJob;
 
 /* About how many rows that many blocks of a table hold, as the planner has it (loads.c). */
@@ -51,11 +56,13 @@ extern double loads_estimate_rows(Relation rel, BlockNumber nblocks);
 
 /* snapshot.c */
 extern void snapshot_describe(SnapshotJob *job, Relation rel);
+extern void snapshot_map_leaf(SnapshotJob *job, Relation root, Relation leaf);
 extern void snapshot_return_chunk(SnapshotJob *job, bool finished, int64 rows);
 extern void snapshot_wake_pipe(SnapshotJob *job);
 extern bool snapshot_read_rows(SnapshotJob *job, Relation rel, ItemPointer from,
 							   BlockNumber end);
 extern void snapshot_insert(SnapshotJob *job, bool exactly_once);
+_Noreturn extern void snapshot_fail_by_key(SnapshotJob *job, const char *difference);
 _Noreturn extern void snapshot_fail(SnapshotJob *job, int code, const char *hint,
 									const char *message);
 extern void snapshot_nap(SnapshotJob *job, TimestampTz until);

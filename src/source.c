@@ -22,7 +22,6 @@
 #include "catalog/namespace.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_enum.h"
-#include "catalog/pg_inherits.h"
 #include "catalog/pg_type.h"
 #include "lib/stringinfo.h"
 #include "miscadmin.h"
@@ -34,12 +33,19 @@
 #include "utils/typcache.h"
 
 #include "compat.h"
+#include "partition_tree.h"
 #include "source.h"
 
-static bool has_children(Relation rel);
+/* The line of a shape that says where the key comes from. */
+#define IDENTITY_LINE(identity)	"replica identity " identity
+
+static char replica_identity(Relation rel);
 static Oid	find_unique_index(Relation rel);
 static void key_of_index(Oid indexoid, SourceKey *key);
 static List *shape_of_type(List *shape, Oid typid, List **watch, int depth);
+static char *key_difference(List *then, List *now, bool history, ShapeChange *change);
+static bool is_key_line(const char *line);
+static char *key_columns(List *shape, const SourceKey *key);
 static const char *find_same_subject(List *lines, const char *line);
 static bool list_has_string(List *list, const char *s);
 static bool line_may_be_new(const char *line);
@@ -78,9 +84,8 @@ source_refusals(Relation rel)
 	switch (form->relkind)
 	{
 		case RELKIND_RELATION:
-			break;
 		case RELKIND_PARTITIONED_TABLE:
-			return refusal_add(NIL, "it is partitioned, which this version does not support yet", NULL);
+			break;
 		case RELKIND_VIEW:
 			return refusal_add(NIL, "it is a view", NULL);
 		case RELKIND_MATVIEW:
@@ -98,13 +103,12 @@ source_refusals(Relation rel)
 
 	if (form->relpersistence == RELPERSISTENCE_TEMP)
 		refusals = refusal_add(refusals, "it is a temporary table", NULL);
+	/* what has no rows itself: its partitions matter */
+	if (form->relkind == RELKIND_PARTITIONED_TABLE)
+		return list_concat(refusals, partition_refusals(rel));
 	if (form->relpersistence == RELPERSISTENCE_UNLOGGED)
 		refusals = refusal_add(refusals, "it is unlogged",
 							   "Its changes are not in the WAL. Use ALTER TABLE ... SET LOGGED.");
-	if (form->relispartition)
-		refusals = refusal_add(refusals, "it is a partition, which this version does not support yet", NULL);
-	if (has_children(rel))
-		refusals = refusal_add(refusals, "other tables inherit from it, which this version does not support yet", NULL);
 	if (rel->rd_tableam->scan_set_tidrange == NULL)
 		refusals = refusal_add(refusals, "its access method cannot scan ranges of rows", NULL);
 	if (form->relreplident == REPLICA_IDENTITY_NOTHING)
@@ -151,31 +155,43 @@ void
 source_key(Relation rel, SourceKey *key)
 {
 	memset(key, 0, sizeof(*key));
-	switch (rel->rd_rel->relreplident)
+	/* whether old rows of a partitioned table are whole depends on each partition */
+	key->full = (rel->rd_rel->relreplident == REPLICA_IDENTITY_FULL &&
+				 rel->rd_rel->relkind != RELKIND_PARTITIONED_TABLE);
+	key_of_index(source_key_index(rel), key);
+}
+
+/* See source.h. */
+Oid
+source_key_index(Relation rel)
+{
+	Oid			primary;
+
+	switch (replica_identity(rel))
 	{
 		case REPLICA_IDENTITY_DEFAULT:
-			key_of_index(compat_primary_key_index(rel), key);
-			break;
+			return compat_primary_key_index(rel);
 		case REPLICA_IDENTITY_INDEX:
-			key_of_index(RelationGetReplicaIndex(rel), key);
-			break;
+			return RelationGetReplicaIndex(rel);
 		case REPLICA_IDENTITY_FULL:
-			key->full = true;
-			key_of_index(compat_primary_key_index(rel), key);
-			if (key->natts == 0)
-				key_of_index(find_unique_index(rel), key);
-			break;
+			primary = compat_primary_key_index(rel);
+			return OidIsValid(primary) ? primary : find_unique_index(rel);
 		default:
-			break;
+			return InvalidOid;
 	}
 }
 
-/* Does another table inherit from this one?  (relhassubclass is also true some time after.) */
-static bool
-has_children(Relation rel)
+/*
+ * Returns the replica identity.  That of a partitioned table says nothing of what its
+ * partitions log; it only chooses the key.
+ */
+static char
+replica_identity(Relation rel)
 {
-	return rel->rd_rel->relhassubclass &&
-		find_inheritance_children(RelationGetRelid(rel), NoLock) != NIL;
+	if (rel->rd_rel->relkind == RELKIND_PARTITIONED_TABLE &&
+		rel->rd_rel->relreplident == REPLICA_IDENTITY_NOTHING)
+		return REPLICA_IDENTITY_DEFAULT;
+	return rel->rd_rel->relreplident;
 }
 
 /*
@@ -241,12 +257,9 @@ source_shape(Relation rel, List **watch)
 	StringInfoData buf;
 
 	*watch = NIL;
-	shape = lappend(shape, psprintf("table kind %c persistence %c identity %c%s",
-									rel->rd_rel->relkind, rel->rd_rel->relpersistence,
-									rel->rd_rel->relreplident,
-									rel->rd_rel->relispartition ? " partition" : ""));
-	if (has_children(rel))
-		shape = lappend(shape, "table has inheritance children");
+	shape = lappend(shape, psprintf("table kind %c persistence %c",
+									rel->rd_rel->relkind, rel->rd_rel->relpersistence));
+	shape = lappend(shape, psprintf(IDENTITY_LINE("%c"), replica_identity(rel)));
 
 	source_key(rel, &key);
 	initStringInfo(&buf);
@@ -339,28 +352,142 @@ shape_of_type(List *shape, Oid typid, List **watch, int depth)
 
 /* See source.h. */
 char *
-source_shape_difference(List *then, List *now)
+source_shape_difference(List *then, List *now, bool history, ShapeChange *change)
 {
+	char	   *difference = key_difference(then, now, history, change);
 	ListCell   *lc;
+	ListCell   *lc2;
+	bool		same = (list_length(then) == list_length(now));
 
+	/* asked for every chunk, and a table may have 1600 columns */
+	forboth(lc, then, lc2, now)
+		if (same && strcmp(lfirst(lc), lfirst(lc2)) != 0)
+			same = false;
+	if (same)
+		return NULL;
 	foreach(lc, then)
 	{
 		const char *line = lfirst(lc);
 		const char *successor;
 
 		/* what was decided of the target is no matter of the source */
-		if (list_has_string(now, line) ||
+		if (is_key_line(line) || list_has_string(now, line) ||
 			strncmp(line, SHAPE_TARGET, strlen(SHAPE_TARGET)) == 0)
 			continue;
 		successor = find_same_subject(now, line);
+		if (change != NULL)
+			*change = SHAPE_DIFFERS;
 		if (successor != NULL)
 			return psprintf("%s, now %s", line, successor);
 		return psprintf("no longer: %s", line);
 	}
 	foreach(lc, now)
-		if (!list_has_string(then, lfirst(lc)) && !line_may_be_new(lfirst(lc)))
+		if (!is_key_line(lfirst(lc)) && !list_has_string(then, lfirst(lc)) &&
+			!line_may_be_new(lfirst(lc)))
+		{
+			if (change != NULL)
+				*change = SHAPE_DIFFERS;
 			return psprintf("new: %s", (char *) lfirst(lc));
-	return NULL;
+		}
+	return difference;
+}
+
+/* Says how the key of the rows has changed, NULL if it is the same. */
+static char *
+key_difference(List *then, List *now, bool history, ShapeChange *change)
+{
+	SourceKey	old;
+	SourceKey	new;
+	bool		same;
+
+	source_shape_key(then, &old);
+	source_shape_key(now, &new);
+	same = (old.natts == new.natts);
+	for (int i = 0; i < old.natts && same; i++)
+	{
+		bool		found = false;
+
+		for (int j = 0; j < new.natts; j++)
+			found |= (old.attnums[i] == new.attnums[j]);
+		same = found;
+	}
+	if (change != NULL)
+		*change = SHAPE_FITS;
+	if (list_has_string(now, IDENTITY_LINE("n")))
+	{
+		if (change != NULL)
+			*change = SHAPE_NO_IDENTITY;
+		return "its replica identity is NOTHING now";
+	}
+	if (same || (history && old.full && new.full))
+		return NULL;
+	if (change != NULL)
+		*change = SHAPE_OTHER_KEY;
+	if (new.natts == 0)
+		return psprintf("its key %s is gone", key_columns(then, &old));
+	if (old.natts == 0)
+		return psprintf("it has a key now, %s", key_columns(now, &new));
+	return psprintf("its key is %s now, not %s", key_columns(now, &new), key_columns(then, &old));
+}
+
+/* Is a line of a shape about what identifies rows? */
+static bool
+is_key_line(const char *line)
+{
+	return strcmp(line, "key") == 0 || strncmp(line, "key ", 4) == 0 ||
+		strncmp(line, IDENTITY_LINE(""), strlen(IDENTITY_LINE(""))) == 0;
+}
+
+/* See source.h. */
+void
+source_shape_key(List *shape, SourceKey *key)
+{
+	ListCell   *lc;
+
+	memset(key, 0, sizeof(*key));
+	key->full = list_has_string(shape, IDENTITY_LINE("f"));
+	foreach(lc, shape)
+	{
+		char	   *at = lfirst(lc);
+		char	   *end;
+
+		if (strncmp(at, "key ", 4) != 0)
+			continue;
+		for (at += 4; key->natts < INDEX_MAX_KEYS; at = end)
+		{
+			long		attnum = strtol(at, &end, 10);
+
+			if (end == at)
+				break;
+			key->attnums[key->natts++] = (AttrNumber) attnum;
+		}
+	}
+}
+
+/* Names the columns of a key, as the shape has them. */
+static char *
+key_columns(List *shape, const SourceKey *key)
+{
+	StringInfoData buf;
+	ListCell   *lc;
+
+	initStringInfo(&buf);
+	for (int i = 0; i < key->natts; i++)
+	{
+		char	   *begin = psprintf("column %d \"", key->attnums[i]);
+
+		foreach(lc, shape)
+		{
+			char	   *line = lfirst(lc);
+			char	   *end = strstr(line, "\" of type ");
+
+			if (strncmp(line, begin, strlen(begin)) == 0 && end != NULL)
+				appendStringInfo(&buf, "%s%.*s", buf.len > 0 ? ", " : "(",
+								 (int) (end - line - strlen(begin)), line + strlen(begin));
+		}
+	}
+	appendStringInfoChar(&buf, ')');
+	return buf.data;
 }
 
 /*

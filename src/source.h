@@ -49,12 +49,24 @@ extern char *source_read_refusal(Oid relid, Oid role, char **hint);
 /* Finds the key.  Works under historic snapshots. */
 extern void source_key(Relation rel, SourceKey *key);
 
+/* The index that the key is of; InvalidOid if there is no key. */
+extern Oid source_key_index(Relation rel);
+
 /*
  * Describes the table in lines of text (char *), such that a change of any line is a change
  * that rows or the target would show.  Works under historic snapshots.
  * *watch: relations besides the table whose change may change the shape (oids).
  */
 extern List *source_shape(Relation rel, List **watch);
+
+/* What it is that differs between two shapes. */
+typedef enum ShapeChange
+{
+	SHAPE_FITS,					/* nothing that matters */
+	SHAPE_OTHER_KEY,			/* only what identifies rows: the table must be loaded anew */
+	SHAPE_NO_IDENTITY,			/* nothing says which row an update or delete is about */
+	SHAPE_DIFFERS				/* what this version does not follow */
+} ShapeChange;
 
 /*
  * Begins the lines of a recorded shape that say what was decided of its target (target_types.c).
@@ -64,8 +76,15 @@ extern List *source_shape(Relation rel, List **watch);
 
 /*
  * Compares shapes.  NULL if the rows of "now" fit what "then" described, else what differs
- * (in CurrentMemoryContext).
+ * (in CurrentMemoryContext).  *change (unless NULL): how much it matters.
+ *
+ * Which replica identity says the key, and in which order its columns stand, does not matter.
+ * Old rows in full on both sides make any key fit a target whose rows are not replaced by
+ * key: history.
  */
-extern char *source_shape_difference(List *then, List *now);
+extern char *source_shape_difference(List *then, List *now, bool history, ShapeChange *change);
+
+/* Takes the key out of a shape; key->full is as it was then. */
+extern void source_shape_key(List *shape, SourceKey *key);
 
 #endif							/* CLICKPIPE_SOURCE_H */

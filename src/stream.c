@@ -27,7 +27,7 @@
 
 #include "compat.h"
 #include "decode.h"
-#include "pipe.h"
+#include "partitions.h"
 
 /* Records decoded between two looks at everything else. */
 #define RECORDS_PER_ROUND		512
@@ -89,12 +89,14 @@ stream_run(Pipe *pipe)
 		/* what it rested for may have gone another way */
 		if (pipe->hold_since != 0 && !hold_is_needed(pipe))
 			stream_release(pipe);
-		if (pipe->hold_since == 0)
+		if (pipe->hold_since == 0 && !toast_holds_decoding(pipe))
 			more = decode_some(pipe, owner, mcxt);
 
 		/* what callbacks could not do */
 		if (pipe->failure_pending)
 			pipe_flush_failures(pipe);
+		if (pipe->partitions_pending)
+			partitions_flush(pipe);
 		AcceptInvalidationMessages();
 		if (pipe->catalog_unchecked)
 		{
@@ -107,6 +109,7 @@ stream_run(Pipe *pipe)
 		if (pipe->recheck_pending)
 			pipe_recheck_tables(pipe);
 
+		more |= toast_resolve(pipe, more);
 		(void) inserts_settle_cursors(pipe);
 		inserts_flush_due(pipe);
 		inserts_pump(pipe);
@@ -164,7 +167,8 @@ coordinate(Pipe *pipe)
 	/* a barrier is short: nothing else begins meanwhile */
 	if (resync_advance(pipe))
 		return false;
-	if (TimestampDifferenceExceeds(pipe->loads_checked, GetCurrentTimestamp(), LOADS_INTERVAL_MS))
+	if (TimestampDifferenceExceeds(pipe->loads_checked, GetCurrentTimestamp(), LOADS_INTERVAL_MS) ||
+		loads_have_news(pipe))
 	{
 		more = setup_advance(pipe);
 		histories_advance(pipe);
@@ -343,7 +347,7 @@ decode_some(Pipe *pipe, ResourceOwner owner, MemoryContext mcxt)
 		LogicalDecodingProcessRecord(ctx, ctx->reader);
 		pipe->in_callback = false;
 		pipe->read_lsn = ctx->reader->EndRecPtr;
-		if (InterruptPending || pipe->failure_pending)
+		if (InterruptPending || pipe->failure_pending || pipe->partitions_pending)
 		{
 			n++;
 			break;
@@ -379,6 +383,9 @@ wait_for_work(Pipe *pipe, TimestampTz last_traffic)
 		ms = Min(ms, HOLD_POLL_MS);
 	if (pipe->schemas_unchecked)
 		ms = Min(ms, POLL_IDLE_MS);
+	if (pipe->orders_pending)
+		ms = Min(ms, RETRY_READ_MS);
+	ms = Min(ms, toast_next_try(pipe));
 
 	/* an idle pipe needs no buffers */
 	if (quiet && !memory_returned)
@@ -388,7 +395,8 @@ wait_for_work(Pipe *pipe, TimestampTz last_traffic)
 	pipe->entry->sleeping = true;
 	pg_memory_barrier();
 	/* a commit before that did not wake us; or a record is flushed in part only */
-	if (pipe->hold_since == 0 && GetFlushRecPtr(NULL) > pipe->read_lsn)
+	if (pipe->hold_since == 0 && !toast_holds_decoding(pipe) &&
+		GetFlushRecPtr(NULL) > pipe->read_lsn)
 		ms = Min(ms, RETRY_READ_MS);
 	http_wait(pipe->ch->http, ms, wait_event);
 	pipe->entry->sleeping = false;

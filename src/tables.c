@@ -23,7 +23,7 @@
 
 #include "compat.h"
 #include "hints.h"
-#include "pipe.h"
+#include "partitions.h"
 
 typedef struct TableHashEntry
 {
@@ -31,8 +31,13 @@ typedef struct TableHashEntry
 	PipeTable  *table;
 } TableHashEntry;
 
+/* A table that is resynced by itself again and again waits at most so long before each. */
+#define MAX_RESYNC_DELAY_MS	60000
+
 static void remove_state(Pipe *pipe, TableInfo *info);
-static char *recheck_table(Pipe *pipe, PipeTable *table, char **hint, bool *busy);
+static void set_aside(Pipe *pipe, PipeTable *table, int code, const char *hint,
+					  const char *message);
+static bool recheck_table(Pipe *pipe, PipeTable *table);
 
 /* Makes the tables from the catalog, once.  Not in a transaction. */
 void
@@ -142,6 +147,7 @@ tables_remove(Pipe *pipe, PipeTable *table)
 
 	if (table->resync != NULL)
 		tables_remove(pipe, table->resync);
+	partitions_forget_routes(pipe);
 	if (table->load_slot >= 0)
 		loads_end(pipe, table);
 	inserts_discard(pipe, table);
@@ -190,6 +196,8 @@ tables_reload(Pipe *pipe)
 	ListCell   *lc;
 	bool		modifying = false;
 
+	/* among what is wanted is what we order ourselves */
+	pipe_flush_failures(pipe);
 	worker_begin();
 	infos = catalog_load_tables(pipe->id, mcxt);
 	worker_commit();
@@ -272,7 +280,7 @@ pipe_find_table_by_id(Pipe *pipe, int32 id)
 	return NULL;
 }
 
-/* Is the table's target an append-only history? */
+/* Is the table's target an append-only history that ClickHouse keeps? */
 bool
 pipe_table_is_history(const PipeTable *table)
 {
@@ -307,6 +315,14 @@ pipe_table_fail(Pipe *pipe, PipeTable *table, int code, const char *hint,
 	va_end(args);
 	message[pg_mbcliplen(message, strlen(message), sizeof(message) - 1)] = '\0';
 
+	set_aside(pipe, table, code, hint, message);
+	pipe_log(pipe, ERROR, table, code, hint, "is set aside: %s", message);
+}
+
+/* Does what sets a table aside, without a word in the log. */
+static void
+set_aside(Pipe *pipe, PipeTable *table, int code, const char *hint, const char *message)
+{
 	table->failure.failed = true;
 	table->failure.durable = false;
 	table->failure.code = code;
@@ -327,10 +343,96 @@ pipe_table_fail(Pipe *pipe, PipeTable *table, int code, const char *hint,
 							"its resync was set aside in the middle of the exchange");
 		table->main->blocked = false;
 	}
-	pipe_log(pipe, ERROR, table, code, hint, "is set aside: %s", message);
 }
 
-/* Makes the failures of tables durable.  Not in a callback or transaction. */
+/* See pipe.h. */
+void
+pipe_table_resync_later(Pipe *pipe, PipeTable *table, const char *hint, const char *fmt,...)
+{
+	PipeTable  *main = table->main != NULL ? table->main : table;
+	char		reason[ERROR_TEXT_LEN];
+	va_list		args;
+
+	if (table->failure.failed)
+		return;
+	va_start(args, fmt);
+	vsnprintf(reason, sizeof(reason), fmt, args);
+	va_end(args);
+	if (table->main == NULL &&
+		(table->options->table_engine != ENGINE_REPLACING_MERGE_TREE ||
+		 !pipe_table_is_loaded(pipe, table)))
+	{
+		if (hint == NULL)
+			hint = hint_resync(pipe->info->name, table->info->source_name, NULL);
+		pipe_table_fail(pipe, table, 0, hint, "%s", reason);
+		return;
+	}
+
+	pipe_log(pipe, WARNING, table, 0, hint, "is resynced because %s", reason);
+	strlcpy(reason, psprintf("is resynced because %s", reason), sizeof(reason));
+	reason[pg_mbcliplen(reason, strlen(reason), sizeof(reason) - 1)] = '\0';
+	set_aside(pipe, table, 0, hint, reason);
+	/* the resync that goes on replaces it */
+	if (TABLE_IS_REPLACED(main))
+		return;
+	main->resync_later = true;
+	main->info->resync_done = Min(main->info->resync_done, main->info->resync_wanted - 1);
+	/* whatever makes it begin again and again, it shall not spin */
+	if (main->resyncs_later++ > 0)
+		main->resync_delay_ms = Min(500 << Min(main->resyncs_later, 7), MAX_RESYNC_DELAY_MS);
+	pipe->failure_pending = true;
+	pipe->orders_pending = true;
+	pipe->loads_done = false;
+}
+
+/* See pipe.h. */
+bool
+pipe_table_fits(Pipe *pipe, PipeTable *table, Relation rel)
+{
+	List	   *watch;
+	ShapeChange change;
+	char	   *difference = source_shape_difference(table->shape, source_shape(rel, &watch),
+													 table->options->table_engine != ENGINE_REPLACING_MERGE_TREE,
+													 &change);
+
+	if (difference != NULL)
+	{
+		pipe_table_redefined(pipe, table, difference, change);
+		return false;
+	}
+	if (table->target != NULL && TARGET_NEEDS_FULL(table->target) &&
+		rel->rd_rel->relreplident != REPLICA_IDENTITY_FULL)
+	{
+		pipe_table_fail(pipe, table, 0,
+						hint_resync(pipe->info->name, table->info->source_name,
+									"Its target is sorted or partitioned by columns outside the key, of which nothing else says the old values. Use ALTER TABLE ... REPLICA IDENTITY FULL"),
+						"its replica identity is not FULL any more");
+		return false;
+	}
+	return true;
+}
+
+/* See pipe.h. */
+void
+pipe_table_redefined(Pipe *pipe, PipeTable *table, const char *difference, ShapeChange change)
+{
+	if (change == SHAPE_OTHER_KEY)
+		pipe_table_resync_later(pipe, table, NULL, "%s", difference);
+	else if (change == SHAPE_NO_IDENTITY)
+		pipe_table_fail(pipe, table, 0,
+						hint_resync(pipe->info->name, table->info->source_name,
+									"Updates and deletes do not say which row they are about. Use ALTER TABLE ... REPLICA IDENTITY DEFAULT"),
+						"%s", difference);
+	else
+		pipe_table_fail(pipe, table, 0,
+						hint_resync(pipe->info->name, table->info->source_name, NULL),
+						"the table's definition changed (%s)", difference);
+}
+
+/*
+ * Makes the failures of tables durable, and which of them are resynced by
+ * themselves.  Not in a callback or transaction.
+ */
 void
 pipe_flush_failures(Pipe *pipe)
 {
@@ -339,15 +441,20 @@ pipe_flush_failures(Pipe *pipe)
 	worker_begin();
 	for (int i = 0; i < pipe->ntables; i++)
 	{
-		TableFailure *failure = &pipe->tables[i]->failure;
+		PipeTable  *table = pipe->tables[i];
+		TableFailure *failure = &table->failure;
 
 		if (failure->failed && !failure->durable)
-			catalog_fail_table(pipe->tables[i]->id, failure->code, failure->message,
-							   failure->hint);
+			catalog_fail_table(table->id, failure->code, failure->message, failure->hint);
+		if (table->resync_later)
+			catalog_order_resync(table->id, table->info->resync_done);
 	}
 	worker_commit();
 	for (int i = 0; i < pipe->ntables; i++)
+	{
 		pipe->tables[i]->failure.durable = pipe->tables[i]->failure.failed;
+		pipe->tables[i]->resync_later = false;
+	}
 	pipe->failure_pending = false;
 }
 
@@ -364,25 +471,13 @@ pipe_recheck_tables(Pipe *pipe)
 	for (int i = 0; i < pipe->ntables; i++)
 	{
 		PipeTable  *table = pipe->tables[i];
-		char	   *reason;
-		char	   *hint = NULL;
-		bool		busy = false;
 
 		if (!table->recheck_now || !TABLE_IS_LIVE(table))
 			continue;
-		table->recheck_now = false;
 		worker_begin();
-		reason = recheck_table(pipe, table, &hint, &busy);
-		if (reason != NULL && table->info->automatic && get_rel_name(table->relid) == NULL)
-			busy = !tables_let_go(pipe, table);
-		else if (reason != NULL)
-			pipe_table_fail(pipe, table, 0, hint, "%s", reason);
+		table->recheck_now = !recheck_table(pipe, table);
 		worker_commit();
-		if (busy)
-		{
-			table->recheck_now = true;
-			again = true;
-		}
+		again |= table->recheck_now;
 	}
 	/* while somebody alters a table we do not stand in line behind him */
 	pipe->recheck_pending |= again;
@@ -404,32 +499,39 @@ tables_let_go(Pipe *pipe, PipeTable *table)
 	return true;
 }
 
-/* Says why a table cannot go on, NULL if it can.  busy: locked, look later. */
-static char *
-recheck_table(Pipe *pipe, PipeTable *table, char **hint, bool *busy)
+/*
+ * Compares a table with what the catalogs say now; sets it aside if it cannot
+ * go on as it is.  In a transaction.  False: look again later, it is locked.
+ */
+static bool
+recheck_table(Pipe *pipe, PipeTable *table)
 {
 	Relation	rel;
-	char	   *reason = NULL;
-	char	   *difference;
-	List	   *watch;
+	char	   *reason;
+	char	   *hint = NULL;
+	bool		busy = false;
 
-	*hint = hint_resync(pipe->info->name, table->info->source_name, NULL);
 	if (!ConditionalLockRelationOid(table->relid, AccessShareLock))
-	{
-		*busy = true;
-		return NULL;
-	}
+		return false;
 	rel = try_relation_open(table->relid, NoLock);
 	if (rel == NULL)
 	{
-		*hint = hint_remove(pipe->info->name, table->relid);
-		return "the table was dropped";
+		if (table->info->automatic)
+			return tables_let_go(pipe, table);
+		pipe_table_fail(pipe, table, 0, hint_remove(pipe->info->name, table->relid),
+						"the table was dropped");
+		return true;
 	}
-	difference = source_shape_difference(table->shape, source_shape(rel, &watch));
-	if (difference != NULL)
-		reason = psprintf("the table's definition changed (%s)", difference);
-	else
-		reason = source_read_refusal(table->relid, pipe->info->owner, hint);
+	if (pipe_table_fits(pipe, table, rel))
+	{
+		reason = source_read_refusal(table->relid, pipe->info->owner, &hint);
+		if (reason == NULL && table->partitions != NULL)
+			reason = partitions_recheck(pipe, table, rel, &hint, &busy);
+		if (reason != NULL)
+			pipe_table_fail(pipe, table, 0,
+							hint ? hint : hint_resync(pipe->info->name, table->info->source_name, NULL),
+							"%s", reason);
+	}
 	relation_close(rel, AccessShareLock);
-	return reason;
+	return !busy;
 }

@@ -49,12 +49,15 @@ target_names_clash(const char *database1, const char *table1, const char *databa
 				   const char *table2)
 {
 	static const char *const suffixes[] = {"", RESYNC_SUFFIX, RESYNC_OLD_SUFFIX};
+	const char *shorter = strlen(table1) < strlen(table2) ? table1 : table2;
+	const char *longer = shorter == table1 ? table2 : table1;
+	size_t		len = strlen(shorter);
 
-	if (strcmp(database1, database2) != 0)
+	/* asked for every pair of a pipe's tables, so nothing is allocated */
+	if (strncmp(shorter, longer, len) != 0 || strcmp(database1, database2) != 0)
 		return false;
 	for (int i = 0; i < lengthof(suffixes); i++)
-		if (strcmp(table1, psprintf("%s%s", table2, suffixes[i])) == 0 ||
-			strcmp(table2, psprintf("%s%s", table1, suffixes[i])) == 0)
+		if (strcmp(longer + len, suffixes[i]) == 0)
 			return true;
 	return false;
 }
@@ -88,9 +91,16 @@ target_refusals(Relation rel, const TableOptions *options)
 		rel->rd_rel->relreplident != REPLICA_IDENTITY_NOTHING &&
 		rel->rd_rel->relreplident != REPLICA_IDENTITY_INDEX)
 		refusals = refusal_add(refusals, "it has no key that identifies its rows",
+							   rel->rd_rel->relkind == RELKIND_PARTITIONED_TABLE ?
+							   "Keys of its partitions alone do not identify rows of all of it. Add a primary key to the partitioned table, or mirror its partitions one by one." :
 							   has_deferrable_key(rel) ?
 							   "A deferrable primary key identifies no row. Make it NOT DEFERRABLE, set REPLICA IDENTITY USING INDEX, or choose an append-only target with the table option {\"table_engine\": \"MergeTree\"}." :
 							   "Add a primary key, set REPLICA IDENTITY USING INDEX, or choose an append-only target with the table option {\"table_engine\": \"MergeTree\"}.");
+
+	if (rel->rd_rel->relkind == RELKIND_PARTITIONED_TABLE &&
+		options->table_engine == ENGINE_MERGE_TREE)
+		refusals = refusal_add(refusals, "it is partitioned, and its target would be append-only, which this version does not support yet",
+							   "Mirror its partitions one by one.");
 
 	target_name(relid, options, "", &database, &table);
 	if (escaped_length(table) + (int) strlen(RESYNC_OLD_SUFFIX) > MAX_ESCAPED_NAME)
@@ -123,18 +133,8 @@ target_refusals(Relation rel, const TableOptions *options)
 											((ColumnOption *) lfirst(lc))->column),
 								   NULL);
 
-	if (options->sorting_keys != NIL)
-	{
-		bool		same = (list_length(options->sorting_keys) == key.natts);
-
-		for (int i = 0; i < key.natts; i++)
-			same = same && list_has(options->sorting_keys,
-									NameStr(TupleDescAttr(desc, key.attnums[i] - 1)->attname));
-		if (!same)
-			refusals = refusal_add(refusals, "its sorting_keys are not the columns of its key",
-								   "This version supports the columns of the key only, in any order.");
-	}
 	refusals = target_type_refusals(refusals, rel, &key, options);
+	refusals = place_refusals(refusals, rel, options, &key);
 	return column_refusals(refusals, desc, options);
 }
 
@@ -202,29 +202,43 @@ target_make(Relation rel, const TableOptions *options, const PipeOptions *pipe_o
 			List *shape, const char *default_database, const char *database,
 			const char *table, const TypeCaps *caps, MemoryContext mcxt)
 {
+	return target_describe(RelationGetRelid(rel), RelationGetDescr(rel), options, pipe_options,
+						   shape, default_database, database, table, caps, mcxt);
+}
+
+/* See target.h. */
+Target *
+target_describe(Oid relid, TupleDesc desc, const TableOptions *options,
+				const PipeOptions *pipe_options, List *shape, const char *default_database,
+				const char *database, const char *table, const TypeCaps *caps, MemoryContext mcxt)
+{
 	MemoryContext old = MemoryContextSwitchTo(mcxt);
-	TupleDesc	desc = RelationGetDescr(rel);
 	Target	   *target = palloc0(sizeof(Target));
 	RowMap	   *rows = &target->rows;
 	TypeCaps	now = target_type_caps(caps, shape);
 	ListCell   *lc;
 
-	target_name(RelationGetRelid(rel), options, default_database,
-				&target->database, &target->table);
 	if (database != NULL && table != NULL)
 	{
 		target->database = pstrdup(database);
 		target->table = pstrdup(table);
 	}
+	else
+		target_name(relid, options, default_database, &target->database, &target->table);
 	utf8_init();
 	target->ch_database = name_in_utf8(target->database);
 	target->ch_table = name_in_utf8(target->table);
 	target->engine = options->table_engine;
-	source_key(rel, &target->key);
+	/* which index it is from, and in which order, was decided at the capture point */
+	source_shape_key(shape, &target->key);
 
 	rows->columns = palloc0(sizeof(ColumnMap) * Max(desc->natts, 1));
 	rows->is_key = palloc0(sizeof(bool) * Max(desc->natts, 1));
-	rows->history = (target->engine == ENGINE_MERGE_TREE);
+	rows->history = (target->engine != ENGINE_REPLACING_MERGE_TREE);
+	rows->metadata = options->metadata_columns != METADATA_NOT_GIVEN ? options->metadata_columns :
+		pipe_options->metadata_columns != METADATA_NOT_GIVEN ? pipe_options->metadata_columns : 0;
+	if (rows->history)
+		rows->metadata |= METADATA_HISTORY;
 	for (int i = 0; i < desc->natts; i++)
 	{
 		Form_pg_attribute att = TupleDescAttr(desc, i);
@@ -253,6 +267,10 @@ target_make(Relation rel, const TableOptions *options, const PipeOptions *pipe_o
 			target->calls_output = true;
 		rows->ncolumns++;
 	}
+
+	place_init(target, options);
+	if (options->partition_by_expr != NULL)
+		target->partition_by = name_in_utf8(options->partition_by_expr);
 
 	if (options->sorting_keys != NIL)
 	{

@@ -34,6 +34,9 @@ typedef struct Target
 	SourceKey	key;
 	List	   *key_names;		/* ORDER BY, names in the target (char *) */
 	List	   *ch_key_names;	/* the same in UTF8 */
+	int			nplaces;
+	AttrNumber *places;			/* columns that decide where a row is, in no order */
+	char	   *partition_by;	/* expression for new targets, in UTF8; NULL: none */
 	char	   *insert_columns; /* of INSERT INTO ... (...) */
 	bool		calls_output;	/* some column goes through its output function */
 } Target;
@@ -71,10 +74,27 @@ extern Target *target_make(Relation rel, const TableOptions *options,
 						   const char *table, const TypeCaps *caps, MemoryContext mcxt);
 
 /*
+ * The same from a recorded shape (shape.h), whatever the table looks like now.  relid matters
+ * only if there are no names yet.
+ */
+extern Target *target_describe(Oid relid, TupleDesc desc, const TableOptions *options,
+							   const PipeOptions *pipe_options, List *shape,
+							   const char *default_database, const char *database,
+							   const char *table, const TypeCaps *caps, MemoryContext mcxt);
+
+/*
  * What was decided of the columns' types, as lines for the shape that is recorded (char *, in
  * CurrentMemoryContext): targets are described by it later.  In target_types.c.
  */
 extern List *target_decisions(const Target *target, const TypeCaps *caps);
+
+/*
+ * Why a target cannot be described from a recorded shape any more, because of its columns' types;
+ * NULL if it can.  target_describe would raise an ERROR.  In a transaction.
+ */
+extern char *target_types_refusal(TupleDesc desc, const TableOptions *options,
+								  const PipeOptions *pipe_options, List *shape,
+								  const TypeCaps *caps);
 
 /* A column of a table in ClickHouse, in UTF8. */
 typedef struct ExistingColumn
@@ -110,7 +130,7 @@ extern List *target_kept_columns(const Target *target, List *shape, List *existi
  * False: *err says why (class CH_PERMANENT if it does not fit), *hint what to do (NULL: no
  * special hint).  Waits for the network; not in a transaction.
  */
-extern bool target_prepare(ChClient *ch, const Target *target, const PipeOptions *options,
+extern bool target_prepare(ChClient *ch, Target *target, const PipeOptions *options,
 						   int32 pipe_id, bool ours, bool may_create, bool may_have_rows,
 						   ChError *err, const char **hint);
 
@@ -120,7 +140,7 @@ extern bool target_prepare(ChClient *ch, const Target *target, const PipeOptions
  * their indexes, projections and TTL as far as they fit.  *lost: what did not (char *).
  * Otherwise as target_prepare.  In target_resync.c, as are the exchange and what goes with it.
  */
-extern bool target_prepare_resync(ChClient *ch, const Target *target, const char *old_table,
+extern bool target_prepare_resync(ChClient *ch, Target *target, const char *old_table,
 								  const PipeOptions *options, int32 pipe_id, bool old_ours,
 								  List **lost, ChError *err, const char **hint);
 
@@ -146,6 +166,15 @@ extern bool target_views(ChClient *ch, const char *database, const char *table, 
 
 /* The text that INSERTs into a table begin with. */
 extern char *target_insert_text(const char *database, const char *table);
+
+/*
+ * The TRUNCATE of a target.  bounded: without a setting that servers before 23.12 do not know,
+ * so that their limit of size holds.
+ */
+extern char *target_truncate_sql(const char *database, const char *table, bool bounded);
+
+/* What all our statements begin with that change rows of a target (char *). */
+extern List *target_change_texts(const char *database, const char *table);
 
 /* The CREATE TABLE of a target.  mark: its comment, NULL: none. */
 extern char *target_create_sql(const Target *target, const PipeOptions *options,
@@ -173,6 +202,17 @@ extern bool target_check_engine(ChClient *ch, const Target *target, const PipeOp
 								ChError *err, const char **hint);
 extern bool target_check_columns(ChClient *ch, const Target *target, ChError *err,
 								 const char **hint);
+
+/*
+ * Asks by which columns the table in ClickHouse is partitioned, and takes them among the
+ * target's places.  False: *err, of class CH_PERMANENT if the old rows that PostgreSQL logs do
+ * not say them all.  In target_places.c.
+ */
+extern bool target_learn_partitions(ChClient *ch, Target *target, ChError *err,
+									const char **hint);
+
+/* Does the target need old rows in full, because its places are not in the key? */
+#define TARGET_NEEDS_FULL(target) ((target)->nplaces > (target)->key.natts)
 
 /* What to do about a target with rows, and about one of another pipe. */
 extern const char *const target_rows_hint;

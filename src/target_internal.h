@@ -48,6 +48,26 @@ extern TypeCaps target_type_caps(const TypeCaps *caps, List *shape);
 extern List *target_type_refusals(List *refusals, Relation rel, const SourceKey *key,
 								  const TableOptions *options);
 
+/* How long making a table may take. */
+#define CREATE_TIMEOUT_MS	60000
+
+/*
+ * Makes the table, and learns how it is partitioned; if that cannot be, it is dropped again.
+ * Otherwise as target_prepare.
+ */
+extern bool target_create(ChClient *ch, Target *target, const PipeOptions *options,
+						  const char *mark, ChError *err, const char **hint);
+
+/* Learns how a table that was just made is partitioned; if that cannot be, it is dropped again. */
+extern bool target_learn_or_drop(ChClient *ch, Target *target, ChError *err, const char **hint);
+
+/* Adds what speaks against sorting_keys and partition_by_expr (Refusal *). */
+extern List *place_refusals(List *refusals, Relation rel, const TableOptions *options,
+							const SourceKey *key);
+
+/* Sets which columns decide where a row is, as far as the options say it.  In the target's memory. */
+extern void place_init(Target *target, const TableOptions *options);
+
 /* Appends database.table, quoted. */
 extern void target_append_name(StringInfo buf, const char *database, const char *table);
 

@@ -23,6 +23,7 @@
 
 static bool create_like(ChClient *ch, const Target *target, const char *old_table,
 						const char *mark, ChError *err);
+static bool take_partitions(ChClient *ch, Target *target, const char *old_table, ChError *err);
 static bool add_extras(ChClient *ch, const Target *target, const char *old_table,
 					   List **lost, ChError *err);
 static bool alter_each(ChClient *ch, const Target *target, const char *select,
@@ -30,12 +31,14 @@ static bool alter_each(ChClient *ch, const Target *target, const char *select,
 
 /* See target.h. */
 bool
-target_prepare_resync(ChClient *ch, const Target *target, const char *old_table,
+target_prepare_resync(ChClient *ch, Target *target, const char *old_table,
 					  const PipeOptions *options, int32 pipe_id, bool old_ours,
 					  List **lost, ChError *err, const char **hint)
 {
 	char	   *mark = target_mark(pipe_id);
 	Target		old = *target;
+	char	   *partition_by;
+	bool		created;
 	char	   *comment;
 	bool		exists;
 
@@ -64,8 +67,7 @@ target_prepare_resync(ChClient *ch, const Target *target, const char *old_table,
 		return false;
 	if (!exists)
 		return target_ensure_database(ch, target, err) &&
-			ch_query(ch, target_create_sql(target, options, &ch->server, mark), false,
-						DDL_TIMEOUT_MS, NULL, err);
+			target_create(ch, target, options, mark, err, hint);
 	if (strcmp(comment, mark) != 0 &&
 		(!old_ours || strncmp(comment, TARGET_MARK, strlen(TARGET_MARK)) == 0))
 	{
@@ -77,15 +79,18 @@ target_prepare_resync(ChClient *ch, const Target *target, const char *old_table,
 	{
 		*hint = NULL;
 		if (create_like(ch, target, old.ch_table, mark, err))
-			return true;
+			return target_learn_or_drop(ch, target, err, hint);
 		/* an engine with explicit paths cannot have a twin */
 	}
 	*hint = NULL;
 	if (err->class != CH_PERMANENT)
 		return false;
-	return ch_query(ch, target_create_sql(target, options, &ch->server, mark), false,
-					DDL_TIMEOUT_MS, NULL, err) &&
-		add_extras(ch, target, old.ch_table, lost, err);
+	partition_by = target->partition_by;
+	if (partition_by == NULL && !take_partitions(ch, target, old.ch_table, err))
+		return false;
+	created = target_create(ch, target, options, mark, err, hint);
+	target->partition_by = partition_by;
+	return created && add_extras(ch, target, old.ch_table, lost, err);
 }
 
 /* Creates a table like another one, with all that users added to that. */
@@ -108,6 +113,30 @@ create_like(ChClient *ch, const Target *target, const char *old_table, const cha
 	appendStringInfoString(&sql, " MODIFY COMMENT ");
 	append_ch_literal(&sql, mark);
 	return ch_query(ch, sql.data, false, DDL_TIMEOUT_MS, NULL, err);
+}
+
+/* A target that its users have partitioned stays so. */
+static bool
+take_partitions(ChClient *ch, Target *target, const char *old_table, ChError *err)
+{
+	StringInfoData sql;
+	StringInfoData answer;
+
+	if (target->engine != ENGINE_REPLACING_MERGE_TREE)
+		return true;
+	initStringInfo(&sql);
+	initStringInfo(&answer);
+	appendStringInfoString(&sql, "SELECT partition_key FROM system.tables WHERE database = ");
+	append_ch_literal(&sql, target->ch_database);
+	appendStringInfoString(&sql, " AND name = ");
+	append_ch_literal(&sql, old_table);
+	appendStringInfoString(&sql, " FORMAT TabSeparatedRaw");
+	if (!ch_query(ch, sql.data, false, ASK_TIMEOUT_MS, &answer, err))
+		return false;
+	answer.data[strcspn(answer.data, "\n")] = '\0';
+	if (answer.data[0] != '\0')
+		target->partition_by = answer.data;
+	return true;
 }
 
 /*
@@ -274,4 +303,28 @@ target_insert_text(const char *database, const char *table)
 	target_append_name(&text, database, table);
 	appendStringInfoChar(&text, ' ');
 	return text.data;
+}
+
+/* See target.h. */
+char *
+target_truncate_sql(const char *database, const char *table, bool bounded)
+{
+	StringInfoData sql;
+
+	initStringInfo(&sql);
+	appendStringInfoString(&sql, "TRUNCATE TABLE ");
+	target_append_name(&sql, database, table);
+	/* also begins the text that tells it from those of other tables */
+	appendStringInfoChar(&sql, ' ');
+	if (!bounded)
+		appendStringInfoString(&sql, "SETTINGS max_table_size_to_drop = 0");
+	return sql.data;
+}
+
+/* See target.h. */
+List *
+target_change_texts(const char *database, const char *table)
+{
+	return list_make2(target_insert_text(database, table),
+					  target_truncate_sql(database, table, true));
 }

@@ -25,7 +25,7 @@ const char *const target_owner_hint = "Choose another name with the table option
 
 static bool target_has_rows(ChClient *ch, const Target *target, int timeout_ms, bool *has_rows,
 							ChError *err);
-static char *engine_clause(const Target *target, const PipeOptions *options);
+static const char *engine_clause(const Target *target, const PipeOptions *options);
 static void check_column(const char *columns, const char *name, const char *type,
 						 StringInfo missing);
 static char *split_field(char *field);
@@ -55,7 +55,7 @@ target_ensure_database(ChClient *ch, const Target *target, ChError *err)
 
 /* See target.h. */
 bool
-target_prepare(ChClient *ch, const Target *target, const PipeOptions *options, int32 pipe_id,
+target_prepare(ChClient *ch, Target *target, const PipeOptions *options, int32 pipe_id,
 			   bool ours, bool may_create, bool may_have_rows, ChError *err, const char **hint)
 {
 	char	   *mark = target_mark(pipe_id);
@@ -80,7 +80,7 @@ target_prepare(ChClient *ch, const Target *target, const PipeOptions *options, i
 		}
 		if (!target_ensure_database(ch, target, err))
 			return false;
-		return ch_query(ch, target_create_sql(target, options, &ch->server, mark), false, 60000, NULL, err);
+		return target_create(ch, target, options, mark, err, hint);
 	}
 
 	answer.data[strcspn(answer.data, "\n")] = '\0';
@@ -109,7 +109,9 @@ target_prepare(ChClient *ch, const Target *target, const PipeOptions *options, i
 		uint64		hi;
 		uint64		lo;
 
-		if (!target_check_engine(ch, target, options, err, hint) || !target_check_columns(ch, target, err, hint))
+		if (!target_check_engine(ch, target, options, err, hint) ||
+			!target_check_columns(ch, target, err, hint) ||
+			!target_learn_partitions(ch, target, err, hint))
 			return false;
 		if (!target_cursor(ch, target, &hi, &lo, err))
 			return false;
@@ -127,7 +129,9 @@ target_prepare(ChClient *ch, const Target *target, const PipeOptions *options, i
 		append_ch_literal(&sql, mark);
 		return ch_query(ch, sql.data, false, 60000, NULL, err);
 	}
-	return target_check_engine(ch, target, options, err, hint) && target_check_columns(ch, target, err, hint);
+	return target_check_engine(ch, target, options, err, hint) &&
+		target_check_columns(ch, target, err, hint) &&
+		target_learn_partitions(ch, target, err, hint);
 }
 
 /* See target.h. */
@@ -295,12 +299,9 @@ target_check_columns(ChClient *ch, const Target *target, ChError *err, const cha
 					 &missing);
 	check_column(answer.data, CLICKPIPE_COL_VERSION, "UInt128", &missing);
 	check_column(answer.data, CLICKPIPE_COL_DELETED, "UInt8", &missing);
-	if (target->rows.history)
-	{
-		check_column(answer.data, CLICKPIPE_COL_OPERATION, "LowCardinality(String)", &missing);
-		check_column(answer.data, CLICKPIPE_COL_LSN, "UInt64", &missing);
-		check_column(answer.data, CLICKPIPE_COL_TS, "DateTime64(6, 'UTC')", &missing);
-	}
+	for (int i = 0; i < METADATA_COUNT; i++)
+		if (target->rows.metadata & METADATA_BIT(i))
+			check_column(answer.data, metadata_columns[i].name, metadata_columns[i].type, &missing);
 	if (missing.len == 0)
 		return true;
 	*hint = misfit_hint;
@@ -364,11 +365,20 @@ target_check_engine(ChClient *ch, const Target *target, const PipeOptions *optio
 		(arguments != NULL && strstr(full, arguments) == NULL))
 		return target_refuse(err, "target %s.%s has the engine %s, not %s",
 					  target->database, target->table, full, wanted);
+	if (target->engine == ENGINE_NULL)
+	{
+		*hint = NULL;
+		return true;
+	}
 	if (strcmp(strip_quotes(sorting), strip_quotes(sorting_clause(target))) != 0)
 		return target_refuse(err, "target %s.%s is sorted by (%s), not by (%s)",
 					  target->database, target->table, sorting, sorting_clause(target));
-	if (partition[0] != '\0')
-		return target_refuse(err, "target %s.%s is partitioned, which this version does not support",
+	/* an INSERT into several partitions is not atomic, and a history is its own cursor */
+	if (partition[0] != '\0' && target->rows.history)
+		return target_refuse(err, "target %s.%s is partitioned, which an append-only history must not be",
+					  target->database, target->table);
+	if (partition[0] == '\0' && target->partition_by != NULL)
+		return target_refuse(err, "target %s.%s is not partitioned, but the table has a partition_by_expr",
 					  target->database, target->table);
 	*hint = NULL;
 	return true;
@@ -462,13 +472,18 @@ target_create_sql(const Target *target, const PipeOptions *options, const ChServ
 		appendStringInfo(&sql, " %s, ", target->rows.columns[i].type);
 	}
 	appendStringInfo(&sql, "%s UInt128, %s UInt8, ", CLICKPIPE_COL_VERSION, CLICKPIPE_COL_DELETED);
-	if (target->rows.history)
-		appendStringInfo(&sql, "%s LowCardinality(String), %s UInt64, %s DateTime64(6, 'UTC'), ",
-						 CLICKPIPE_COL_OPERATION, CLICKPIPE_COL_LSN, CLICKPIPE_COL_TS);
-	appendStringInfo(&sql, "%s DateTime64(9) DEFAULT now64(9)) ENGINE = %s ORDER BY (%s)",
-					 CLICKPIPE_COL_SYNCED, engine_clause(target, options), sorting_clause(target));
+	for (int i = 0; i < METADATA_COUNT; i++)
+		if (target->rows.metadata & METADATA_BIT(i))
+			appendStringInfo(&sql, "%s %s, ", metadata_columns[i].name, metadata_columns[i].type);
+	appendStringInfo(&sql, "%s DateTime64(9) DEFAULT now64(9)) ENGINE = %s",
+					 CLICKPIPE_COL_SYNCED, engine_clause(target, options));
+	/* the expression may end with a comment */
+	if (target->partition_by != NULL)
+		appendStringInfo(&sql, " PARTITION BY %s\n", target->partition_by);
+	if (target->engine != ENGINE_NULL)
+		appendStringInfo(&sql, " ORDER BY (%s)", sorting_clause(target));
 
-	if (server->durable_inserts)
+	if (server->durable_inserts && target->engine != ENGINE_NULL)
 		settings = list_make2("fsync_after_insert = 1", "fsync_part_directory = 1");
 	foreach(lc, settings)
 		appendStringInfo(&sql, "%s %s", foreach_current_index(lc) == 0 ? " SETTINGS" : ",",
@@ -482,11 +497,11 @@ target_create_sql(const Target *target, const PipeOptions *options, const ChServ
 }
 
 /* Returns the engine with its arguments. */
-static char *
+static const char *
 engine_clause(const Target *target, const PipeOptions *options)
 {
-	if (target->engine == ENGINE_MERGE_TREE)
-		return "MergeTree";
+	if (target->engine != ENGINE_REPLACING_MERGE_TREE)
+		return target_engine_name(target->engine);
 	if (options->delete_on_merge)
 		return psprintf("ReplacingMergeTree(%s, %s)", CLICKPIPE_COL_VERSION, CLICKPIPE_COL_DELETED);
 	return psprintf("ReplacingMergeTree(%s)", CLICKPIPE_COL_VERSION);

@@ -159,6 +159,36 @@ target_type_refusals(List *refusals, Relation rel, const SourceKey *key,
 }
 
 /* See target.h. */
+char *
+target_types_refusal(TupleDesc desc, const TableOptions *options,
+					 const PipeOptions *pipe_options, List *shape, const TypeCaps *caps)
+{
+	TypeCaps	now = target_type_caps(caps, shape);
+	SourceKey	key;
+
+	source_shape_key(shape, &key);
+	for (int i = 0; i < desc->natts; i++)
+	{
+		Form_pg_attribute att = TupleDescAttr(desc, i);
+		ListCell   *lc;
+		bool		excluded = false;
+		ColumnMap	map;
+		TypeWish	wish;
+		const char *why;
+
+		foreach(lc, options->excluded_columns)
+			excluded = excluded || strcmp(lfirst(lc), NameStr(att->attname)) == 0;
+		if (att->attisdropped || compat_attr_is_virtual(att) || excluded)
+			continue;
+		target_column_wish(options, shape, att, &wish);
+		if (!column_map_init(&map, att, NULL, &wish, in_key(&key, att->attnum),
+							 pipe_options->allow_nullable_columns, &now, CurrentMemoryContext, &why))
+			return psprintf("column \"%s\": %s", NameStr(att->attname), why);
+	}
+	return NULL;
+}
+
+/* See target.h. */
 bool
 target_read_columns(ChClient *ch, const char *database, const char *table, int timeout_ms,
 					List **columns, ChError *err)

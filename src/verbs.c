@@ -282,7 +282,7 @@ clickpipe_wait(PG_FUNCTION_ARGS)
 			/* what the worker says counts when it has seen all orders */
 			followed = entry->followed == entry->generation && !entry->tables_made;
 			loads_done = entry->loads_done && followed;
-			failed = followed ? entry->tables_failed : 0;
+			failed = followed ? entry->tables_failed - entry->tables_failed_later : 0;
 			SpinLockRelease(&entry->mutex);
 		}
 		LWLockRelease(ClickpipeShmem->lock);

@@ -210,6 +210,8 @@ compare(VerifyTable *table)
 	reason = table_reason(table);
 	if (reason == NULL && !table->options->initial_load)
 		reason = "the rows from before the pipe were not loaded (initial_load is false)";
+	if (reason == NULL && table->options->table_engine == ENGINE_NULL)
+		reason = "its target has the engine Null, which keeps no rows";
 	if (reason == NULL)
 		reason = verify_describe(table);
 	if (reason == NULL)

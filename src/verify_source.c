@@ -31,6 +31,7 @@
 #include "utils/timestamp.h"
 
 #include "compat.h"
+#include "partition_tree.h"
 #include "refused.h"
 #include "verify.h"
 #include "worker.h"
@@ -60,6 +61,12 @@ typedef struct SourceAccess
 /* Where reading a table stands. */
 typedef struct SourceScan
 {
+	List	   *relids;			/* what has the rows: the table, or its leaves (oids) */
+	int			current;		/* which of them is read */
+	AttrNumber *map;			/* where a leaf has its columns; NULL: at the same places */
+	int			natts;			/* of the table */
+	Datum	   *values;
+	bool	   *isnull;
 	Oid			filenode;		/* invalid: not begun */
 	BlockNumber nblocks;
 	ItemPointerData from;		/* next row */
@@ -71,9 +78,12 @@ typedef struct SourceScan
 static void enter_source(VerifyTable *table, SourceAccess *access);
 static void leave_source(SourceAccess *access);
 static char *open_source(VerifyTable *table, Relation *rel);
+static char *lock_source(Oid relid);
+static List *row_relids(Oid relid);
+static char *read_some(VerifyTable *table, SourceScan *scan, Relation rel, bool *rewritten);
 static char *read_chunk(VerifyTable *table, SourceScan *scan, Relation rel);
-static char *add_row(VerifyTable *table, TupleTableSlot *slot);
-static char *key_text(VerifyTable *table, TupleTableSlot *slot);
+static char *add_row(VerifyTable *table, TupleTableSlot *slot, Datum *values, bool *isnull);
+static char *key_text(VerifyTable *table, Datum *values);
 static bool somebody_waits_for_standby(void);
 
 /* See verify.h. */
@@ -92,6 +102,9 @@ verify_describe(VerifyTable *table)
 		table->target = target_make(rel, table->options, verify->options, table->info->shape,
 									verify->ch->server.dbname, table->info->target_database,
 									table->info->target_table, &verify->ch->caps, table->mcxt);
+		/* old rows were logged in full only if that is so from the capture point on */
+		if (rel->rd_rel->relreplident != REPLICA_IDENTITY_FULL)
+			table->target->key.full = false;
 		table->encoder = row_encoder_create(&table->target->rows, table->mcxt);
 		relation_close(rel, AccessShareLock);
 	}
@@ -123,19 +136,31 @@ verify_read_source(VerifyTable *table)
 		reason = open_source(table, &rel);
 		if (reason == NULL)
 		{
-			if (compat_relfilenode(rel) != scan.filenode)
+			bool		rewritten = false;
+
+			if (scan.relids == NIL)
 			{
-				/* the first chunk, or the rows are elsewhere now */
-				if (OidIsValid(scan.filenode) && ++rewrites > MAX_REWRITES)
-					reason = "it is rewritten all the time";
-				scan.filenode = compat_relfilenode(rel);
-				scan.nblocks = RelationGetNumberOfBlocks(rel);
-				ItemPointerSet(&scan.from, 0, FirstOffsetNumber);
+				/* the beginning, or the rows are elsewhere now */
+				MemoryContext outer = MemoryContextSwitchTo(table->mcxt);
+
+				scan.relids = row_relids(RelationGetRelid(rel));
+				MemoryContextSwitchTo(outer);
+				scan.current = 0;
+				scan.filenode = InvalidOid;
 				memset(table->source, 0, sizeof(BucketSum) * VERIFY_BUCKETS);
 				table->source_rows.n = 0;
 			}
-			if (reason == NULL)
-				reason = read_chunk(table, &scan, rel);
+			if (scan.current == list_length(scan.relids))
+				scan.done = true;
+			else
+				reason = read_some(table, &scan, rel, &rewritten);
+			if (rewritten)
+			{
+				if (++rewrites > MAX_REWRITES)
+					reason = "it is rewritten all the time";
+				list_free(scan.relids);
+				scan.relids = NIL;
+			}
 			relation_close(rel, AccessShareLock);
 		}
 		leave_source(&access);
@@ -144,6 +169,88 @@ verify_read_source(VerifyTable *table)
 	}
 	MemoryContextDelete(scan.row_mcxt);
 	MemoryContextDelete(scan.chunk_mcxt);
+	return reason;
+}
+
+/* Returns what has a table's rows: its leaves, if it is partitioned, else itself. */
+static List *
+row_relids(Oid relid)
+{
+	List	   *relids = NIL;
+	ListCell   *lc;
+
+	if (get_rel_relkind(relid) != RELKIND_PARTITIONED_TABLE)
+		return list_make1_oid(relid);
+	foreach(lc, partition_leaves(relid, NULL, NULL, NULL))
+		relids = lappend_oid(relids, ((TreeLeaf *) lfirst(lc))->relid);
+	return relids;
+}
+
+/*
+ * Reads a chunk of the table that is at hand, and goes on to the next one at its
+ * end.  *rewritten: it is another heap than the one that was begun with.
+ */
+static char *
+read_some(VerifyTable *table, SourceScan *scan, Relation rel, bool *rewritten)
+{
+	Oid			relid = list_nth_oid(scan->relids, scan->current);
+	Relation	heap = rel;
+	char	   *reason = NULL;
+	bool		gone = false;
+
+	scan->map = NULL;
+	if (relid != RelationGetRelid(rel))
+	{
+		TupleDesc	desc = RelationGetDescr(rel);
+
+		reason = lock_source(relid);
+		if (reason != NULL)
+		{
+			MemoryContext old = MemoryContextSwitchTo(table->mcxt);
+
+			reason = psprintf("a partition of it cannot be read: %s", reason);
+			MemoryContextSwitchTo(old);
+			return reason;
+		}
+		heap = try_relation_open(relid, NoLock);
+		if (heap == NULL)
+			UnlockRelationOid(relid, AccessShareLock);
+		/* what was detached or dropped since has no rows of the table */
+		gone = heap == NULL ||
+			!list_member_oid(partition_ancestors(relid), RelationGetRelid(rel));
+		if (!gone && (heap->rd_tableam == NULL || heap->rd_tableam->scan_set_tidrange == NULL))
+			reason = "a partition of it cannot be read in ranges of rows";
+		if (!gone && reason == NULL &&
+			!partition_map(desc, RelationGetDescr(heap), &scan->map, CurrentMemoryContext))
+			reason = "a partition of it lacks a column";
+		scan->natts = desc->natts;
+		if (scan->map != NULL)
+		{
+			scan->values = palloc(sizeof(Datum) * Max(desc->natts, 1));
+			scan->isnull = palloc(sizeof(bool) * Max(desc->natts, 1));
+		}
+	}
+	if (!gone && reason == NULL)
+	{
+		if (!OidIsValid(scan->filenode))
+		{
+			scan->filenode = compat_relfilenode(heap);
+			scan->nblocks = RelationGetNumberOfBlocks(heap);
+			ItemPointerSet(&scan->from, 0, FirstOffsetNumber);
+		}
+		if (compat_relfilenode(heap) != scan->filenode)
+			*rewritten = true;
+		else
+			reason = read_chunk(table, scan, heap);
+	}
+	if (gone || scan->done)
+	{
+		scan->current++;
+		scan->filenode = InvalidOid;
+		scan->done = false;
+	}
+	if (heap != NULL && heap != rel)
+		relation_close(heap, AccessShareLock);
 	return reason;
 }
 
@@ -177,31 +284,30 @@ static char *
 open_source(VerifyTable *table, Relation *result)
 {
 	Oid			relid = table->info->relid;
-	TimestampTz deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), VERIFY_PATIENCE_MS);
 	Relation	rel;
 	List	   *watch;
 	char	   *difference;
 	char	   *reason = NULL;
 	char	   *hint;
 
-	while (!ConditionalLockRelationOid(relid, AccessShareLock))
-	{
-		if (GetCurrentTimestamp() >= deadline)
-			return "it is locked by somebody else";
-		verify_nap();
-	}
+	reason = lock_source(relid);
+	if (reason != NULL)
+		return reason;
 	rel = try_relation_open(relid, NoLock);
 	if (rel == NULL)
 	{
 		UnlockRelationOid(relid, AccessShareLock);
 		return "it was dropped";
 	}
-	if (rel->rd_rel->relkind != RELKIND_RELATION || rel->rd_tableam == NULL ||
-		rel->rd_tableam->scan_set_tidrange == NULL)
+	if (rel->rd_rel->relkind != RELKIND_PARTITIONED_TABLE &&
+		(rel->rd_rel->relkind != RELKIND_RELATION || rel->rd_tableam == NULL ||
+		 rel->rd_tableam->scan_set_tidrange == NULL))
 		reason = "it cannot be read in ranges of rows";
 	if (reason == NULL)
 	{
-		difference = source_shape_difference(table->info->shape, source_shape(rel, &watch));
+		difference = source_shape_difference(table->info->shape, source_shape(rel, &watch),
+											 table->options->table_engine != ENGINE_REPLACING_MERGE_TREE,
+											 NULL);
 		if (difference != NULL)
 			reason = psprintf("its definition changed (%s)", difference);
 	}
@@ -213,6 +319,21 @@ open_source(VerifyTable *table, Relation *result)
 		return MemoryContextStrdup(table->mcxt, reason);
 	}
 	*result = rel;
+	return NULL;
+}
+
+/* Locks a table; NULL, or why it cannot be. */
+static char *
+lock_source(Oid relid)
+{
+	TimestampTz deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), VERIFY_PATIENCE_MS);
+
+	while (!ConditionalLockRelationOid(relid, AccessShareLock))
+	{
+		if (GetCurrentTimestamp() >= deadline)
+			return "it is locked by somebody else";
+		verify_nap();
+	}
 	return NULL;
 }
 
@@ -245,7 +366,11 @@ read_chunk(VerifyTable *table, SourceScan *scan, Relation rel)
 		   table_scan_getnextslot_tidrange(tidscan, ForwardScanDirection, slot))
 	{
 		slot_getallattrs(slot);
-		reason = add_row(table, slot);
+		if (scan->map != NULL)
+			partition_map_row(scan->map, scan->natts, slot->tts_values, slot->tts_isnull,
+							  scan->values, scan->isnull);
+		reason = add_row(table, slot, scan->map != NULL ? scan->values : slot->tts_values,
+						 scan->map != NULL ? scan->isnull : slot->tts_isnull);
 		MemoryContextReset(scan->row_mcxt);
 		if (++n % ROWS_PER_CHECK == 0)
 		{
@@ -268,7 +393,7 @@ read_chunk(VerifyTable *table, SourceScan *scan, Relation rel)
 
 /* Adds a row to its bucket. */
 static char *
-add_row(VerifyTable *table, TupleTableSlot *slot)
+add_row(VerifyTable *table, TupleTableSlot *slot, Datum *values, bool *isnull)
 {
 	RowEncoder *encoder = table->encoder;
 	RowError	error;
@@ -276,11 +401,10 @@ add_row(VerifyTable *table, TupleTableSlot *slot)
 	uint64		key_hash;
 	uint16		bucket;
 
-	if (!row_encode(encoder, slot->tts_values, slot->tts_isnull, &error))
+	if (!row_encode(encoder, values, isnull, &error))
 	{
 		MemoryContext old = MemoryContextSwitchTo(table->mcxt);
-		char	   *reason = refused_message(&table->target->rows, &error, slot->tts_values,
-											 slot->tts_isnull,
+		char	   *reason = refused_message(&table->target->rows, &error, values, isnull,
 											 psprintf("ctid (%u,%u)",
 													  ItemPointerGetBlockNumber(&slot->tts_tid),
 													  ItemPointerGetOffsetNumber(&slot->tts_tid)), false);
@@ -297,13 +421,13 @@ add_row(VerifyTable *table, TupleTableSlot *slot)
 	table->source[bucket].rows++;
 	table->source[bucket].hash += row_hash;
 	if (table->nwatched > 0 && verify_is_watched(table, bucket))
-		verify_add_row(table, &table->source_rows, key_hash, row_hash, key_text(table, slot));
+		verify_add_row(table, &table->source_rows, key_hash, row_hash, key_text(table, values));
 	return NULL;
 }
 
 /* Returns a row's key for people; what is not printable in every encoding is not shown. */
 static char *
-key_text(VerifyTable *table, TupleTableSlot *slot)
+key_text(VerifyTable *table, Datum *values)
 {
 	const RowMap *map = &table->target->rows;
 	StringInfoData buf;
@@ -318,7 +442,7 @@ key_text(VerifyTable *table, TupleTableSlot *slot)
 		if (!map->is_key[i])
 			continue;
 		getTypeOutputInfo(map->columns[i].atttypid, &output, &is_varlena);
-		text = OidOutputFunctionCall(output, slot->tts_values[map->columns[i].attnum - 1]);
+		text = OidOutputFunctionCall(output, values[map->columns[i].attnum - 1]);
 		for (char *p = text; *p != '\0'; p++)
 			if (*p < ' ' || *p > '~')
 				*p = '?';
@@ -336,13 +460,29 @@ key_text(VerifyTable *table, TupleTableSlot *slot)
 void
 verify_list_writers(VerifyTable *table)
 {
-	LOCKTAG		tag;
 	MemoryContext old = MemoryContextSwitchTo(table->mcxt);
+	List	   *relids = list_append_unique_oid(row_relids(table->info->relid), table->info->relid);
+	ListCell   *lc;
+	int			n = 0;
 
 	if (table->writers != NULL)
 		pfree(table->writers);
-	SET_LOCKTAG_RELATION(tag, MyDatabaseId, table->info->relid);
-	table->writers = GetLockConflicts(&tag, ShareLock, NULL);
+	table->writers = palloc(sizeof(VirtualTransactionId));
+	foreach(lc, relids)
+	{
+		LOCKTAG		tag;
+		VirtualTransactionId *writers;
+		int			more;
+
+		SET_LOCKTAG_RELATION(tag, MyDatabaseId, lfirst_oid(lc));
+		writers = GetLockConflicts(&tag, ShareLock, &more);
+		table->writers = repalloc(table->writers, sizeof(VirtualTransactionId) * (n + more + 1));
+		memcpy(table->writers + n, writers, sizeof(VirtualTransactionId) * more);
+		n += more;
+		pfree(writers);
+	}
+	SetInvalidVirtualTransactionId(table->writers[n]);
+	list_free(relids);
 	MemoryContextSwitchTo(old);
 }
 

@@ -109,6 +109,7 @@ worker_init(Oid dboid)
 	pin_setting("transaction_timeout", "0");
 	pin_setting("idle_in_transaction_session_timeout", "0");
 	pin_setting("lock_timeout", WORKER_LOCK_TIMEOUT);
+	pin_setting("temp_file_limit", "-1");
 	pin_setting("default_transaction_isolation", "read committed");
 	pin_setting("default_transaction_read_only", "off");
 	pin_setting("default_transaction_deferrable", "off");

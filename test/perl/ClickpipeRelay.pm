@@ -20,6 +20,7 @@
 #	cut_before		close the connection; ClickHouse never sees the request
 #	cut_after		ClickHouse carries it out; close the connection in place of
 #					its answer
+#	cut_during		close the connection while ClickHouse carries it out
 #	hold_before		keep the request until release
 #	hold_after		ClickHouse carries it out; keep the answer until release
 #	delay			wait so many seconds (option seconds), then pass
@@ -307,6 +308,11 @@ sub _take_request
 	my $do = $c->{rule} ? $c->{rule}{do} : 'pass';
 	if ($do eq 'cut_before') { _close($c, $c->{rule}{reset}); }
 	elsif ($do eq 'hold_before') { $c->{state} = 'held_before'; }
+	elsif ($do eq 'cut_during')
+	{
+		_forward($c);
+		_cut_client($c) if $c->{up};
+	}
 	elsif ($do eq 'delay')
 	{
 		$c->{state} = 'delayed';
@@ -359,7 +365,7 @@ sub _from_up
 		close delete $c->{up};
 		$c->{to_up} = '';
 		return if $c->{state} =~ /^(?:reading|delayed|held)/;
-		return _close($c) unless length $c->{to_client};
+		return _close($c) unless length $c->{to_client} && $c->{client};
 		$c->{closing} = 1;
 		return;
 	}
@@ -368,6 +374,7 @@ sub _from_up
 	$c->{to_client} .= $data unless $after;
 	return unless _is_complete($c->{answer});
 	$_->{answered}++ for @{ $c->{counted} };
+	return _close($c) unless $c->{client};
 	return _next_request($c) unless $after;
 	return _close($c, $c->{rule}{reset}) if $c->{rule}{do} eq 'cut_after';
 	$c->{state} = 'held_after';
@@ -404,6 +411,18 @@ sub _is_complete
 		$at += length($&) + $size + 2;
 		return 0 if $at >= length $text;
 	}
+}
+
+# Close the client's side only, by RST: ClickHouse does not notice.
+sub _cut_client
+{
+	my ($c) = @_;
+	my $fh = delete $c->{client};
+	$select->remove($fh);
+	delete $by_fd{ fileno $fh };
+	setsockopt($fh, SOL_SOCKET, SO_LINGER, pack('II', 1, 0));
+	close $fh;
+	return;
 }
 
 # Close both sides; by RST if wished.

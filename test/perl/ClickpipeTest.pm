@@ -318,6 +318,8 @@ sub request
 
 	my %param = (%{ $opt{params} || {} });
 	$param{database} = $opt{database} if defined $opt{database};
+	# comparisons of tables with very many columns are long
+	$param{max_query_size} //= 2 * length($sql) if length($sql) > 100_000;
 	my $query = $http->www_form_urlencode(\%param);
 	return $http->request(
 		'POST',

@@ -197,7 +197,6 @@ for my $bad (
 	[ 'good_pkey',             qr/not a table|is an index/ ],
 	[ 'parted',                qr/partitioned/ ],
 	[ 'leaf',                  qr/partition/ ],
-	[ 'parent',                qr/inherit/ ],
 	[ 'a_foreign',             qr/foreign table/ ],
 	[ 'unlogged',              qr/unlogged/ ],
 	[ 'pg_class',              qr/system table/ ],
