@@ -10,6 +10,7 @@
 #ifndef CLICKPIPE_ENCODERS_H
 #define CLICKPIPE_ENCODERS_H
 
+#include "compat.h"
 #include "dictionary.h"
 #include "encode.h"
 #include "utf8.h"
