@@ -370,7 +370,9 @@ source_shape_difference(List *then, List *now, bool history, ShapeChange *change
 		const char *line = lfirst(lc);
 		const char *successor;
 
-		if (is_key_line(line) || list_has_string(now, line))
+		/* what was decided of the target is no matter of the source */
+		if (is_key_line(line) || list_has_string(now, line) ||
+			strncmp(line, SHAPE_TARGET, strlen(SHAPE_TARGET)) == 0)
 			continue;
 		successor = find_same_subject(now, line);
 		if (change != NULL)

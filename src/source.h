@@ -69,6 +69,12 @@ typedef enum ShapeChange
 } ShapeChange;
 
 /*
+ * Begins the lines of a recorded shape that say what was decided of its target (target_types.c).
+ * They are no part of source_shape, and source_shape_difference passes them over.
+ */
+#define SHAPE_TARGET	"target: "
+
+/*
  * Compares shapes.  NULL if the rows of "now" fit what "then" described, else what differs
  * (in CurrentMemoryContext).  *change (unless NULL): how much it matters.
  *
