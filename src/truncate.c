@@ -105,7 +105,8 @@ truncate_targets(Pipe *pipe, List *tables)
 		if (!end_load(pipe, table))
 			continue;
 		/* rows that were changed before, and only the loop could read */
-		toast_discard(pipe, table);
+		if (table->target->engine != ENGINE_NULL)
+			toast_discard(pipe, table);
 		inserts_seal(pipe, table);
 		all[n].mcxt = mcxt;
 		all[n++].table = table;
@@ -232,6 +233,11 @@ advance(Pipe *pipe, Truncation *t, int *running, List **strays)
 	}
 	if (t->running)
 		(*running)++;
+	if (!t->done && table->target->engine == ENGINE_NULL)
+	{
+		t->done = true;
+		pipe_log(pipe, LOG, table, 0, NULL, "was truncated; its target keeps no rows");
+	}
 	if (t->running || t->done || !rows_settled(pipe, table))
 		return;
 	if (t->retry_at > now || pipe->net_retry_at > now || *running >= MAX_RUNNING)
@@ -241,12 +247,6 @@ advance(Pipe *pipe, Truncation *t, int *running, List **strays)
 		/* workers whose load was ended may still begin an insert */
 		if (!loads_have_stragglers(pipe->entry))
 			*strays = lappend(*strays, table);
-		return;
-	}
-	if (table->target->engine == ENGINE_NULL)
-	{
-		t->done = true;
-		pipe_log(pipe, LOG, table, 0, NULL, "was truncated; its target keeps no rows");
 		return;
 	}
 	if (t->sql != NULL)
