@@ -87,21 +87,46 @@ $session->query_until(qr/done/, '');
 $session->quit;
 all_equal('visible');
 
-# A leaf is locked
-my $writer = $node->background_psql('postgres');
-my $locker = $node->background_psql('postgres');
-$pid = $locker->query_safe('SELECT pg_backend_pid()');
-$writer->query_safe('BEGIN; UPDATE t SET n = n + 1 WHERE k IN (2, 3)');
-$locker->query_until(qr/begun/, "\\echo begun\nBEGIN; LOCK TABLE t_b; \\echo locked\n");
-wait_for_sql($node, "SELECT count(*) FROM pg_locks WHERE pid = $pid AND NOT granted", '1');
-$writer->query_safe('COMMIT');
-$writer->quit;
-$locker->query_until(qr/locked/, '');
-wait_for_status($node, 'p', q{activity ~ 'rows of public\.t wait for a lock'});
+# Somebody waits for the leaf while the change is made, and gets it then
+sub lock_behind
+{
+	my ($change, $lock) = @_;
+	my $writer = $node->background_psql('postgres');
+	my $locker = $node->background_psql('postgres');
+	my $pid = $locker->query_safe('SELECT pg_backend_pid()');
+	$writer->query_safe("BEGIN; $change");
+	$locker->query_until(qr/begun/, "\\echo begun\nBEGIN; $lock; \\echo locked\n");
+	wait_for_sql($node, "SELECT count(*) FROM pg_locks WHERE pid = $pid AND NOT granted", '1');
+	$writer->query_safe('COMMIT');
+	$writer->quit;
+	$locker->query_until(qr/locked/, '');
+	wait_for_status($node, 'p', q{activity ~ 'rows of public\.t wait for a lock'});
+	return $locker;
+}
+my $locker = lock_behind('UPDATE t SET n = n + 1 WHERE k IN (2, 3)', 'LOCK TABLE t_b');
 $locker->query_safe('UPDATE t_b SET n = n + 1');
 $locker->query_safe('COMMIT');
 $locker->quit;
 all_equal('a leaf was locked');
+
+# Leaves that go: their rows are deleted, and do not come back
+sql(q{SELECT clickpipe_alter('p', '{"on_partition_removal": "delete"}')});
+wait_caught_up($node, 'p');
+$locker = lock_behind('UPDATE t SET n = n + 1 WHERE k IN (1, 3)', 'ALTER TABLE t_c DETACH PARTITION t_c3');
+$locker->query_safe('COMMIT');
+$locker->quit;
+sql('UPDATE t SET n = n + 1 WHERE k = 1');
+all_equal('a leaf was detached');
+cmp_ok(sql('SELECT count(*) FROM t_c3'), '>', 0, 'a leaf was detached: it has rows');
+$locker = lock_behind('UPDATE t SET n = n + 1 WHERE k = 1', 'TRUNCATE t_a');
+$locker->query_safe('COMMIT');
+$locker->quit;
+all_equal('a leaf was truncated');
+$locker = lock_behind('UPDATE t SET n = n + 1 WHERE k = 2', 'LOCK TABLE t_b; DROP TABLE t_b');
+$locker->query_safe('COMMIT');
+$locker->quit;
+sql(q{INSERT INTO t VALUES (1, 'row 1000', big('x'), 0, big('y')); UPDATE t SET n = 1 WHERE id = 'row 1000'});
+all_equal('a leaf was dropped');
 
 $node->stop;
 done_testing();
