@@ -204,6 +204,9 @@ describe_leaves(Pipe *pipe, PipeTable *table)
 		if (describe_some(pipe, table, &progress) == 0 || table->failure.failed)
 			break;
 		any |= progress;
+		if (!progress)
+			entry_set_activity(pipe->entry, "load of %s waits for a lock on a partition",
+							   table->info->source_name);
 	} while (progress && !TimestampDifferenceExceeds(begin, GetCurrentTimestamp(), DESCRIBE_MS));
 	if (any && table->partitions->nwaiting > 0)
 	{
@@ -392,7 +395,7 @@ partitions_open_load(Pipe *pipe, PipeTable *table, int slot)
 	LoadSlot   *load = &pipe->entry->loads[slot];
 	ListCell   *lc;
 
-	/* one before may have been ended in the middle */
+	/* a load that was given up may have left some there */
 	foreach(lc, table->partitions->leaves)
 		((Leaf *) lfirst(lc))->in_slot = false;
 	worker_begin();

@@ -33,9 +33,8 @@ typedef struct Leaf
 								 * is no telling (partition_bound.h) */
 
 	/*
-	 * Version of its loaded rows: (P, 0) for those that were there at P, else
-	 * the commit LSN of the transaction that attached it, and a position in that
-	 * transaction between what came before and what came after.
+	 * Version of its loaded rows: (P, 0) of those that were there at P, else
+	 * (C, C), C being the commit LSN of the transaction that attached it.
 	 */
 	uint64		version_hi;
 	uint64		version_lo;
@@ -102,8 +101,6 @@ typedef struct Route
 	int			max_natts;		/* space in these */
 	Datum	   *values;
 	bool	   *isnull;
-	XLogRecPtr	first_commit;	/* the transaction in which it was last taken, */
-	XLogRecPtr	first_lsn;		/* and its first change there */
 } Route;
 
 /*
@@ -114,9 +111,15 @@ extern void partitions_init(Pipe *pipe, PipeTable *table, TupleDesc desc);
 
 /*
  * In a callback: where the changes of a relation go besides its own target; NULL: nowhere.
- * lsn: of the change at hand.  Valid until the next call.
+ * Valid until the next call.
  */
-extern Route *partitions_route(Pipe *pipe, Relation rel, XLogRecPtr lsn);
+extern Route *partitions_route(Pipe *pipe, Relation rel);
+
+/*
+ * In a callback: a leaf has a change, while the table has no list of its leaves yet.  If it was
+ * attached by the transaction at hand, that is found out at its end.
+ */
+extern void partitions_note_unlisted(Pipe *pipe, PipeTable *table, Oid relid);
 
 /* Has a partition of this table been seen?  Then the stream asks for its route. */
 extern bool partitions_knows(Pipe *pipe, Oid relid);
