@@ -447,9 +447,11 @@ shape_fits(Pipe *pipe, PipeTable *table, Relation rel)
 	if (!fits)
 		return false;
 	/* whole old rows are logged from here on, or not any more */
-	table->target->key.full = (rel->rd_rel->relreplident == REPLICA_IDENTITY_FULL);
 	if (root == NULL)
+	{
+		table->target->key.full = (rel->rd_rel->relreplident == REPLICA_IDENTITY_FULL);
 		table->whole_old = table->target->key.full;
+	}
 	table->unchecked = false;
 	return true;
 }

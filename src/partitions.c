@@ -491,8 +491,18 @@ partition_removed(Pipe *pipe, PipeTable *table, Leaf *leaf, XLogRecPtr commit_ls
 void
 partition_returned(Pipe *pipe, PipeTable *table, Leaf *leaf)
 {
-	pipe_table_resync_later(pipe, table, NULL,
-							"its partition %s was detached, and is attached again", leaf->name);
+	/* who wants the rows of partitions that are gone to go too, wants no archive */
+	if (pipe->options->on_partition_removal != REMOVAL_KEEP &&
+		table->target->engine == ENGINE_REPLACING_MERGE_TREE)
+	{
+		pipe_table_resync_later(pipe, table, NULL,
+								"its partition %s was detached, and is attached again", leaf->name);
+		return;
+	}
+	pipe_table_fail(pipe, table, 0,
+					hint_resync(pipe->info->name, table->info->source_name,
+								"Its rows of before are still in the target"),
+					"its partition %s was detached, and is attached again", leaf->name);
 }
 
 /* Notes that the catalog does not know yet what happened in the transaction at hand. */
