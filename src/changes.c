@@ -40,7 +40,7 @@
 /* Bytes of a key's value that a message shows. */
 #define MAX_SHOWN_VALUE			200
 
-static PipeTable *table_of_change(Pipe *pipe, Relation rel, XLogRecPtr lsn);
+static PipeTable *table_of_change(Pipe *pipe, Relation rel);
 static void apply_to_root(Pipe *pipe, PipeTable *table, Route *route, RouteTarget *target,
 						  Relation rel, ReorderBufferChange *change);
 static void apply_to_table(Pipe *pipe, PipeTable *table, Relation rel, ReorderBufferChange *change);
@@ -92,9 +92,6 @@ changes_begin(Pipe *pipe, ReorderBufferTXN *txn)
 	pipe->xid = txn->xid;		/* the top-level one, of two-phase commits too */
 	pipe->txn_opened_block = false;
 	pipe->txn_ntables = 0;
-	/* routes note the first change of each transaction */
-	if (pipe->routes != NULL)
-		pipe->last_relid = InvalidOid;
 
 	/*
 	 * Output functions of types that users made run as the pipe's owner.  The
@@ -123,7 +120,7 @@ changes_commit(Pipe *pipe, ReorderBufferTXN *txn)
 void
 changes_apply(Pipe *pipe, ReorderBufferTXN *txn, Relation rel, ReorderBufferChange *change)
 {
-	PipeTable  *table = table_of_change(pipe, rel, change->lsn);
+	PipeTable  *table = table_of_change(pipe, rel);
 	Route	   *route = pipe->last_route;
 	bool		ours = false;
 	MemoryContext old;
@@ -185,6 +182,8 @@ apply_to_root(Pipe *pipe, PipeTable *table, Route *route, RouteTarget *target, R
 						"%s", target->refusal);
 	if (table->failure.failed)
 		return;
+	if (!table->partitions->listed)
+		partitions_note_unlisted(pipe, table, route->relid);
 	table->tuple_desc = RelationGetDescr(rel);
 	table->route = route;
 	table->tuple_map = target->map;
@@ -348,7 +347,7 @@ void
 changes_truncate(Pipe *pipe, ReorderBufferTXN *txn, int nrels, Relation *rels,
 				 ReorderBufferChange *change)
 {
-	List	   *tables = NIL;
+	List	   *removals = NIL;
 	MemoryContext old;
 
 	if (pipe->options->truncate == TRUNCATE_IGNORE)
@@ -356,32 +355,37 @@ changes_truncate(Pipe *pipe, ReorderBufferTXN *txn, int nrels, Relation *rels,
 	old = MemoryContextSwitchTo(pipe->row_mcxt);
 	for (int i = 0; i < nrels; i++)
 	{
-		PipeTable  *table = table_of_change(pipe, rels[i], InvalidXLogRecPtr);
-		Route	   *route = pipe->last_route;
+		bool		is_leaf = (rels[i]->rd_rel->relkind != RELKIND_PARTITIONED_TABLE);
+		PipeTable  *table = is_leaf ? table_of_change(pipe, rels[i]) :
+			pipe_find_table(pipe, RelationGetRelid(rels[i]));
+		Route	   *route = is_leaf ? pipe->last_route : NULL;
 
 		for (; table != NULL; table = table->resync)
 		{
+			Removal    *removal;
+
 			if (!changes_takes(pipe, table) || target_has_change(pipe, table, change))
 				continue;
-			if (table->target->engine != ENGINE_NULL)
-				tables = list_append_unique_ptr(tables, table);
-			else
+			if (table->target->engine == ENGINE_NULL)
+			{
 				pipe_table_fail(pipe, table, 0,
 								hint_resync(pipe->info->name, table->info->source_name,
 											"A target with the engine Null cannot tell its materialized views: empty the tables that they fill (or have TRUNCATE ignored with the pipe option \"truncate\")"),
 								"the table was truncated");
+				continue;
+			}
+			removal = palloc0(sizeof(Removal));
+			removal->table = table;
+			removal->what = "was truncated";
+			removals = lappend(removals, removal);
 		}
 		for (int t = 0; route != NULL && t < route->ntargets; t++)
 			for (table = route->targets[t].table; table != NULL; table = table->resync)
-				if (changes_takes(pipe, table) && !list_member_ptr(tables, table) &&
-					!root_is_truncated(table, nrels, rels))
-					pipe_table_fail(pipe, table, 0,
-									hint_resync(pipe->info->name, table->info->source_name,
-												"This version does not follow TRUNCATE of a partition. If it shall be ignored, set the pipe option \"truncate\" to \"ignore\" with clickpipe_alter"),
-									"its partition %s was truncated", RelationGetRelationName(rels[i]));
+				if (changes_takes(pipe, table) && !root_is_truncated(table, nrels, rels))
+					removals = removal_of_truncated(pipe, table, rels[i], change->lsn, removals);
 	}
-	if (tables != NIL)
-		truncate_targets(pipe, tables);
+	if (removals != NIL)
+		truncate_targets(pipe, removals);
 	MemoryContextSwitchTo(old);
 	MemoryContextReset(pipe->row_mcxt);
 }
@@ -401,7 +405,7 @@ root_is_truncated(PipeTable *table, int nrels, Relation *rels)
  * is a partition of.
  */
 static PipeTable *
-table_of_change(Pipe *pipe, Relation rel, XLogRecPtr lsn)
+table_of_change(Pipe *pipe, Relation rel)
 {
 	Oid			relid = OidIsValid(rel->rd_rel->relrewrite) ?
 		rel->rd_rel->relrewrite : RelationGetRelid(rel);
@@ -414,7 +418,7 @@ table_of_change(Pipe *pipe, Relation rel, XLogRecPtr lsn)
 		pipe->last_relid = relid;
 		if (pipe->routes != NULL &&
 			(rel->rd_rel->relispartition || partitions_knows(pipe, relid)))
-			pipe->last_route = partitions_route(pipe, rel, lsn);
+			pipe->last_route = partitions_route(pipe, rel);
 	}
 	return pipe->last_table;
 }
@@ -443,9 +447,11 @@ shape_fits(Pipe *pipe, PipeTable *table, Relation rel)
 	if (!fits)
 		return false;
 	/* whole old rows are logged from here on, or not any more */
-	table->target->key.full = (rel->rd_rel->relreplident == REPLICA_IDENTITY_FULL);
 	if (root == NULL)
+	{
+		table->target->key.full = (rel->rd_rel->relreplident == REPLICA_IDENTITY_FULL);
 		table->whole_old = table->target->key.full;
+	}
 	table->unchecked = false;
 	return true;
 }

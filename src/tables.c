@@ -405,7 +405,7 @@ pipe_table_fits(Pipe *pipe, PipeTable *table, Relation rel)
 	{
 		pipe_table_fail(pipe, table, 0,
 						hint_resync(pipe->info->name, table->info->source_name,
-									"Its target is sorted or partitioned by columns outside the key, of which nothing else says the old values. Use ALTER TABLE ... REPLICA IDENTITY FULL"),
+									"Its target is sorted or partitioned by columns outside the key, whose old values nothing else says. Use ALTER TABLE ... REPLICA IDENTITY FULL"),
 						"its replica identity is not FULL any more");
 		return false;
 	}

@@ -88,8 +88,9 @@ target_refusals(Relation rel, const TableOptions *options)
 	source_key(rel, &key);
 	/* of an identity that is no key, source_refusals speaks */
 	if (key.natts == 0 && options->table_engine == ENGINE_REPLACING_MERGE_TREE &&
-		rel->rd_rel->relreplident != REPLICA_IDENTITY_NOTHING &&
-		rel->rd_rel->relreplident != REPLICA_IDENTITY_INDEX)
+		(rel->rd_rel->relkind == RELKIND_PARTITIONED_TABLE ||
+		 (rel->rd_rel->relreplident != REPLICA_IDENTITY_NOTHING &&
+		  rel->rd_rel->relreplident != REPLICA_IDENTITY_INDEX)))
 		refusals = refusal_add(refusals, "it has no key that identifies its rows",
 							   rel->rd_rel->relkind == RELKIND_PARTITIONED_TABLE ?
 							   "Keys of its partitions alone do not identify rows of all of it. Add a primary key to the partitioned table, or mirror its partitions one by one." :

@@ -725,14 +725,14 @@ open_look_up(Pipe *pipe, PipeTable *table, Oid relid, LookUp *look_up)
 	opclass = (oidvector *) DatumGetPointer(SysCacheGetAttr(INDEXRELID,
 															look_up->index->rd_indextuple,
 															Anum_pg_index_indclass, &isnull));
-	for (int j = 0; j < key->natts; j++)
+	for (int k = 0; k < key->natts; k++)
 	{
-		Oid			type = get_opclass_input_type(opclass->values[j]);
-		Oid			operator = get_opfamily_member(get_opclass_family(opclass->values[j]), type,
+		Oid			type = get_opclass_input_type(opclass->values[k]);
+		Oid			operator = get_opfamily_member(get_opclass_family(opclass->values[k]), type,
 												   type, BTEqualStrategyNumber);
 
-		ScanKeyEntryInitialize(&look_up->keys[j], 0, j + 1, BTEqualStrategyNumber, InvalidOid,
-							   look_up->index->rd_indcollation[j], get_opcode(operator), (Datum) 0);
+		ScanKeyEntryInitialize(&look_up->keys[k], 0, k + 1, BTEqualStrategyNumber, InvalidOid,
+							   look_up->index->rd_indcollation[k], get_opcode(operator), (Datum) 0);
 	}
 
 	/* as in chunk.c: what we send must be as durable as what we read */
