@@ -83,7 +83,7 @@ bool
 alter_follow(Pipe *pipe, PipeTable *table, Relation rel, List *now, List *watch)
 {
 	AlterPlan	plan = {0};
-	List	   *shape;
+	List	   *shape = NIL;
 	MemoryContext mcxt;
 	MemoryContext old;
 	Target	   *target = NULL;
@@ -101,10 +101,16 @@ alter_follow(Pipe *pipe, PipeTable *table, Relation rel, List *now, List *watch)
 	{
 		shape = shape_keep_target(table->shape, now, table->options, pipe->options->drop_columns,
 								  pipe->options->on_rename == RENAME_RENAMES);
+		plan.obstacle = target_types_refusal(RelationGetDescr(rel), table->options, pipe->options,
+											 shape, &pipe->ch->caps);
+	}
+	if (plan.obstacle == NULL)
+	{
 		target = target_describe(table->relid, RelationGetDescr(rel), table->options,
 								 pipe->options, shape, pipe->server->dbname,
 								 table->info->target_database, table->info->target_table,
 								 &pipe->ch->caps, mcxt);
+		shape = target_complete_decisions(shape, target);
 		make_plan(pipe, table, rel, target, &plan);
 	}
 	if (plan.obstacle != NULL)
@@ -147,7 +153,7 @@ alter_follow(Pipe *pipe, PipeTable *table, Relation rel, List *now, List *watch)
 	/* all changes up to here are in the target, and need not be encoded in the old way again */
 	table->info->shape_lsn = pipe->commit_lsn;
 	table->info->shape_change_lsn = pipe->in_commit ? PG_UINT64_MAX : pipe->change_lsn - 1;
-	table->shape_changed = pipe->failure_pending = true;
+	table->shape_altered = pipe->failure_pending = true;
 	if (plan.what.len > 0)
 		pipe_log(pipe, LOG, table, 0, NULL, "was altered: %s", plan.what.data);
 	return true;

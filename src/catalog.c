@@ -225,7 +225,8 @@ catalog_targets_being_dropped(int32 pipe)
 	"coalesce(pt.resync, 0), t.resync, t.source, pt.options, t.source_name, t.state, " \
 	"t.target_database, t.target_table, t.target_ours, t.old_uuid, t.new_uuid, t.shape, " \
 	"t.capture_lsn, coalesce(t.load_filenode, 0), coalesce(t.load_blocks, -1), t.load_lsn, " \
-	"t.rows_inserted, t.rows_updated, t.rows_deleted, t.shape_lsn, t.shape_change_lsn " \
+	"t.rows_inserted, t.rows_updated, t.rows_deleted, t.purging, t.purged_at, " \
+	"t.shape_lsn, t.shape_change_lsn " \
 	"FROM clickpipe.table_state t LEFT JOIN clickpipe.pipe_table pt ON pt.id = t.pipe_table "
 
 /*
@@ -340,8 +341,10 @@ table_from_row(int row, MemoryContext mcxt)
 	table->rows_inserted = catalog_field_int(row, 22);
 	table->rows_updated = catalog_field_int(row, 23);
 	table->rows_deleted = catalog_field_int(row, 24);
-	table->shape_lsn = field_lsn(row, 25);
-	table->shape_change_lsn = field_lsn(row, 26);
+	table->purging = field_bool(row, 25);
+	table->purged_at = field_timestamp(row, 26);
+	table->shape_lsn = field_lsn(row, 27);
+	table->shape_change_lsn = field_lsn(row, 28);
 	return table;
 }
 

@@ -23,6 +23,7 @@
 
 #include "shape.h"
 #include "source.h"
+#include "target.h"
 
 /* A line "column N ..." taken apart. */
 typedef struct ShapeColumn
@@ -46,6 +47,7 @@ static bool parse_column(const char *line, ShapeColumn *column);
 static bool has_line(List *shape, const char *line);
 static const ShapeColumn *find_column(List *shape, int attnum, ShapeColumn *column);
 static bool is_not_null(List *shape, int attnum);
+static bool is_same_type(List *then, List *now, int attnum);
 
 /* See shape.h. */
 TupleDesc
@@ -161,6 +163,18 @@ shape_line_is_of_target(const char *line)
 	return strncmp(line, TARGET_LINE, strlen(TARGET_LINE)) == 0;
 }
 
+/* Has a column the type that it had, and can it be NULL only if it could? */
+static bool
+is_same_type(List *then, List *now, int attnum)
+{
+	ShapeColumn old;
+	ShapeColumn new;
+
+	return find_column(then, attnum, &old) != NULL && find_column(now, attnum, &new) != NULL &&
+		old.type == new.type && old.modifier == new.modifier &&
+		(!is_not_null(then, attnum) || is_not_null(now, attnum));
+}
+
 /* See shape.h. */
 List *
 shape_keep_target(List *then, List *now, const TableOptions *options, bool drop_columns,
@@ -184,9 +198,17 @@ shape_keep_target(List *then, List *now, const TableOptions *options, bool drop_
 		char	   *line = lfirst(lc);
 		ShapeColumn column;
 		ShapeColumn successor;
+		AttrNumber	decided;
 		int			attnum;
 
-		if (sscanf(line, OPTIONS_LINE, &attnum) == 1)
+		if (target_is_decision(line, &decided))
+		{
+			/* of another type something else is decided, of one that was dropped nothing */
+			if (decided == InvalidAttrNumber || find_column(now, decided, &successor) == NULL ||
+				is_same_type(then, now, decided))
+				shape = lappend(shape, line);
+		}
+		else if (sscanf(line, OPTIONS_LINE, &attnum) == 1)
 		{
 			if (find_column(now, attnum, &successor) != NULL)
 				shape = lappend(shape, line);

@@ -37,7 +37,8 @@
 #include "shape.h"
 #include "source.h"
 
-/* The line of a shape that says where the key comes from. */
+/* The line of a shape that says what it is of, and the one that says where the key comes from. */
+#define KIND_LINE				"table kind %c persistence %c"
 #define IDENTITY_LINE(identity)	"replica identity " identity
 
 static char replica_identity(Relation rel);
@@ -255,8 +256,7 @@ source_shape(Relation rel, List **watch)
 	StringInfoData buf;
 
 	*watch = NIL;
-	shape = lappend(shape, psprintf("table kind %c persistence %c",
-									rel->rd_rel->relkind, rel->rd_rel->relpersistence));
+	shape = lappend(shape, psprintf(KIND_LINE, rel->rd_rel->relkind, rel->rd_rel->relpersistence));
 	shape = lappend(shape, psprintf(IDENTITY_LINE("%c"), replica_identity(rel)));
 
 	source_key(rel, &key);
@@ -368,6 +368,7 @@ source_shape_difference(List *then, List *now, bool history, ShapeChange *change
 		const char *line = lfirst(lc);
 		const char *successor;
 
+		/* what was decided of the target is no matter of the source */
 		if (is_key_line(line) || shape_line_is_of_target(line) || source_shape_has(now, line))
 			continue;
 		successor = source_shape_successor(now, line);
@@ -441,7 +442,9 @@ source_shape_key(List *shape, SourceKey *key)
 	ListCell   *lc;
 
 	memset(key, 0, sizeof(*key));
-	key->full = source_shape_has(shape, IDENTITY_LINE("f"));
+	key->full = source_shape_has(shape, IDENTITY_LINE("f")) &&
+		!source_shape_has(shape, psprintf(KIND_LINE, RELKIND_PARTITIONED_TABLE,
+										 RELPERSISTENCE_PERMANENT));
 	foreach(lc, shape)
 	{
 		char	   *at = lfirst(lc);
@@ -458,6 +461,17 @@ source_shape_key(List *shape, SourceKey *key)
 			key->attnums[key->natts++] = (AttrNumber) attnum;
 		}
 	}
+}
+
+/* See source.h. */
+void
+source_shape_not_full(List *shape)
+{
+	ListCell   *lc;
+
+	foreach(lc, shape)
+		if (strcmp(lfirst(lc), IDENTITY_LINE("f")) == 0)
+			lfirst(lc) = MemoryContextStrdup(GetMemoryChunkContext(shape), IDENTITY_LINE("d"));
 }
 
 /* Names the columns of a key, as the shape has them. */

@@ -89,8 +89,9 @@ target_refusals(Relation rel, const TableOptions *options)
 	source_key(rel, &key);
 	/* of an identity that is no key, source_refusals speaks */
 	if (key.natts == 0 && options->table_engine == ENGINE_REPLACING_MERGE_TREE &&
-		rel->rd_rel->relreplident != REPLICA_IDENTITY_NOTHING &&
-		rel->rd_rel->relreplident != REPLICA_IDENTITY_INDEX)
+		(rel->rd_rel->relkind == RELKIND_PARTITIONED_TABLE ||
+		 (rel->rd_rel->relreplident != REPLICA_IDENTITY_NOTHING &&
+		  rel->rd_rel->relreplident != REPLICA_IDENTITY_INDEX)))
 		refusals = refusal_add(refusals, "it has no key that identifies its rows",
 							   rel->rd_rel->relkind == RELKIND_PARTITIONED_TABLE ?
 							   "Keys of its partitions alone do not identify rows of all of it. Add a primary key to the partitioned table, or mirror its partitions one by one." :
@@ -134,6 +135,7 @@ target_refusals(Relation rel, const TableOptions *options)
 											((ColumnOption *) lfirst(lc))->column),
 								   NULL);
 
+	refusals = target_type_refusals(refusals, rel, &key, options);
 	refusals = place_refusals(refusals, rel, options, &key);
 	return column_refusals(refusals, desc, options);
 }
@@ -215,6 +217,7 @@ target_describe(Oid relid, TupleDesc desc, const TableOptions *options,
 	MemoryContext old = MemoryContextSwitchTo(mcxt);
 	Target	   *target = palloc0(sizeof(Target));
 	RowMap	   *rows = &target->rows;
+	TypeCaps	now = target_type_caps(caps, shape);
 	Oid			missing;
 	TupleDesc	dropped = shape_dropped_columns(shape, &missing);
 	int			natts;
@@ -246,6 +249,8 @@ target_describe(Oid relid, TupleDesc desc, const TableOptions *options,
 	{
 		Form_pg_attribute att = TupleDescAttr(desc, i);
 		FormData_pg_attribute then;
+		TypeWish	wish;
+		const char *why;
 		bool		is_key = false;
 		const char *option_name;
 		const char *name;
@@ -263,8 +268,13 @@ target_describe(Oid relid, TupleDesc desc, const TableOptions *options,
 				is_key = true;
 		then = *att;
 		then.attnotnull = list_has(shape, psprintf("not null: column %d", att->attnum));
-		column_map_init(&rows->columns[rows->ncolumns], &then,
-						name ? name : NameStr(att->attname), is_key, pipe_options->allow_nullable_columns, caps, mcxt);
+		target_column_wish(options, shape, &then, option_name, &wish);
+		if (!column_map_init(&rows->columns[rows->ncolumns], &then,
+							 name ? name : NameStr(att->attname),
+							 &wish, is_key, pipe_options->allow_nullable_columns, &now, mcxt, &why))
+			ereport(ERROR,
+					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+					 errmsg("column \"%s\" cannot be mirrored: %s", NameStr(att->attname), why)));
 		rows->is_key[rows->ncolumns] = is_key;
 		if (OidIsValid(rows->columns[rows->ncolumns].output.fn_oid))
 			target->calls_output = true;
@@ -273,11 +283,18 @@ target_describe(Oid relid, TupleDesc desc, const TableOptions *options,
 	for (int i = 0; dropped != NULL && i < dropped->natts; i++)
 	{
 		Form_pg_attribute att = TupleDescAttr(dropped, i);
+		TypeWish	wish;
+		const char *why;
 		ColumnMap  *column = &rows->columns[rows->ncolumns];
 
 		if (att->attisdropped)
 			continue;
-		column_map_init(column, att, NULL, false, pipe_options->allow_nullable_columns, caps, mcxt);
+		target_column_wish(options, shape, att, NameStr(att->attname), &wish);
+		if (!column_map_init(column, att, NULL, &wish, false, pipe_options->allow_nullable_columns,
+							 &now, mcxt, &why))
+			ereport(ERROR,
+					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+					 errmsg("column \"%s\" cannot be mirrored: %s", NameStr(att->attname), why)));
 		/* NULL or the type's default from now on, never the default that the column has */
 		column->dropped = column->null_to_default = true;
 		rows->ncolumns++;
