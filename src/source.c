@@ -354,14 +354,17 @@ source_shape_difference(List *then, List *now, bool history, ShapeChange *change
 {
 	char	   *difference = source_key_difference(then, now, history, change);
 	ListCell   *lc;
-	ListCell   *lc2;
-	bool		same = (list_length(then) == list_length(now));
+	int			same = 0;
 
-	/* asked for every chunk, and a table may have 1600 columns */
-	forboth(lc, then, lc2, now)
-		if (same && strcmp(lfirst(lc), lfirst(lc2)) != 0)
-			same = false;
-	if (same)
+	/* asked for every chunk, and a table may have 1600 columns; what is recorded has more lines */
+	foreach(lc, now)
+	{
+		if (same >= list_length(then) || strcmp(list_nth(then, same), lfirst(lc)) != 0)
+			break;
+		same++;
+	}
+	if (same == list_length(now) &&
+		(same == list_length(then) || shape_line_is_of_target(list_nth(then, same))))
 		return NULL;
 	foreach(lc, then)
 	{
