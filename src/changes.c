@@ -347,7 +347,7 @@ void
 changes_truncate(Pipe *pipe, ReorderBufferTXN *txn, int nrels, Relation *rels,
 				 ReorderBufferChange *change)
 {
-	List	   *tables = NIL;
+	List	   *removals = NIL;
 	MemoryContext old;
 
 	if (pipe->options->truncate == TRUNCATE_IGNORE)
@@ -355,32 +355,37 @@ changes_truncate(Pipe *pipe, ReorderBufferTXN *txn, int nrels, Relation *rels,
 	old = MemoryContextSwitchTo(pipe->row_mcxt);
 	for (int i = 0; i < nrels; i++)
 	{
-		PipeTable  *table = table_of_change(pipe, rels[i]);
-		Route	   *route = pipe->last_route;
+		bool		is_leaf = (rels[i]->rd_rel->relkind != RELKIND_PARTITIONED_TABLE);
+		PipeTable  *table = is_leaf ? table_of_change(pipe, rels[i]) :
+			pipe_find_table(pipe, RelationGetRelid(rels[i]));
+		Route	   *route = is_leaf ? pipe->last_route : NULL;
 
 		for (; table != NULL; table = table->resync)
 		{
+			Removal    *removal;
+
 			if (!changes_takes(pipe, table) || target_has_change(pipe, table, change))
 				continue;
-			if (table->target->engine != ENGINE_NULL)
-				tables = list_append_unique_ptr(tables, table);
-			else
+			if (table->target->engine == ENGINE_NULL)
+			{
 				pipe_table_fail(pipe, table, 0,
 								hint_resync(pipe->info->name, table->info->source_name,
 											"A target with the engine Null cannot tell its materialized views: empty the tables that they fill (or have TRUNCATE ignored with the pipe option \"truncate\")"),
 								"the table was truncated");
+				continue;
+			}
+			removal = palloc0(sizeof(Removal));
+			removal->table = table;
+			removal->what = "was truncated";
+			removals = lappend(removals, removal);
 		}
 		for (int t = 0; route != NULL && t < route->ntargets; t++)
 			for (table = route->targets[t].table; table != NULL; table = table->resync)
-				if (changes_takes(pipe, table) && !list_member_ptr(tables, table) &&
-					!root_is_truncated(table, nrels, rels))
-					pipe_table_fail(pipe, table, 0,
-									hint_resync(pipe->info->name, table->info->source_name,
-												"This version does not follow TRUNCATE of a partition. If it shall be ignored, set the pipe option \"truncate\" to \"ignore\" with clickpipe_alter"),
-									"its partition %s was truncated", RelationGetRelationName(rels[i]));
+				if (changes_takes(pipe, table) && !root_is_truncated(table, nrels, rels))
+					removals = removal_of_truncated(pipe, table, rels[i], change->lsn, removals);
 	}
-	if (tables != NIL)
-		truncate_targets(pipe, tables);
+	if (removals != NIL)
+		truncate_targets(pipe, removals);
 	MemoryContextSwitchTo(old);
 	MemoryContextReset(pipe->row_mcxt);
 }

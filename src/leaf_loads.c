@@ -299,6 +299,7 @@ describe_leaf(Pipe *pipe, PipeTable *table, Leaf *leaf, char **reason, char **hi
 											RelationGetRelationName(rel));
 	leaf->bound = bound_text(leaf->relid);
 	MemoryContextSwitchTo(old);
+	partition_learn_condition(table, leaf);
 	filenode = compat_relfilenode(rel);
 	if (filenode != leaf->filenode)
 	{

@@ -50,6 +50,7 @@ typedef struct OptionDef
 static const char *const replication_modes[] = {"cdc", "snapshot", "cdc_only", NULL};
 static const char *const flush_modes[] = {"latency", "interval", NULL};
 static const char *const truncate_policies[] = {"replicate", "ignore", NULL};
+static const char *const removal_policies[] = {"keep", "delete", "resync", NULL};
 static const char *const table_engines[] = {"ReplacingMergeTree", "MergeTree", "Null", NULL};
 
 #define PIPE_OPTION(name, type, min, max, values, unit, changeable, description) \
@@ -84,6 +85,8 @@ static const OptionDef pipe_option_defs[] = {
 				"FINAL hides deleted rows, and merges may remove them."),
 	PIPE_OPTION(truncate, OPTION_ENUM, 0, 0, truncate_policies, NULL, true,
 				"What TRUNCATE of a table does to its target."),
+	PIPE_OPTION(on_partition_removal, OPTION_ENUM, 0, 0, removal_policies, NULL, true,
+				"What DETACH, DROP or TRUNCATE of a partition does to its rows in the target."),
 	PIPE_OPTION(max_retained_wal, OPTION_SIZE, 1048576, 9e18, NULL, "bytes", true,
 				"When the slot retains more WAL, the pipe fails and drops it; none: no limit."),
 	PIPE_OPTION(enable_failover_slots, OPTION_BOOL, 0, 0, NULL, NULL, false,

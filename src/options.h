@@ -42,6 +42,7 @@ typedef struct PipeOptions
 	bool		allow_nullable_columns;
 	bool		delete_on_merge;
 	int			truncate;		/* a TruncatePolicy */
+	int			on_partition_removal;	/* a RemovalPolicy */
 	int			replication_mode;	/* a ReplicationMode */
 	int64		max_retained_wal;	/* bytes; 0: no limit */
 	bool		enable_failover_slots;
@@ -69,6 +70,14 @@ typedef enum TruncatePolicy
 	TRUNCATE_REPLICATE,
 	TRUNCATE_IGNORE
 } TruncatePolicy;
+
+/* What becomes of the rows of a partition that is detached, dropped or truncated. */
+typedef enum RemovalPolicy
+{
+	REMOVAL_KEEP,
+	REMOVAL_DELETE,
+	REMOVAL_RESYNC
+} RemovalPolicy;
 
 /* A column's wishes. */
 typedef struct ColumnOption

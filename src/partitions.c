@@ -35,6 +35,7 @@
 
 #include "compat.h"
 #include "hints.h"
+#include "partition_bound.h"
 #include "partition_tree.h"
 #include "partitions.h"
 
@@ -132,7 +133,50 @@ partitions_add(Pipe *pipe, PipeTable *table, Oid relid, uint64 version_hi, uint6
 	entry->leaf->dirty = true;
 	MemoryContextSwitchTo(old);
 	learn_relation(pipe, relid, false);
+	partition_learn_condition(table, entry->leaf);
 	return entry->leaf;
+}
+
+/* See partitions.h. */
+void
+partition_learn_condition(PipeTable *table, Leaf *leaf)
+{
+	List	   *ancestors = partition_ancestors(leaf->relid);
+	const char *why;
+	char	   *condition;
+
+	if (!list_member_oid(ancestors, table->relid))
+		return;
+	condition = partition_condition(leaf->relid, ancestors, table->relid, &table->target->rows,
+									&why);
+	if (leaf->condition != NULL)
+		pfree(leaf->condition);
+	leaf->condition = condition != NULL ? MemoryContextStrdup(table->mcxt, condition) : NULL;
+}
+
+/* See partitions.h. */
+bool
+partitions_truncated(Pipe *pipe, PipeTable *table)
+{
+	Partitions *partitions = table->partitions;
+	ListCell   *lc;
+
+	/* as long as there is no list, the load has not begun; it will find what is there then */
+	if (!partitions->listed)
+		return false;
+	foreach(lc, partitions->leaves)
+	{
+		Leaf	   *leaf = lfirst(lc);
+
+		/* of this transaction it may be from after the TRUNCATE */
+		if (leaf->loaded || leaf->version_hi >= pipe->commit_lsn)
+			continue;
+		leaf->loaded = true;
+		leaf->in_slot = false;
+		partitions->nwaiting--;
+		note_event(pipe, table, leaf);
+	}
+	return partitions->nwaiting == 0;
 }
 
 /* Has the stream ask for a relation's route, and look when it is invalidated. */
@@ -438,16 +482,27 @@ partition_removed(Pipe *pipe, PipeTable *table, Leaf *leaf, XLogRecPtr commit_ls
 		table->partitions->nwaiting--;
 	}
 	note_event(pipe, table, leaf);
-	pipe_log(pipe, WARNING, table, 0, NULL,
-			 "has lost its partition %s, whose rows stay in the target", leaf->name);
+	if (!removal_of_leaf(pipe, table, leaf))
+		pipe_log(pipe, WARNING, table, 0, NULL,
+				 "has lost its partition %s, whose rows stay in the target", leaf->name);
 }
 
 /* See partitions.h. */
 void
 partition_returned(Pipe *pipe, PipeTable *table, Leaf *leaf)
 {
-	pipe_table_resync_later(pipe, table, NULL,
-							"its partition %s was detached, and is attached again", leaf->name);
+	/* who wants the rows of partitions that are gone to go too, wants no archive */
+	if (pipe->options->on_partition_removal != REMOVAL_KEEP &&
+		table->target->engine == ENGINE_REPLACING_MERGE_TREE)
+	{
+		pipe_table_resync_later(pipe, table, NULL,
+								"its partition %s was detached, and is attached again", leaf->name);
+		return;
+	}
+	pipe_table_fail(pipe, table, 0,
+					hint_resync(pipe->info->name, table->info->source_name,
+								"Its rows of before are still in the target"),
+					"its partition %s was detached, and is attached again", leaf->name);
 }
 
 /* Notes that the catalog does not know yet what happened in the transaction at hand. */

@@ -29,6 +29,8 @@ typedef struct Leaf
 	Oid			relid;
 	char	   *name;			/* qualified; when it was last looked at */
 	char	   *bound;			/* FOR VALUES ...; NULL: not looked at yet */
+	char	   *condition;		/* which rows of the target it has, in ClickHouse; NULL: there
+								 * is no telling (partition_bound.h) */
 
 	/*
 	 * Version of its loaded rows: (P, 0) of those that were there at P, else
@@ -140,6 +142,15 @@ extern void partition_removed(Pipe *pipe, PipeTable *table, Leaf *leaf, XLogRecP
 /* In a callback or the loop: a leaf of before is back, and what happened to it is not known. */
 extern void partition_returned(Pipe *pipe, PipeTable *table, Leaf *leaf);
 
+/* Notes the bounds of a leaf, if it is one now.  In a transaction or a callback. */
+extern void partition_learn_condition(PipeTable *table, Leaf *leaf);
+
+/*
+ * In a callback: the table was truncated, so what had come until then need not be loaded.  True: nor
+ * need anything else.  The load's slot is given back.
+ */
+extern bool partitions_truncated(Pipe *pipe, PipeTable *table);
+
 /* Makes events durable.  From the loop. */
 extern void partitions_flush(Pipe *pipe);
 
@@ -154,6 +165,15 @@ extern Leaf *partitions_find(PipeTable *table, Oid relid);
 /* Says why a partition cannot be mirrored any more, NULL if all can; for recheck_table.  In a transaction. */
 extern char *partitions_recheck(Pipe *pipe, PipeTable *table, Relation root, char **hint,
 								bool *busy);
+
+/*
+ * partition_removal.c: in a callback.  The first one adds to a list of Removal * what the
+ * TRUNCATE of a leaf at hand calls for; the second one does what its end, at that of the
+ * transaction, calls for: false if its rows stay.
+ */
+extern List *removal_of_truncated(Pipe *pipe, PipeTable *table, Relation rel, XLogRecPtr lsn,
+								  List *removals);
+extern bool removal_of_leaf(Pipe *pipe, PipeTable *table, Leaf *leaf);
 
 /* leaf_loads.c */
 extern bool partitions_are_busy(const PipeTable *table);

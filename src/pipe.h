@@ -368,8 +368,17 @@ extern void toast_discard(Pipe *pipe, PipeTable *table);
 extern bool toast_holds_decoding(Pipe *pipe);
 extern long toast_next_try(Pipe *pipe);
 
-/* truncate.c */
-extern void truncate_targets(Pipe *pipe, List *tables);
+/* truncate.c: rows that a target loses at a place in the stream */
+typedef struct Removal
+{
+	PipeTable  *table;
+	char	   *condition;		/* in ClickHouse; NULL: all rows */
+	uint64		version_hi;		/* of the event; with a condition */
+	uint64		version_lo;
+	char	   *what;			/* for the log, when it is done */
+} Removal;
+
+extern void truncate_targets(Pipe *pipe, List *removals);
 extern void truncate_record_loads(Pipe *pipe);
 extern bool changes_takes(Pipe *pipe, const PipeTable *table);
 
@@ -386,6 +395,7 @@ extern long inserts_next_deadline(Pipe *pipe);
 extern void inserts_discard(Pipe *pipe, PipeTable *table);
 extern bool inserts_settle_cursors(Pipe *pipe);
 extern bool inserts_pending(Pipe *pipe, PipeTable *table);
+extern bool inserts_has_blocks(PipeTable *table);
 extern void inserts_reconnect(Pipe *pipe);
 extern void inserts_try_now(Pipe *pipe);
 extern bool block_is_full(Pipe *pipe, PipeTable *table);

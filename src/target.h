@@ -132,6 +132,13 @@ extern char *target_insert_text(const char *database, const char *table);
  */
 extern char *target_truncate_sql(const char *database, const char *table, bool bounded);
 
+/*
+ * The INSERT ... SELECT that makes tombstones of that version of all rows of a target that are older
+ * and for which "condition" holds.  bounded: without settings.
+ */
+extern char *target_delete_sql(const Target *target, const char *condition, uint64 version_hi,
+							   uint64 version_lo, bool bounded);
+
 /* What all our statements begin with that change rows of a target (char *). */
 extern List *target_change_texts(const char *database, const char *table);
 
