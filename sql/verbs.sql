@@ -124,7 +124,7 @@ DECLARE
 BEGIN
 	FOREACH source IN ARRAY ARRAY['a_view', 'a_matview', 'a_foreign_table', 'a_sequence', 'orders_pkey',
 		'a_composite', 'a_temporary_table', 'an_unlogged_table', 'a_partitioned_table',
-		'a_parent', 'clickpipe.pipe_state', 'pg_class', 'information_schema.tables',
+		'clickpipe.pipe_state', 'pg_class', 'information_schema.tables',
 		(SELECT reltoastrelid::regclass::text FROM pg_class WHERE relname = 'orders'),
 		'identity_nothing', 'identity_gone', 'no_key', 'nullable_unique', 'unused_unique', 'deferrable_key',
 		'full_no_key', 'no_columns', 'prefixed_column', 'dotted_column',

@@ -103,6 +103,7 @@ tables_add(Pipe *pipe, int32 id)
 	table->counts.updated = info->rows_updated;
 	table->counts.deleted = info->rows_deleted;
 	dlist_init(&table->sealed);
+	table->purging = info->purging;
 
 	MemoryContextSwitchTo(pipe->mcxt);
 	if (pipe->ntables == pipe->max_tables)
@@ -151,6 +152,7 @@ tables_remove(Pipe *pipe, PipeTable *table)
 	if (table->load_slot >= 0)
 		loads_end(pipe, table);
 	inserts_discard(pipe, table);
+	upkeep_forget(pipe, table);
 	confirm_forget(pipe, table);
 	if (table->main != NULL)
 	{
@@ -405,7 +407,7 @@ pipe_table_fits(Pipe *pipe, PipeTable *table, Relation rel)
 	{
 		pipe_table_fail(pipe, table, 0,
 						hint_resync(pipe->info->name, table->info->source_name,
-									"Its target is sorted or partitioned by columns outside the key, of which nothing else says the old values. Use ALTER TABLE ... REPLICA IDENTITY FULL"),
+									"Its target is sorted or partitioned by columns outside the key, whose old values nothing else says. Use ALTER TABLE ... REPLICA IDENTITY FULL"),
 						"its replica identity is not FULL any more");
 		return false;
 	}
