@@ -119,6 +119,8 @@ CREATE TABLE clickpipe.table_state (
 	last_error_code integer,
 	last_error_hint text,
 	last_error_at timestamptz,
+	purging boolean NOT NULL DEFAULT false,	-- its tombstones: may still be under way
+	purged_at timestamptz,
 	UNIQUE (pipe_table, is_resync)
 ) WITH (fillfactor = 50);
 CREATE INDEX table_state_pipe_idx ON clickpipe.table_state (pipe);
@@ -144,8 +146,9 @@ CREATE TABLE clickpipe.partition (
 	ordinal bigint GENERATED ALWAYS AS IDENTITY,
 	leaf_name text NOT NULL,
 	bound text,
-	version_commit pg_lsn NOT NULL,	-- of its loaded rows: P, or the transaction that attached it,
-	version_change pg_lsn NOT NULL,	-- and the position in that
+	condition text,				-- the same for the target's rows, in ClickHouse; NULL: there is none
+	version_commit pg_lsn NOT NULL,	-- of its loaded rows: P, 0 or twice the commit LSN
+	version_change pg_lsn NOT NULL,	-- of the transaction that attached it
 	removed_lsn pg_lsn,			-- commit of its DETACH or DROP; NULL: it is there
 	removed_at timestamptz,
 	loaded boolean NOT NULL,

@@ -153,6 +153,9 @@ begin_load(Pipe *pipe, PipeTable *table)
 {
 	int			slot;
 
+	/* rows of partitions that have come are older than what is being purged */
+	if (table->purging)
+		return;
 	if (table->partitions != NULL ? !partitions_ready(pipe, table) : !loads_writers_gone(pipe, table))
 		return;
 	slot = find_free_slot(pipe->entry);
@@ -457,7 +460,13 @@ watch_load(Pipe *pipe, PipeTable *table)
 		}
 	}
 	else if (table->partitions != NULL && partitions_continue_load(pipe, table, table->load_slot))
-		loads_start_workers(pipe, table->load_slot, pipe->options->initial_load_parallelism);
+	{
+		/* those that are left may be locked by somebody */
+		LWLockAcquire(pipe->entry->load_lock, LW_SHARED);
+		wanted = workers_needed(pipe, load);
+		LWLockRelease(pipe->entry->load_lock);
+		loads_start_workers(pipe, table->load_slot, wanted);
+	}
 	else if (done)
 		finish_load(pipe, table);
 	else
@@ -602,7 +611,7 @@ complete_tables(Pipe *pipe)
 	if (pipe->options->replication_mode != MODE_SNAPSHOT)
 	{
 		pipe_set_state(pipe, PIPE_RUNNING);
-		entry_set_activity(pipe->entry, "streaming");
+		purge_show(pipe);
 	}
 	confirm_advance(pipe);
 }
