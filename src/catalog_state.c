@@ -154,6 +154,14 @@ catalog_set_target(int32 table, const char *database, const char *target_table,
 					   catalog_text_array(shape), ours ? "true" : "false", table);
 }
 
+/* Records that a table looks otherwise, but that its target still fits. */
+void
+catalog_set_shape(int32 table, List *shape)
+{
+	(void) catalog_run("UPDATE clickpipe.table_state SET shape = %s WHERE id = %d",
+					   catalog_text_array(shape), table);
+}
+
 /* Says what a table is doing. */
 void
 catalog_set_table_state(int32 table, TableState state)
@@ -222,6 +230,15 @@ catalog_end_load(int32 table)
 {
 	(void) catalog_run("UPDATE clickpipe.table_state SET load_ended_at = pg_catalog.clock_timestamp() "
 					   "WHERE id = %d AND load_ended_at IS NULL", table);
+}
+
+/* Records that a purge of a target's tombstones begins, or has ended; at: when, 0: in vain. */
+void
+catalog_set_purge(int32 table, bool purging, TimestampTz at)
+{
+	(void) catalog_run("UPDATE clickpipe.table_state SET purging = %s, purged_at = coalesce(%s, purged_at) "
+					   "WHERE id = %d", purging ? "true" : "false",
+					   at == 0 ? "NULL" : quote_literal_cstr(timestamptz_to_str(at)), table);
 }
 
 /* Records that a TRUNCATE has ended a load: no more chunks will come. */

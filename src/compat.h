@@ -22,6 +22,7 @@
 #include "catalog/pg_database.h"
 #include "catalog/pg_foreign_server.h"
 #include "replication/logical.h"
+#include "replication/snapbuild.h"
 #include "replication/slot.h"
 #include "storage/latch.h"
 #include "storage/lock.h"
@@ -326,6 +327,18 @@ compat_attr_is_virtual(Form_pg_attribute att)
 #else
 	(void) att;
 	return false;
+#endif
+}
+
+/* A transaction commits, for a snapshot builder. */
+static inline void
+compat_snapbuild_commit(SnapBuild *builder, XLogRecPtr lsn, TransactionId xid, int nsubxacts,
+						TransactionId *subxacts, uint32 xinfo)
+{
+#if PG_VERSION_NUM >= 160000
+	SnapBuildCommitTxn(builder, lsn, xid, nsubxacts, subxacts, xinfo);
+#else
+	SnapBuildCommitTxn(builder, lsn, xid, nsubxacts, subxacts);
 #endif
 }
 

@@ -89,6 +89,8 @@ static const OptionDef pipe_option_defs[] = {
 				"What DETACH, DROP or TRUNCATE of a partition does to its rows in the target."),
 	PIPE_OPTION(max_retained_wal, OPTION_SIZE, 1048576, 9e18, NULL, "bytes", true,
 				"When the slot retains more WAL, the pipe fails and drops it; none: no limit."),
+	PIPE_OPTION(purge_tombstones_interval_seconds, OPTION_INT, 1, 31536000, NULL, "s", true,
+				"How often ClickHouse shall forget deleted rows, by rewriting the targets that have any; none: never."),
 	PIPE_OPTION(enable_failover_slots, OPTION_BOOL, 0, 0, NULL, NULL, false,
 				"Standbys keep the slot in step (PostgreSQL 17 and later)."),
 	PIPE_OPTION(replication_slot_name, OPTION_STRING, 0, 0, NULL, NULL, false,
@@ -117,7 +119,7 @@ static const OptionDef table_option_defs[] = {
 	TABLE_OPTION(partition_by_expr, OPTION_STRING, NULL,
 				 "The target's PARTITION BY, an expression of ClickHouse."),
 	TABLE_OPTION(columns, OPTION_COLUMNS, NULL,
-				 "Names of columns in the target."),
+				 "Names and types of columns in the target."),
 	TABLE_OPTION(metadata_columns, OPTION_ENUM_SET, metadata_option_names,
 				 "Columns of the target that tell of the change which made a row, if not those of the pipe."),
 };
@@ -179,6 +181,8 @@ pipe_options_parse_all(Jsonb *json, List **problems)
 		 strspn(options->replication_slot_name, "abcdefghijklmnopqrstuvwxyz0123456789_") !=
 		 strlen(options->replication_slot_name)))
 		option_problem(problems, "option \"replication_slot_name\" of the pipe may only hold lower case letters, numbers and the underscore character");
+	if (options->purge_tombstones_interval_seconds != 0 && !options->delete_on_merge)
+		option_problem(problems, "option \"purge_tombstones_interval_seconds\" of the pipe needs \"delete_on_merge\" to be true");
 	if (options->enable_failover_slots && !COMPAT_HAS_FAILOVER_SLOTS)
 		option_problem(problems, "option \"enable_failover_slots\" of the pipe needs PostgreSQL 17 or later");
 	return options;
@@ -581,15 +585,23 @@ parse_columns(const OptionDef *def, JsonbValue *value, const char *what)
 			char	   *name = pnstrdup(subkey.val.string.val, subkey.val.string.len);
 
 			(void) JsonbIteratorNext(&sub, &subvalue, true);
-			if (strcmp(name, "name") != 0)
+			if (strcmp(name, "lossy") == 0)
+			{
+				if (subvalue.type != jbvBool)
+					option_value_error(def, what);
+				column->lossy = subvalue.val.boolean;
+				continue;
+			}
+			if (strcmp(name, "name") != 0 && strcmp(name, "type") != 0)
 				ereport(ERROR,
 						(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 							 errmsg("unrecognized option \"%s\" of column \"%s\" of %s",
 								name, column->column, what),
-						 errhint("Valid options are: name.")));
+						 errhint("Valid options are: name, type, lossy.")));
 			if (subvalue.type != jbvString || subvalue.val.string.len == 0)
 				option_value_error(def, what);
-			column->name = pnstrdup(subvalue.val.string.val, subvalue.val.string.len);
+			*(strcmp(name, "name") == 0 ? &column->name : &column->type) =
+				pnstrdup(subvalue.val.string.val, subvalue.val.string.len);
 		}
 		list = lappend(list, column);
 	}
@@ -633,7 +645,7 @@ option_value_error(const OptionDef *def, const char *what)
 			allowed = "an object of table names and their options";
 			break;
 		case OPTION_COLUMNS:
-			allowed = "an object such as {\"column\": {\"name\": \"other\"}}";
+			allowed = "an object such as {\"column\": {\"name\": \"other\", \"type\": \"String\"}}";
 			break;
 	}
 	ereport(ERROR,
@@ -692,7 +704,9 @@ option_text(const OptionDef *def, const void *field)
 		case OPTION_BOOL:
 			return *(const bool *) field ? "true" : "false";
 		case OPTION_INT:
-			return psprintf("%d", *(const int *) field);
+			/* what must not be 0 is not set */
+			return *(const int *) field == 0 && def->min > 0 ? NULL :
+				psprintf("%d", *(const int *) field);
 		case OPTION_REAL:
 			return DatumGetCString(DirectFunctionCall1(float8out,
 													   Float8GetDatum(*(const double *) field)));
@@ -776,6 +790,14 @@ json_columns(List *columns)
 			appendStringInfoString(&buf, "\"name\": ");
 			escape_json(&buf, column->name);
 		}
+		if (column->type != NULL)
+		{
+			appendStringInfo(&buf, "%s\"type\": ", column->name != NULL ? ", " : "");
+			escape_json(&buf, column->type);
+		}
+		if (column->lossy)
+			appendStringInfo(&buf, "%s\"lossy\": true",
+							 column->name != NULL || column->type != NULL ? ", " : "");
 		appendStringInfoChar(&buf, '}');
 	}
 	appendStringInfoChar(&buf, '}');

@@ -122,6 +122,7 @@ stream_run(Pipe *pipe)
 			pipe->options->replication_mode == MODE_SNAPSHOT)
 			more |= coordinate(pipe);
 		resync_drop_replaced(pipe);
+		upkeep_advance(pipe);
 		if (TimestampDifferenceExceeds(pipe->retained_checked, GetCurrentTimestamp(),
 									   RETAINED_INTERVAL_MS))
 		{
@@ -344,6 +345,7 @@ decode_some(Pipe *pipe, ResourceOwner owner, MemoryContext mcxt)
 		MemoryContextSwitchTo(ctx->context);
 		if (decode_read_record(ctx) == NULL)
 			break;
+		decode_note_commit(ctx);
 		LogicalDecodingProcessRecord(ctx, ctx->reader);
 		pipe->in_callback = false;
 		pipe->read_lsn = ctx->reader->EndRecPtr;

@@ -400,6 +400,13 @@ queue_collect(Pipe *pipe, PipeTable *table, QueuedRow *rows, TransactionId *runn
 	Size		offset = 0;
 	int			nrows = 0;
 
+	/* a row that a purged tombstone had hidden must not be read */
+	if (table->purging)
+	{
+		*running = purge_invisible_delete(pipe, table);
+		if (TransactionIdIsValid(*running))
+			return 0;
+	}
 	while (nrows < MAX_QUEUED_ROWS)
 	{
 		bool		enough = (offset >= MAX_DATA);
