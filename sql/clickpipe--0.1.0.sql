@@ -119,6 +119,8 @@ CREATE TABLE clickpipe.table_state (
 	last_error_code integer,
 	last_error_hint text,
 	last_error_at timestamptz,
+	purging boolean NOT NULL DEFAULT false,	-- its tombstones: may still be under way
+	purged_at timestamptz,
 	UNIQUE (pipe_table, is_resync)
 ) WITH (fillfactor = 50);
 CREATE INDEX table_state_pipe_idx ON clickpipe.table_state (pipe);

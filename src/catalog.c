@@ -225,7 +225,7 @@ catalog_targets_being_dropped(int32 pipe)
 	"coalesce(pt.resync, 0), t.resync, t.source, pt.options, t.source_name, t.state, " \
 	"t.target_database, t.target_table, t.target_ours, t.old_uuid, t.new_uuid, t.shape, " \
 	"t.capture_lsn, coalesce(t.load_filenode, 0), coalesce(t.load_blocks, -1), t.load_lsn, " \
-	"t.rows_inserted, t.rows_updated, t.rows_deleted " \
+	"t.rows_inserted, t.rows_updated, t.rows_deleted, t.purging, t.purged_at " \
 	"FROM clickpipe.table_state t LEFT JOIN clickpipe.pipe_table pt ON pt.id = t.pipe_table "
 
 /*
@@ -340,6 +340,8 @@ table_from_row(int row, MemoryContext mcxt)
 	table->rows_inserted = catalog_field_int(row, 22);
 	table->rows_updated = catalog_field_int(row, 23);
 	table->rows_deleted = catalog_field_int(row, 24);
+	table->purging = field_bool(row, 25);
+	table->purged_at = field_timestamp(row, 26);
 	return table;
 }
 

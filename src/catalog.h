@@ -78,6 +78,8 @@ typedef struct TableInfo
 	int64		rows_inserted;
 	int64		rows_updated;
 	int64		rows_deleted;
+	bool		purging;		/* a purge of tombstones may still be under way */
+	TimestampTz purged_at;		/* 0: never */
 } TableInfo;
 
 /* A target that was replaced and is not dropped yet. */
@@ -188,6 +190,7 @@ extern void catalog_set_capture(int32 table, XLogRecPtr lsn);
 extern void catalog_set_load(int32 table, Oid filenode, int64 blocks, double rows,
 							 int64 chunks_total, bool forget_chunks);
 extern void catalog_end_load(int32 table);
+extern void catalog_set_purge(int32 table, bool purging, TimestampTz at);
 extern void catalog_end_truncated_load(int32 table);
 extern void catalog_add_chunk(int32 table, Oid filenode, BlockRange range, int64 rows,
 							  XLogRecPtr seen_lsn);

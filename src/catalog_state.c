@@ -224,6 +224,15 @@ catalog_end_load(int32 table)
 					   "WHERE id = %d AND load_ended_at IS NULL", table);
 }
 
+/* Records that a purge of a target's tombstones begins, or has ended; at: when, 0: in vain. */
+void
+catalog_set_purge(int32 table, bool purging, TimestampTz at)
+{
+	(void) catalog_run("UPDATE clickpipe.table_state SET purging = %s, purged_at = coalesce(%s, purged_at) "
+					   "WHERE id = %d", purging ? "true" : "false",
+					   at == 0 ? "NULL" : quote_literal_cstr(timestamptz_to_str(at)), table);
+}
+
 /* Records that a TRUNCATE has ended a load: no more chunks will come. */
 void
 catalog_end_truncated_load(int32 table)

@@ -232,14 +232,11 @@ answer_is_ambiguous(int code, int status)
 }
 
 /*
- * Copies text of unknown origin to dst (size bytes with the NUL): valid in the
- * server encoding, control characters as spaces, cut between characters.
- *
- * The source is taken for UTF-8.  In a database of another encoding only ASCII
+ * Copies text of unknown origin; see clickhouse.h.  The source is taken for UTF-8.  In a database of another encoding only ASCII
  * is kept, because converting needs a transaction.
  */
-static void
-copy_clean_text(char *dst, Size size, const char *src, Size len)
+void
+ch_clean_text(char *dst, Size size, const char *src, Size len)
 {
 	const unsigned char *s = (const unsigned char *) src;
 	const unsigned char *end = s + len;
@@ -484,12 +481,12 @@ ch_judge(const ChServer *server, const HttpResult *result, bool is_insert,
 	{
 		err->class = CH_RETRY;
 		err->ambiguous = result->maybe_sent;
-		copy_clean_text(text, EXCERPT_LEN, result->transport_error,
+		ch_clean_text(text, EXCERPT_LEN, result->transport_error,
 						strlen(result->transport_error));
 		hide_secret(text, server->password);
 		snprintf(text + strlen(text), EXCERPT_LEN + 1 - strlen(text), " (%s:%d)",
 				 server->host, server->port);
-		copy_clean_text(err->message, ERROR_TEXT_LEN, text, strlen(text));
+		ch_clean_text(err->message, ERROR_TEXT_LEN, text, strlen(text));
 		pfree(text);
 		return false;
 	}
@@ -501,7 +498,7 @@ ch_judge(const ChServer *server, const HttpResult *result, bool is_insert,
 	if (exception != NULL)
 	{
 		len = result->body + result->body_len - exception;
-		copy_clean_text(text, EXCERPT_LEN, exception, Min(len, EXCERPT_LEN - 1));
+		ch_clean_text(text, EXCERPT_LEN, exception, Min(len, EXCERPT_LEN - 1));
 		trim_exception(text, server->user);
 	}
 	else if (err->code != 0)
@@ -515,7 +512,7 @@ ch_judge(const ChServer *server, const HttpResult *result, bool is_insert,
 		snprintf(text, EXCERPT_LEN, "unexpected answer from %s:%d: ",
 				 server->host, server->port);
 		len = strlen(text);
-		copy_clean_text(text + len, Min(EXCERPT_LEN - len, 300), result->body,
+		ch_clean_text(text + len, Min(EXCERPT_LEN - len, 300), result->body,
 						result->body_len);
 	}
 
@@ -535,7 +532,7 @@ ch_judge(const ChServer *server, const HttpResult *result, bool is_insert,
 				 server->host, server->port);
 
 	hide_secret(text, server->password);
-	copy_clean_text(err->message, ERROR_TEXT_LEN, text, strlen(text));
+	ch_clean_text(err->message, ERROR_TEXT_LEN, text, strlen(text));
 	pfree(text);
 	return false;
 }
@@ -556,7 +553,7 @@ ch_set_error(ChError *err, ChErrorClass class, bool ambiguous, const char *fmt,.
 	memset(err, 0, sizeof(ChError));
 	err->class = class;
 	err->ambiguous = ambiguous;
-	copy_clean_text(err->message, ERROR_TEXT_LEN, text, strlen(text));
+	ch_clean_text(err->message, ERROR_TEXT_LEN, text, strlen(text));
 	return false;
 }
 

@@ -60,6 +60,8 @@ static bool fill_unchanged_toast(Pipe *pipe, PipeTable *table, TupleDesc desc, b
 static bool place_changed(PipeTable *table, TupleDesc desc);
 static bool append(Pipe *pipe, PipeTable *table, RowMeta *meta, const Datum *values,
 				   const bool *isnull, bool key_only);
+static bool append_now(Pipe *pipe, PipeTable *table, RowMeta *meta, const Datum *values,
+					   const bool *isnull, bool key_only);
 static bool append_guarded(Pipe *pipe, PipeTable *table, RowMeta *meta, const Datum *values,
 						   const bool *isnull, bool key_only, RowError *error);
 static char *describe_key(PipeTable *table, TupleDesc desc, const Datum *values,
@@ -297,6 +299,9 @@ apply_update(Pipe *pipe, PipeTable *table, TupleDesc desc, RowMeta *meta,
 		!fill_unchanged_toast(pipe, table, desc, oldtuple != NULL, &missing))
 		return;
 
+	/* a history needs the values as of this change, in its place */
+	if (missing && history)
+		toast_keep_order(table);
 	meta->operation = ROW_UPDATE;
 	if (oldtuple != NULL && ((history && table->whole_old) || place_changed(table, desc)))
 	{
@@ -308,7 +313,7 @@ apply_update(Pipe *pipe, PipeTable *table, TupleDesc desc, RowMeta *meta,
 		if (!append(pipe, table, &tombstone, table->old_values, table->old_isnull, !table->whole_old))
 			return;
 	}
-	if (missing)
+	if (missing && !history)
 	{
 		toast_defer(pipe, table, pipe->change_relid, meta);
 		table->txn_updated++;
@@ -513,9 +518,8 @@ deform(PipeTable *table, HeapTuple tuple, TupleDesc desc, Datum *values, bool *i
 /*
  * Finds the values that an UPDATE left unchanged and out of line, which its
  * WAL record does not carry.  They are in the old row if REPLICA IDENTITY is
- * FULL.  *missing: some are not, and the row must be read from the table, which
- * no history can do: it needs the values as of this change.  False: the table
- * had to be set aside.
+ * FULL.  *missing: some are not, and must be read from the table.  False: the
+ * table had to be set aside.
  */
 static bool
 fill_unchanged_toast(Pipe *pipe, PipeTable *table, TupleDesc desc, bool have_old,
@@ -537,14 +541,15 @@ fill_unchanged_toast(Pipe *pipe, PipeTable *table, TupleDesc desc, bool have_old
 			table->values[att] = table->old_values[att];
 			continue;
 		}
-		if (table->target->engine == ENGINE_REPLACING_MERGE_TREE && !rows->is_place[i])
+		if (table->target->engine == ENGINE_REPLACING_MERGE_TREE ? !rows->is_place[i] :
+			(table->target->key.natts > 0 && !rows->is_key[i]))
 		{
 			*missing = true;
 			continue;
 		}
 		pipe_table_fail(pipe, table, 0,
 						hint_resync(pipe->info->name, table->info->source_name,
-									"Append-only targets of tables with large values need ALTER TABLE ... REPLICA IDENTITY FULL: set it"),
+									"Without a key, tables with large values need ALTER TABLE ... REPLICA IDENTITY FULL: set it"),
 						"an UPDATE left the large value of column \"%s\" unchanged (%s)",
 						rows->columns[i].attname,
 						describe_key(table, desc, table->values, table->isnull));
@@ -587,10 +592,21 @@ place_changed(PipeTable *table, TupleDesc desc)
 	return false;
 }
 
-/* Appends a row to the table's block; sets the table aside if ClickHouse has no place for it. */
+/* Appends a row to the table's block, or to its queue if those before it are there. */
 static bool
 append(Pipe *pipe, PipeTable *table, RowMeta *meta, const Datum *values,
 	   const bool *isnull, bool key_only)
+{
+	if (likely(table->toast == NULL || !toast_in_order(table)))
+		return append_now(pipe, table, meta, values, isnull, key_only);
+	toast_defer_row(pipe, table, pipe->change_relid, meta, values, isnull, key_only);
+	return true;
+}
+
+/* Appends a row to the table's block; sets the table aside if ClickHouse has no place for it. */
+static bool
+append_now(Pipe *pipe, PipeTable *table, RowMeta *meta, const Datum *values,
+		   const bool *isnull, bool key_only)
 {
 	RowError	error;
 
@@ -617,15 +633,20 @@ append(Pipe *pipe, PipeTable *table, RowMeta *meta, const Datum *values,
 	}
 	table->last_version_hi = meta->version_hi;
 	table->last_version_lo = meta->version_lo;
+	/* rows that toast.c has read are older than those before them */
+	table->newest_hi = Max(table->newest_hi, meta->version_hi);
+	if (unlikely(table->purging) && meta->is_deleted)
+		purge_note_delete(pipe, table);
 	return true;
 }
 
 /*
  * Takes a row apart that was read from the table, or from a leaf of it (map: see
- * partition_map), into the scratch space.
+ * partition_map), into the scratch space; old: into that of old rows.
  */
 void
-changes_deform(PipeTable *table, HeapTuple tuple, TupleDesc desc, const AttrNumber *map)
+changes_deform(PipeTable *table, HeapTuple tuple, TupleDesc desc, const AttrNumber *map,
+			   bool old)
 {
 	Datum	   *values;
 	bool	   *isnull;
@@ -634,14 +655,16 @@ changes_deform(PipeTable *table, HeapTuple tuple, TupleDesc desc, const AttrNumb
 		grow_scratch(table, desc->natts);
 	if (map == NULL)
 	{
-		heap_deform_tuple(tuple, desc, table->values, table->isnull);
+		heap_deform_tuple(tuple, desc, old ? table->old_values : table->values,
+						  old ? table->old_isnull : table->isnull);
 		return;
 	}
 	values = palloc(sizeof(Datum) * desc->natts);
 	isnull = palloc(sizeof(bool) * desc->natts);
 	heap_deform_tuple(tuple, desc, values, isnull);
-	partition_map_row(map, table->partitions->desc->natts, values, isnull, table->values,
-					  table->isnull);
+	partition_map_row(map, table->partitions->desc->natts, values, isnull,
+					  old ? table->old_values : table->values,
+					  old ? table->old_isnull : table->isnull);
 }
 
 /*
@@ -650,13 +673,14 @@ changes_deform(PipeTable *table, HeapTuple tuple, TupleDesc desc, const AttrNumb
  * a callback.
  */
 bool
-changes_append_read(Pipe *pipe, PipeTable *table, RowMeta *meta, XLogRecPtr first_lsn)
+changes_append_read(Pipe *pipe, PipeTable *table, RowMeta *meta, bool key_only,
+					XLogRecPtr first_lsn)
 {
 	uint64		hi = table->last_version_hi;
 	uint64		lo = table->last_version_lo;
 
 	pipe->commit_lsn = first_lsn;
-	if (!append(pipe, table, meta, table->values, table->isnull, false))
+	if (!append_now(pipe, table, meta, table->values, table->isnull, key_only))
 		return false;
 	table->block_first_lsn = Min(table->block_first_lsn, first_lsn);
 	/* the block may have later rows already */

@@ -24,6 +24,7 @@
 
 #include "catalog.h"
 #include "check_clickhouse.h"
+#include "target_hazards.h"
 #include "utf8.h"
 
 static void survey(Check *check, void *arg);
@@ -32,6 +33,7 @@ static void check_capabilities(Check *check, Survey *s);
 static void make_target(Check *check, void *arg);
 static void check_target(Check *check, void *arg);
 static void check_existing(Check *check, Survey *s, const TargetFound *found);
+static void check_hazards(Check *check, Survey *s);
 static bool pipe_is_going(int32 pipe_id, char **name);
 static void warn_of_values(Check *check, const CheckedTable *table, const Target *target,
 						   const TypeCaps *caps);
@@ -183,7 +185,11 @@ check_target(Check *check, void *arg)
 		return;
 	}
 	if (found.exists)
+	{
 		check_existing(check, s, &found);
+		if (s->answers && !s->target->rows.history)
+			check_hazards(check, s);
+	}
 	else
 	{
 		database->creates = true;
@@ -239,6 +245,49 @@ check_existing(Check *check, Survey *s, const TargetFound *found)
 	if (check->want_plan && !found->has_rows)
 		check_add(check, FINDING_INFO, 0, object, NULL, "target %s.%s exists and would be taken over",
 				  target->database, target->table);
+}
+
+/* Is something set on a table that exists which would let deleted rows come back? */
+static void
+check_hazards(Check *check, Survey *s)
+{
+	StringInfoData condition;
+	StringInfoData answer;
+	ListCell   *lc;
+	ChError		err;
+
+	initStringInfo(&condition);
+	initStringInfo(&answer);
+	appendStringInfoString(&condition, "database = ");
+	append_ch_literal(&condition, s->target->ch_database);
+	appendStringInfoString(&condition, " AND name = ");
+	append_ch_literal(&condition, s->target->ch_table);
+	if (!check_ask(check, s, hazards_query(condition.data), &answer, &err))
+	{
+		check_add_ch_error(check, s, s->table->name, NULL, &err);
+		return;
+	}
+	foreach(lc, hazards_read(answer.data))
+	{
+		TargetSettings *settings = lfirst(lc);
+		HazardKind	kind = hazard_of_ttl(settings->ttl, s->target->ch_key_names);
+		char	   *hint;
+		char	   *text;
+
+		if (kind != HAZARD_NONE)
+		{
+			text = hazard_describe_ttl(settings, kind, &hint);
+			check_add(check, kind == HAZARD_DELETED_ROWS ? FINDING_WARNING : FINDING_INFO, 0,
+					  s->table->name, check_in_server_encoding(hint), "%s",
+					  check_in_server_encoding(text));
+		}
+		if (settings->cleans_up)
+		{
+			text = hazard_describe_cleanup(settings, &hint);
+			check_add(check, FINDING_WARNING, 0, s->table->name, check_in_server_encoding(hint),
+					  "%s", check_in_server_encoding(text));
+		}
+	}
 }
 
 /* Is the pipe dropped, and its targets with it?  Else *name is its name, NULL if it is gone. */

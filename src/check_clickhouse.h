@@ -15,7 +15,6 @@
 #include "target.h"
 
 #define CH_SYNTAX_ERROR		62
-#define CH_ACCESS_DENIED	497
 
 /* A database that targets shall be in. */
 typedef struct TargetDatabase

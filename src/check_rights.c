@@ -32,6 +32,9 @@ typedef struct Right
 	const char *purpose;
 } Right;
 
+/* Only where the option purge_tombstones_interval_seconds is set. */
+#define RIGHT_TO_PURGE	"OPTIMIZE"
+
 static const Right rights[] = {
 	{"SELECT", true, false, false, "to look at targets"},
 	{"INSERT", true, false, false, "to mirror rows"},
@@ -39,8 +42,10 @@ static const Right rights[] = {
 	{"ALTER TABLE", false, false, true, "to take over targets and to follow changes of tables"},
 	{"DROP TABLE", false, false, false, "to drop or replace targets"},
 	{"TRUNCATE", false, false, false, "to follow TRUNCATE"},
+	{RIGHT_TO_PURGE, false, false, false, "to purge tombstones"},
 };
 
+static int	nrights(Check *check);
 static void check_rights(Check *check, Survey *s, TargetDatabase *database);
 static void check_by_trying(Check *check, Survey *s, TargetDatabase *database);
 static void try_statements(Check *check, Survey *s, TargetDatabase *database, const char *a,
@@ -115,6 +120,14 @@ check_database(Check *check, Survey *s, TargetDatabase *database)
 		show_grants(check, database);
 }
 
+/* Returns how many of the rights the pipe needs: the last one is for purges only. */
+static int
+nrights(Check *check)
+{
+	return check->options->purge_tombstones_interval_seconds != 0 ? lengthof(rights) :
+		lengthof(rights) - 1;
+}
+
 /* What may our user do there? */
 static void
 check_rights(Check *check, Survey *s, TargetDatabase *database)
@@ -126,7 +139,7 @@ check_rights(Check *check, Survey *s, TargetDatabase *database)
 	ChError		err;
 
 	initStringInfo(&all);
-	for (int i = 0; i < lengthof(rights); i++)
+	for (int i = 0; i < nrights(check); i++)
 		appendStringInfo(&all, "%s%s", i > 0 ? ", " : "", rights[i].privilege);
 	if (!granted(check, s, all.data, database->ch_name, NULL, &yes, &err))
 	{
@@ -137,7 +150,7 @@ check_rights(Check *check, Survey *s, TargetDatabase *database)
 			check_by_trying(check, s, database);
 		return;
 	}
-	for (int i = 0; i < lengthof(rights) && !yes; i++)
+	for (int i = 0; i < nrights(check) && !yes; i++)
 	{
 		bool		this_one;
 		ListCell   *lc;
@@ -240,6 +253,7 @@ try_statements(Check *check, Survey *s, TargetDatabase *database, const char *a,
 		{"ALTER TABLE", psprintf("ALTER TABLE %s ADD COLUMN more Int32", a)},
 		{"TRUNCATE", psprintf("TRUNCATE TABLE %s", a)},
 		{"DROP TABLE", database->exchanges ? psprintf("EXCHANGE TABLES %s AND %s", a, b) : NULL},
+		{RIGHT_TO_PURGE, nrights(check) == lengthof(rights) ? psprintf("OPTIMIZE TABLE %s FINAL", b) : NULL},
 		{"DROP TABLE", psprintf("DROP TABLE %s", a)},
 	};
 
@@ -289,7 +303,7 @@ show_grants(Check *check, const TargetDatabase *database)
 	appendStringInfoString(&sql, "GRANT ");
 	if (!database->exists)
 		appendStringInfoString(&sql, "CREATE DATABASE, ");
-	for (int i = 0; i < lengthof(rights); i++)
+	for (int i = 0; i < nrights(check); i++)
 		appendStringInfo(&sql, "%s%s", i > 0 ? ", " : "", rights[i].privilege);
 	appendStringInfoString(&sql, " ON ");
 	append_ch_identifier(&sql, database->ch_name);

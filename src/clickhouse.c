@@ -30,6 +30,7 @@
 #define MAX_ANSWER			(16 * 1024 * 1024)	/* of ch_query */
 #define MAX_IGNORED_ANSWER	(64 * 1024) /* if the caller does not want it */
 #define MAX_INSERT_ANSWER	(64 * 1024) /* an error text */
+#define MAX_STATEMENT_ANSWER	(1024 * 1024)
 #define MAX_INSERT_URL		(800 * 1024)	/* ClickHouse takes 1 MB */
 #define MAX_WAIT_MS			1000	/* between looks at interrupts */
 
@@ -419,7 +420,7 @@ ch_statement_start(ChClient *client, ChInsert *ins, const char *sql)
 	ins->is_statement = true;
 	ins->ended = false;
 	ins->request = http_post(client->http, url.data, sql, strlen(sql), NULL,
-							 MAX_IGNORED_ANSWER, 0, ins);
+							 MAX_STATEMENT_ANSWER, 0, ins);
 	pfree(url.data);
 }
 
@@ -427,11 +428,10 @@ ch_statement_start(ChClient *client, ChInsert *ins, const char *sql)
  * Judges a finished statement and frees its request; see clickhouse.h.
  */
 bool
-ch_statement_result(ChClient *client, ChInsert *ins, ChError *err)
+ch_statement_result(ChClient *client, ChInsert *ins, StringInfo out, ChError *err)
 {
-	bool		ok;
+	bool		ok = query_result(client, http_request_result(ins->request), out, err);
 
-	ok = ch_judge(&client->server, http_request_result(ins->request), false, err);
 	ch_insert_abandon(client, ins);
 	return ok;
 }
@@ -540,7 +540,9 @@ ch_kill_any(ChClient *client, const char *query_id_prefix, List *texts, int time
 
 		next_query_id(client, query_id, sizeof(query_id));
 		resetStringInfo(&sql);
-		appendStringInfo(&sql, "SELECT count() FROM system.processes WHERE %s AND query_id != '%s' FORMAT TabSeparated",
+		/* merges cannot be killed, but they bring no rows */
+		appendStringInfo(&sql, "SELECT count() FROM system.processes WHERE %s AND query_id != '%s' "
+						 "AND NOT startsWith(query, 'OPTIMIZE TABLE ') FORMAT TabSeparated",
 						 condition.data, query_id);
 		left = Max(timeout_ms - elapsed_ms(start), 1);
 		if (!run_query(client, query_id, sql.data, false, (int) left, &answer, err))

@@ -129,19 +129,21 @@ extern void ch_insert_start(ChClient *client, ChInsert *ins, const char *databas
 							const ByteBuffer *body, const char *dedup_token);
 
 /*
+ * Starts any other statement, without a limit of time.  "sql" and "ins" must stay until it has
+ * ended or is abandoned, also when an ERROR comes between.  Does not block.
+ */
+extern void ch_statement_start(ChClient *client, ChInsert *ins, const char *sql);
+
+/* Judges a finished statement, copies its answer to *out (NULL: not wanted), frees its request. */
+extern bool ch_statement_result(ChClient *client, ChInsert *ins, StringInfo out, ChError *err);
+
+/*
  * Judges a finished INSERT and frees its request.  True is the verified positive answer: status 200, no
  * exception header, no exception text.  389 INSERT_WAS_DEDUPLICATED counts as applied.
  */
 extern bool ch_insert_result(ChClient *client, ChInsert *ins, ChError *err);
 
-/*
- * The same for any other statement that returns nothing, without a limit of time.  "sql" and
- * "ins" must stay until it has ended or is abandoned, also when an ERROR comes between.
- */
-extern void ch_statement_start(ChClient *client, ChInsert *ins, const char *sql);
-extern bool ch_statement_result(ChClient *client, ChInsert *ins, ChError *err);
-
-/* Abandons an insert (its fate is then unknown). */
+/* Abandons an insert or another statement (its fate is then unknown). */
 extern void ch_insert_abandon(ChClient *client, ChInsert *ins);
 
 /*
@@ -163,12 +165,21 @@ extern bool ch_kill_any(ChClient *client, const char *query_id_prefix, List *tex
 extern bool ch_judge(const ChServer *server, const HttpResult *result, bool is_insert,
 					 ChError *err);
 
+/*
+ * Copies text of unknown origin to dst (size bytes with the NUL): valid in the server encoding,
+ * control characters as spaces, cut between characters.
+ */
+extern void ch_clean_text(char *dst, Size size, const char *src, Size len);
+
 /* Fills *err with an error of our own (code 0); returns false. */
 extern bool ch_set_error(ChError *err, ChErrorClass class, bool ambiguous,
 						 const char *fmt,...) pg_attribute_printf(4, 5);
 
 /* INSERT_WAS_DEDUPLICATED: the block is there already. */
 #define CH_INSERT_WAS_DEDUPLICATED	389
+
+/* ACCESS_DENIED: the user lacks a right. */
+#define CH_ACCESS_DENIED	497
 
 /* The class of a ClickHouse error code, given its message too. */
 extern ChErrorClass ch_error_class(int code, int http_status, const char *message);

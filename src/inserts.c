@@ -84,6 +84,7 @@ inserts_seal(Pipe *pipe, PipeTable *table)
 	sealed->first_lsn = table->block_first_lsn;
 	sealed->last_version_hi = table->last_version_hi;
 	sealed->last_version_lo = table->last_version_lo;
+	sealed->newest_hi = table->newest_hi;
 	sealed->insert.arg = sealed;
 	buffer_init(&sealed->body, mcxt);
 	block_seal(table->block, pipe->server->compression, &sealed->body);
@@ -158,7 +159,7 @@ start_inserts(Pipe *pipe)
 				return;
 			if (may_start(pipe, sealed, now))
 				start_insert(pipe, sealed, now);
-			else if (table->target->engine == ENGINE_MERGE_TREE)
+			else if (TABLE_IS_IN_ORDER(table))
 				break;			/* strictly in order */
 		}
 	}
@@ -172,7 +173,7 @@ may_start(Pipe *pipe, SealedBlock *sealed, TimestampTz now)
 
 	if (sealed->inflight || sealed->retry_at > now || table->blocked)
 		return false;
-	if (table->target->engine == ENGINE_MERGE_TREE)
+	if (TABLE_IS_IN_ORDER(table))
 		return table->inflight == 0 && !table->needs_cursor;
 	return table->inflight < MAX_INFLIGHT_TABLE;
 }
@@ -220,6 +221,7 @@ finish_insert(Pipe *pipe, SealedBlock *sealed)
 	pipe->last_success = table;
 	pipe->last_success_at = now;
 	table->refused_since = 0;
+	table->acked_hi = Max(table->acked_hi, sealed->newest_hi);
 	report_batch(pipe, sealed, now);
 	free_sealed(pipe, sealed);
 	inserts_clear_error(pipe);
@@ -330,6 +332,9 @@ retry_insert(Pipe *pipe, SealedBlock *sealed, const ChError *err)
 	}
 	/* also an error that is not ambiguous may come after rows are in: of a view, for instance */
 	if (table->target->engine == ENGINE_MERGE_TREE && (err->ambiguous || err->code != 0))
+		table->needs_cursor = true;
+	/* nor may it come after what follows, while tombstones are taken away */
+	if (table->purging && err->ambiguous)
 		table->needs_cursor = true;
 	entry_set_error(pipe->entry, err->code, err->message, retry_at, tries);
 	if (!pipe->has_error)
@@ -450,6 +455,7 @@ inserts_try_now(Pipe *pipe)
 		dlist_iter	iter;
 
 		pipe->tables[i]->retry_at = 0;
+		pipe->tables[i]->purge_at = 0;
 		dlist_foreach(iter, &pipe->tables[i]->sealed)
 			dlist_container(SealedBlock, node, iter.cur)->retry_at = 0;
 	}
@@ -481,7 +487,7 @@ inserts_reconnect(Pipe *pipe)
 			table->inflight--;
 			pipe->inflight--;
 			table->stray_inserts = true;
-			table->needs_cursor = pipe_table_is_history(table);
+			table->needs_cursor = TABLE_IS_IN_ORDER(table);
 		}
 	}
 	pipe->net_retry_at = 0;
@@ -624,7 +630,7 @@ inserts_backpressure(Pipe *pipe)
 			if (pipe->tables[i]->needs_cursor && pipe->tables[i]->inflight == 0)
 				ereport(ERROR,
 						(errcode(ERRCODE_CONNECTION_FAILURE),
-						 errmsg("an insert into the history %s.%s has an unknown fate",
+						 errmsg("an insert into %s.%s has an unknown fate",
 								pipe->tables[i]->target->database, pipe->tables[i]->target->table),
 						 errdetail("The pipe starts over and goes on from the last row that is there.")));
 		/* only the loop, or the next start, can end an exchange */
@@ -694,8 +700,9 @@ seal_largest(Pipe *pipe)
 
 /*
  * Looks into histories into which an insert of unknown fate went, once that
- * insert can do no more harm.  False: not possible now, try again.  In a
- * callback only without a catalog snapshot, because it waits for answers.
+ * insert can do no more harm; with other tables whose blocks go in order, that
+ * is all.  False: not possible now, try again.  In a callback only without a
+ * catalog snapshot, because it waits for answers.
  */
 bool
 inserts_settle_cursors(Pipe *pipe)
@@ -711,15 +718,19 @@ inserts_settle_cursors(Pipe *pipe)
 		if (!table->needs_cursor || table->inflight > 0 || dlist_is_empty(&table->sealed))
 			continue;
 		head = dlist_head_element(SealedBlock, node, &table->sealed);
+		Assert(head->insert.query_id[0] != '\0');
 		if (Max(head->retry_at, pipe->net_retry_at) > GetCurrentTimestamp())
 			continue;
 		if (!ch_kill_queries(pipe->ch, head->insert.query_id, NULL, SETTLE_TIMEOUT_MS, &err) ||
-			!target_cursor(pipe->ch, table->target, &hi, &lo, &err))
+			(pipe_table_is_history(table) &&
+			 !target_cursor(pipe->ch, table->target, &hi, &lo, &err)))
 		{
 			retry_insert(pipe, head, &err);
 			return false;
 		}
 		table->needs_cursor = false;
+		if (!pipe_table_is_history(table))
+			continue;
 		if (hi > head->last_version_hi ||
 			(hi == head->last_version_hi && lo >= head->last_version_lo))
 		{

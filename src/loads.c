@@ -153,6 +153,9 @@ begin_load(Pipe *pipe, PipeTable *table)
 {
 	int			slot;
 
+	/* rows of partitions that have come are older than what is being purged */
+	if (table->purging)
+		return;
 	if (table->partitions != NULL ? !partitions_ready(pipe, table) : !loads_writers_gone(pipe, table))
 		return;
 	slot = find_free_slot(pipe->entry);
@@ -608,7 +611,7 @@ complete_tables(Pipe *pipe)
 	if (pipe->options->replication_mode != MODE_SNAPSHOT)
 	{
 		pipe_set_state(pipe, PIPE_RUNNING);
-		entry_set_activity(pipe->entry, "streaming");
+		purge_show(pipe);
 	}
 	confirm_advance(pipe);
 }

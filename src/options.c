@@ -89,6 +89,8 @@ static const OptionDef pipe_option_defs[] = {
 				"What DETACH, DROP or TRUNCATE of a partition does to its rows in the target."),
 	PIPE_OPTION(max_retained_wal, OPTION_SIZE, 1048576, 9e18, NULL, "bytes", true,
 				"When the slot retains more WAL, the pipe fails and drops it; none: no limit."),
+	PIPE_OPTION(purge_tombstones_interval_seconds, OPTION_INT, 1, 31536000, NULL, "s", true,
+				"How often ClickHouse shall forget deleted rows, by rewriting the targets that have any; none: never."),
 	PIPE_OPTION(enable_failover_slots, OPTION_BOOL, 0, 0, NULL, NULL, false,
 				"Standbys keep the slot in step (PostgreSQL 17 and later)."),
 	PIPE_OPTION(replication_slot_name, OPTION_STRING, 0, 0, NULL, NULL, false,
@@ -179,6 +181,8 @@ pipe_options_parse_all(Jsonb *json, List **problems)
 		 strspn(options->replication_slot_name, "abcdefghijklmnopqrstuvwxyz0123456789_") !=
 		 strlen(options->replication_slot_name)))
 		option_problem(problems, "option \"replication_slot_name\" of the pipe may only hold lower case letters, numbers and the underscore character");
+	if (options->purge_tombstones_interval_seconds != 0 && !options->delete_on_merge)
+		option_problem(problems, "option \"purge_tombstones_interval_seconds\" of the pipe needs \"delete_on_merge\" to be true");
 	if (options->enable_failover_slots && !COMPAT_HAS_FAILOVER_SLOTS)
 		option_problem(problems, "option \"enable_failover_slots\" of the pipe needs PostgreSQL 17 or later");
 	return options;
@@ -692,7 +696,9 @@ option_text(const OptionDef *def, const void *field)
 		case OPTION_BOOL:
 			return *(const bool *) field ? "true" : "false";
 		case OPTION_INT:
-			return psprintf("%d", *(const int *) field);
+			/* what must not be 0 is not set */
+			return *(const int *) field == 0 && def->min > 0 ? NULL :
+				psprintf("%d", *(const int *) field);
 		case OPTION_REAL:
 			return DatumGetCString(DirectFunctionCall1(float8out,
 													   Float8GetDatum(*(const double *) field)));

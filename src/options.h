@@ -45,6 +45,7 @@ typedef struct PipeOptions
 	int			on_partition_removal;	/* a RemovalPolicy */
 	int			replication_mode;	/* a ReplicationMode */
 	int64		max_retained_wal;	/* bytes; 0: no limit */
+	int			purge_tombstones_interval_seconds;	/* 0: never */
 	bool		enable_failover_slots;
 	char	   *replication_slot_name;	/* NULL: made up */
 	List	   *schemas;		/* of char *; NIL: none */

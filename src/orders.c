@@ -252,6 +252,7 @@ pipe_check_server(Pipe *pipe)
 	pipe_log(pipe, LOG, NULL, 0, NULL, "goes on with the new credentials of server \"%s\"",
 			 pipe->info->server);
 	inserts_reconnect(pipe);
+	upkeep_reconnect(pipe);
 	ch_client_reconfigure(pipe->ch, server);
 	pipe->server = server;
 }

@@ -241,11 +241,13 @@ run(void)
 		pipe_set_state(pipe, pipe_current_state(pipe));
 	}
 	histories_read_cursors(pipe);
+	purge_recover(pipe);
 
 	old = MemoryContextSwitchTo(mcxt);
 	pipe->decoding = slot_open(pipe->info->slot_name, pipe->info->confirmed_lsn);
 	MemoryContextSwitchTo(old);
 	pipe->persisted_lsn = pipe->acked_lsn = pipe->read_lsn = pipe->info->confirmed_lsn;
+	pipe->start_lsn = GetFlushRecPtr(NULL);
 
 	worker_begin();
 	catalog_clear_pipe_error(pipe->id);
@@ -442,6 +444,13 @@ check_timeline(Pipe *pipe)
 
 		if (!TABLE_IS_LIVE(table) || XLogRecPtrIsInvalid(table->capture_lsn))
 			continue;
+		if (table->target->engine == ENGINE_REPLACING_MERGE_TREE &&
+			(pipe->options->purge_tombstones_interval_seconds != 0 || table->info->purging ||
+			 table->info->purged_at != 0))
+			pipe_fail(pipe, 0,
+					  psprintf("the timeline has changed, and tombstones of %s.%s were purged: deletes that were lost with the old timeline cannot be found",
+							   table->target->database, table->target->table),
+					  hint_resync_pipe(pipe->info->name, "Rows may be missing"));
 		if (!target_cursor(pipe->ch, table->target, &hi, &lo, &err))
 			ereport(ERROR,
 					(errcode(ERRCODE_CONNECTION_FAILURE),
@@ -595,6 +604,7 @@ pipe_finish(Pipe *pipe, bool remove)
 	PipeEntry  *entry = pipe->entry;
 	TimestampTz visible_at;
 
+	purge_kill(pipe);
 	if (!remove && pipe->info != NULL)
 		pipe_flush_events(pipe);
 	/* while nobody is at work, clickpipe.status says how old ClickHouse's data is */

@@ -89,6 +89,15 @@ typedef struct PipeTable
 	int			resyncs_later;	/* so many since the target was complete */
 	int			resync_delay_ms;	/* before the set-up of the next one */
 
+	/* upkeep of the target (upkeep.c, purge.c) */
+	bool		purging;		/* tombstones may be taken away: blocks go in order */
+	bool		purge_failed;	/* the last try, which was told */
+	TimestampTz purge_at;		/* not before that; 0: when the interval is over */
+	uint64		newest_hi;		/* newest commit LSN of a row that was appended in this life */
+	uint64		acked_hi;		/* and that was acknowledged */
+	char	   *warned_ttl;		/* the log has told of it */
+	bool		warned_cleanup;
+
 	/* histories: what was inserted in an earlier life */
 	uint64		cursor_hi;
 	uint64		cursor_lo;
@@ -137,6 +146,38 @@ typedef struct PipeTable
 #define TABLE_IS_REPLACED(table) \
 	((table)->resync != NULL && !(table)->resync->failure.failed)
 
+/*
+ * Are the table's blocks sent strictly one after the other, and an insert of unknown fate
+ * killed before the next one?
+ */
+#define TABLE_IS_IN_ORDER(table) \
+	((table)->target->engine == ENGINE_MERGE_TREE || (table)->purging)
+
+/* A statement under way while the loop goes on. */
+typedef struct Statement
+{
+	ChInsert	request;
+	MemoryContext mcxt;			/* of what follows; NULL: none was ever started */
+	char	   *sql;
+	bool		running;
+	bool		answered;		/* ok, err and answer say how */
+	bool		ok;
+	ChError		err;
+	StringInfoData answer;
+	TimestampTz started;
+} Statement;
+
+/* What a purge of tombstones does; see purge.c. */
+typedef enum PurgeStep
+{
+	PURGE_IDLE,
+	PURGE_LOOKING,				/* are there tombstones? */
+	PURGE_ALLOWING,				/* the target's setting */
+	PURGE_WAITING,				/* for the right moment */
+	PURGE_RUNNING,
+	PURGE_LOST					/* is it still running? */
+} PurgeStep;
+
 /* Is a resync of the table ordered, by whomever, that has not begun? */
 #define TABLE_RESYNC_IS_DUE(table) \
 	((table)->info->resync_wanted > (table)->info->resync_done)
@@ -152,6 +193,7 @@ typedef struct SealedBlock
 	XLogRecPtr	first_lsn;		/* commit LSN of its first row */
 	uint64		last_version_hi;
 	uint64		last_version_lo;
+	uint64		newest_hi;		/* no row is newer */
 	bool		full;			/* sealed by size, not by time */
 	bool		inflight;
 	ChInsert	insert;
@@ -210,6 +252,19 @@ typedef struct Pipe
 	bool		schemas_unchecked;	/* tables may have been made */
 	TimestampTz schemas_checked;
 	List	   *refused;		/* tables that the option "schemas" found and cannot mirror */
+
+	/* upkeep of targets */
+	Statement	watch;			/* looks at what users have set on targets */
+	TimestampTz watch_at;		/* when to look; 0: at once */
+	Statement	purge;
+	PurgeStep	purge_step;
+	PipeTable  *purge_table;
+	TimestampTz purge_since;	/* of the step */
+	TimestampTz purge_asked;	/* when it was last asked whether it is still running */
+	int			purge_quiet;	/* how often it was not there */
+	bool		purge_killed;	/* once is enough */
+	List	   *purge_deletes;	/* xids whose deletes came meanwhile, and may not be visible yet */
+	XLogRecPtr	start_lsn;		/* end of the WAL when this life began */
 
 	Size		sealed_bytes;	/* of all sealed blocks */
 	Size		toast_bytes;	/* memory of the queues of rows to be read */
@@ -341,6 +396,23 @@ extern void resync_drop_replaced(Pipe *pipe);
 extern bool resync_prepare_target(Pipe *pipe, PipeTable *table, ChError *err, const char **hint);
 extern void resync_drop_target(Pipe *pipe, const char *database, const char *target_table);
 
+/* upkeep.c */
+extern void upkeep_advance(Pipe *pipe);
+extern void upkeep_forget(Pipe *pipe, PipeTable *table);
+extern void upkeep_reconnect(Pipe *pipe);
+extern void statement_start(Pipe *pipe, Statement *statement, const char *sql);
+extern void statement_abandon(Pipe *pipe, Statement *statement);
+
+/* purge.c */
+extern void purge_show(Pipe *pipe);
+extern void purge_recover(Pipe *pipe);
+extern void purge_note_delete(Pipe *pipe, PipeTable *table);
+extern TransactionId purge_invisible_delete(Pipe *pipe, PipeTable *table);
+extern void purge_advance(Pipe *pipe);
+extern void purge_forget(Pipe *pipe, PipeTable *table);
+extern void purge_reconnect(Pipe *pipe);
+extern void purge_kill(Pipe *pipe);
+
 /* schemas.c */
 extern void schemas_add_tables(Pipe *pipe);
 
@@ -353,14 +425,18 @@ extern void changes_truncate(Pipe *pipe, ReorderBufferTXN *txn, int nrels, Relat
 							 ReorderBufferChange *change);
 extern void changes_commit(Pipe *pipe, ReorderBufferTXN *txn);
 extern void changes_deform(PipeTable *table, HeapTuple tuple, TupleDesc desc,
-						   const AttrNumber *map);
-extern bool changes_append_read(Pipe *pipe, PipeTable *table, RowMeta *meta,
+						   const AttrNumber *map, bool old);
+extern bool changes_append_read(Pipe *pipe, PipeTable *table, RowMeta *meta, bool key_only,
 								XLogRecPtr first_lsn);
 
-/* toast.c */
+/* toast.c, toast_queue.c */
 typedef struct ToastQueue ToastQueue;
 
 extern void toast_defer(Pipe *pipe, PipeTable *table, Oid relid, const RowMeta *meta);
+extern void toast_keep_order(PipeTable *table);
+extern bool toast_in_order(const PipeTable *table);
+extern void toast_defer_row(Pipe *pipe, PipeTable *table, Oid relid, const RowMeta *meta,
+							const Datum *values, const bool *isnull, bool key_only);
 extern bool toast_resolve(Pipe *pipe, bool more_wal);
 extern bool toast_pending(const PipeTable *table);
 extern XLogRecPtr toast_first_lsn(const PipeTable *table);

@@ -244,6 +244,13 @@ resync_advance(Pipe *pipe)
 
 	pipe_set_state(pipe, PIPE_RESYNC);
 	get_names(table, &names);
+	/* it may have been sent and not begun: it must not find the other table under the name */
+	if (table->main->purging)
+	{
+		entry_set_activity(pipe->entry, "the exchange of %s waits for the purge of tombstones",
+						   table->info->target_table);
+		return false;
+	}
 	if (!table->blocked)
 	{
 		if (!stream_hold(pipe))

@@ -205,6 +205,7 @@ set_up(Pipe *pipe, PipeTable *table)
 		table->info->target_ours = true;
 	}
 	table->prepared = true;
+	pipe->watch_at = 0;
 	return SETUP_DONE;
 }
 

@@ -122,6 +122,7 @@ stream_run(Pipe *pipe)
 			pipe->options->replication_mode == MODE_SNAPSHOT)
 			more |= coordinate(pipe);
 		resync_drop_replaced(pipe);
+		upkeep_advance(pipe);
 		if (TimestampDifferenceExceeds(pipe->retained_checked, GetCurrentTimestamp(),
 									   RETAINED_INTERVAL_MS))
 		{

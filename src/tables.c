@@ -103,6 +103,7 @@ tables_add(Pipe *pipe, int32 id)
 	table->counts.updated = info->rows_updated;
 	table->counts.deleted = info->rows_deleted;
 	dlist_init(&table->sealed);
+	table->purging = info->purging;
 
 	MemoryContextSwitchTo(pipe->mcxt);
 	if (pipe->ntables == pipe->max_tables)
@@ -151,6 +152,7 @@ tables_remove(Pipe *pipe, PipeTable *table)
 	if (table->load_slot >= 0)
 		loads_end(pipe, table);
 	inserts_discard(pipe, table);
+	upkeep_forget(pipe, table);
 	confirm_forget(pipe, table);
 	if (table->main != NULL)
 	{

@@ -50,7 +50,6 @@
 #define CH_UNKNOWN_SETTING	115
 #define CH_TIMEOUT_EXCEEDED 159
 #define CH_MEMORY_LIMIT		241
-#define CH_ACCESS_DENIED	497
 #define CH_DROP_LIMIT		359 /* TABLE_SIZE_EXCEEDS_MAX_DROP_SIZE_LIMIT */
 
 /* A target that is to be truncated, or to lose some of its rows. */
@@ -322,7 +321,7 @@ take_answer(Pipe *pipe, Truncation *t)
 	if (t->statement.ended)
 	{
 		t->running = false;
-		if (!ch_statement_result(pipe->ch, &t->statement, &err))
+		if (!ch_statement_result(pipe->ch, &t->statement, NULL, &err))
 		{
 			try_again(pipe, t, &err);
 			return;

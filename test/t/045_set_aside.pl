@@ -182,6 +182,8 @@ my @not_aside = (
 	{ name => 'toast_full', create => 'id int PRIMARY KEY, v text, n int', after => 'ALTER TABLE %t ALTER v SET STORAGE EXTERNAL; ALTER TABLE %t REPLICA IDENTITY FULL',
 		rows => q{INSERT INTO %t SELECT g, repeat('x', 10000 + g), g FROM generate_series(1, 3) g},
 		act => q{UPDATE %t SET n = 7 WHERE id = 2; UPDATE %t SET id = 30 WHERE id = 3; DELETE FROM %t WHERE id = 1; INSERT INTO %t VALUES (4, repeat('y', 20000), 4); UPDATE %t SET n = n + 1} },
+	{ name => 'toast_unchanged', create => 'id int PRIMARY KEY, v text, n int', after => 'ALTER TABLE %t ALTER v SET STORAGE EXTERNAL',
+		rows => q{INSERT INTO %t SELECT g, repeat('x', 10000), g FROM generate_series(1, 3) g}, act => 'UPDATE %t SET n = 7 WHERE id = 2' },
 	{ name => 'toast_changed', create => 'id int PRIMARY KEY, v text, n int', after => 'ALTER TABLE %t ALTER v SET STORAGE EXTERNAL',
 		rows => q{INSERT INTO %t SELECT g, repeat('x', 10000 + g), g FROM generate_series(1, 3) g},
 		act => q{UPDATE %t SET v = repeat('y', 20000) WHERE id = 2; UPDATE %t SET v = NULL WHERE id = 1; DELETE FROM %t WHERE id = 3} },
