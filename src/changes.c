@@ -28,6 +28,8 @@
 #include "hints.h"
 #include "partition_tree.h"
 #include "partitions.h"
+#include "pipe.h"
+#include "refused.h"
 #include "worker.h"
 
 /*
@@ -456,6 +458,8 @@ shape_fits(Pipe *pipe, PipeTable *table, Relation rel)
 	{
 		table->target->key.full = (rel->rd_rel->relreplident == REPLICA_IDENTITY_FULL);
 		table->whole_old = table->target->key.full;
+		if (table->target->rows.history && table->target->key.natts > 0 && !table->whole_old)
+			pipe_table_not_full(pipe, table);
 	}
 	table->unchecked = false;
 	return true;
@@ -624,11 +628,8 @@ append_now(Pipe *pipe, PipeTable *table, RowMeta *meta, const Datum *values,
 		if (table->failure.failed)
 			return false;
 		pipe_table_fail(pipe, table, 0,
-						hint_resync(pipe->info->name, table->info->source_name,
-									"Change the value (or leave the column out: remove the table and add it with the table option excluded_columns)"),
-						"column \"%s\" of type %s: %s (%s)", error.column->attname,
-						error.column->type, error.why,
-						describe_key(table, NULL, values, isnull));
+						hint_resync(pipe->info->name, table->info->source_name, refused_hint),
+						"%s", refused_message(&table->target->rows, &error, values, isnull, NULL, true));
 		return false;
 	}
 	table->last_version_hi = meta->version_hi;
@@ -721,7 +722,7 @@ append_guarded(Pipe *pipe, PipeTable *table, RowMeta *meta, const Datum *values,
 		FlushErrorState();
 		pipe_table_fail(pipe, table, 0,
 						hint_resync(pipe->info->name, table->info->source_name,
-									"Change the value (or leave the column out: remove the table and add it with the table option excluded_columns)"),
+									refused_hint),
 						"a value has no text form: %s", edata->message);
 	}
 	PG_END_TRY();

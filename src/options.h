@@ -84,7 +84,9 @@ typedef enum RemovalPolicy
 typedef struct ColumnOption
 {
 	char	   *column;
-	char	   *name;			/* in the target */
+	char	   *name;			/* in the target; NULL: its own */
+	char	   *type;			/* in the target; NULL: the type's default */
+	bool		lossy;			/* that type may lose something */
 } ColumnOption;
 
 typedef struct TableOptions

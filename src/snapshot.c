@@ -24,6 +24,7 @@
 #include "compat.h"
 #include "hints.h"
 #include "partition_tree.h"
+#include "refused.h"
 #include "snapshot.h"
 #include "suspend.h"
 #include "worker.h"
@@ -322,11 +323,12 @@ snapshot_read_rows(SnapshotJob *job, Relation rel, ItemPointer from, BlockNumber
 		ok = block_append(job->block, &job->meta, values, isnull, false, &error);
 		job->encoding = false;
 		if (!ok)
-			snapshot_fail(job, 0, hint_of_value(job),
-					  psprintf("column \"%s\" of type %s: %s (row at ctid (%u,%u))",
-							   error.column->attname, error.column->type, error.why,
-							   ItemPointerGetBlockNumber(&slot->tts_tid),
-							   ItemPointerGetOffsetNumber(&slot->tts_tid)));
+			snapshot_fail(job, 0,
+						  hint_resync(job->info->name, job->table->source_name, refused_hint),
+						  refused_message(&job->target->rows, &error, values, isnull,
+										  psprintf("ctid (%u,%u)",
+												   ItemPointerGetBlockNumber(&slot->tts_tid),
+												   ItemPointerGetOffsetNumber(&slot->tts_tid)), false));
 		MemoryContextReset(job->row_mcxt);
 		if (++n % ROWS_PER_CHECK == 0)
 		{

@@ -370,7 +370,9 @@ source_shape_difference(List *then, List *now, bool history, ShapeChange *change
 		const char *line = lfirst(lc);
 		const char *successor;
 
-		if (is_key_line(line) || list_has_string(now, line))
+		/* what was decided of the target is no matter of the source */
+		if (is_key_line(line) || list_has_string(now, line) ||
+			strncmp(line, SHAPE_TARGET, strlen(SHAPE_TARGET)) == 0)
 			continue;
 		successor = find_same_subject(now, line);
 		if (change != NULL)
@@ -462,6 +464,17 @@ source_shape_key(List *shape, SourceKey *key)
 			key->attnums[key->natts++] = (AttrNumber) attnum;
 		}
 	}
+}
+
+/* See source.h. */
+void
+source_shape_not_full(List *shape)
+{
+	ListCell   *lc;
+
+	foreach(lc, shape)
+		if (strcmp(lfirst(lc), IDENTITY_LINE("f")) == 0)
+			lfirst(lc) = MemoryContextStrdup(GetMemoryChunkContext(shape), IDENTITY_LINE("d"));
 }
 
 /* Names the columns of a key, as the shape has them. */
