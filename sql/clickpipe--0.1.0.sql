@@ -146,8 +146,9 @@ CREATE TABLE clickpipe.partition (
 	ordinal bigint GENERATED ALWAYS AS IDENTITY,
 	leaf_name text NOT NULL,
 	bound text,
-	version_commit pg_lsn NOT NULL,	-- of its loaded rows: P, or the transaction that attached it,
-	version_change pg_lsn NOT NULL,	-- and the position in that
+	condition text,				-- the same for the target's rows, in ClickHouse; NULL: there is none
+	version_commit pg_lsn NOT NULL,	-- of its loaded rows: P, 0 or twice the commit LSN
+	version_change pg_lsn NOT NULL,	-- of the transaction that attached it
 	removed_lsn pg_lsn,			-- commit of its DETACH or DROP; NULL: it is there
 	removed_at timestamptz,
 	loaded boolean NOT NULL,

@@ -30,6 +30,7 @@
 
 /* LowCardinality: version of the format, and flags of a dictionary in the block. */
 #define LC_PREFIX				UINT64CONST(1)
+#define JSON_AS_STRING			UINT64CONST(1)
 #define LC_HAS_ADDITIONAL_KEYS	UINT64CONST(0x200)
 #define LC_NEED_UPDATE			UINT64CONST(0x400)
 #define LC_KEY_UINT8			UINT64CONST(0)
@@ -77,7 +78,6 @@ block_create(const RowMap *map, MemoryContext parent)
 	block->data_mcxt = AllocSetContextCreate(mcxt, "clickpipe block data",
 											 ALLOCSET_SMALL_SIZES);
 	block->columns = MemoryContextAlloc(mcxt, map->ncolumns * sizeof(ColumnData));
-	block->marks = MemoryContextAlloc(mcxt, map->ncolumns * sizeof(ColumnMark));
 	block->variable = MemoryContextAlloc(mcxt, map->ncolumns * sizeof(int));
 	for (int i = 0; i < map->ncolumns; i++)
 	{
@@ -151,7 +151,7 @@ block_append(RowBlock *block, const RowMeta *meta, const Datum *values,
 		const char *why = NULL;
 		bool		ok = true;
 
-		column_data_mark(data, &block->marks[i]);
+		column_data_mark(data);
 		if (unlikely(key_only && !map->is_place[i]))
 			column_append_default(column, data);
 		else if (isnull[attr])
@@ -164,7 +164,7 @@ block_append(RowBlock *block, const RowMeta *meta, const Datum *values,
 			error->column = column;
 			error->why = why;
 			for (; i >= 0; i--)
-				column_data_truncate(&block->columns[i], &block->marks[i]);
+				column_data_truncate(&block->columns[i]);
 			return false;
 		}
 	}
@@ -184,6 +184,19 @@ block_size(const RowBlock *block)
 }
 
 /*
+ * Bytes of all values in a column below others.
+ */
+static Size
+nested_size(const ColumnData *col)
+{
+	Size		size = col->nulls.len + col->data.len + col->offsets.len + col->dict.len;
+
+	for (int i = 0; i < col->nchildren; i++)
+		size += nested_size(&col->children[i]);
+	return size;
+}
+
+/*
  * Bytes of variable width in a column.
  */
 static Size
@@ -191,14 +204,10 @@ variable_size(const ColumnMap *map, const ColumnData *col)
 {
 	Size		size = col->dict.len;
 
-	if (map->is_array)
-	{
-		size += col->element->nulls.len + variable_size(map->element, col->element);
-		if (map->element->width != 0)
-			size += col->element->data.len;
-	}
-	else if (map->width == 0)
+	if (map->width == 0)
 		size += col->data.len;
+	for (int i = 0; i < col->nchildren; i++)
+		size += nested_size(&col->children[i]);
 	return size;
 }
 
@@ -335,26 +344,38 @@ write_dictionary(Compressor *c, const ColumnMap *map, const ColumnData *col)
 }
 
 /*
- * Writes a column's data: prefix, offsets of arrays, NULLs, values.
+ * Writes what some types have before all data, wherever they are nested: the
+ * version of a dictionary's format, and that of JSON as text.
  */
 static void
-write_column(Compressor *c, const ColumnMap *map, const ColumnData *col)
+write_prefix(Compressor *c, const ColumnMap *map)
 {
-	const ColumnMap *value_map = map->is_array ? map->element : map;
-	const ColumnData *values = map->is_array ? col->element : col;
-
-	if (value_map->low_cardinality)
+	if (map->low_cardinality)
 		write_uint64(c, LC_PREFIX);
+	if (map->is_json)
+		write_uint64(c, JSON_AS_STRING);
+	for (int i = 0; i < map->nchildren; i++)
+		write_prefix(c, &map->children[i]);
+}
+
+/*
+ * Writes a column's values: offsets of arrays, NULLs, data.
+ */
+static void
+write_values(Compressor *c, const ColumnMap *map, const ColumnData *col)
+{
+	if (map->low_cardinality)
+	{
+		write_dictionary(c, map, col);
+		return;
+	}
 	if (map->is_array)
 		write_buffer(c, &col->offsets);
-	if (value_map->low_cardinality)
-		write_dictionary(c, value_map, values);
-	else
-	{
-		if (value_map->nullable)
-			write_buffer(c, &values->nulls);
-		write_buffer(c, &values->data);
-	}
+	if (map->nullable)
+		write_buffer(c, &col->nulls);
+	write_buffer(c, &col->data);
+	for (int i = 0; i < map->nchildren; i++)
+		write_values(c, &map->children[i], &col->children[i]);
 }
 
 /*
@@ -480,7 +501,8 @@ block_seal(RowBlock *block, Compression method, ByteBuffer *out)
 	for (int i = 0; i < map->ncolumns; i++)
 	{
 		write_column_header(c, map->columns[i].name, map->columns[i].type);
-		write_column(c, &map->columns[i], &block->columns[i]);
+		write_prefix(c, &map->columns[i]);
+		write_values(c, &map->columns[i], &block->columns[i]);
 	}
 	write_column_header(c, CLICKPIPE_COL_VERSION, "UInt128");
 	write_buffer(c, &block->version);

@@ -67,7 +67,6 @@ typedef struct RowBlock
 	ByteBuffer	operation;		/* 1 byte a row, a RowOperation */
 	ByteBuffer	commit_ts;		/* 8 bytes a row */
 	ByteBuffer	xid;			/* 4 bytes a row */
-	ColumnMark *marks;
 	uint64		nrows;
 	Size		fixed_width;	/* bytes of a row that all rows have */
 	int			nvariable;		/* columns that have more than that ... */

@@ -34,7 +34,7 @@ catalog_load_leaves(int32 table, bool *listed, MemoryContext mcxt)
 	n = catalog_run("SELECT 1 FROM clickpipe.table_state WHERE id = %d AND leaves_listed", table);
 	*listed = (n > 0);
 	n = catalog_run("SELECT leaf, leaf_name, bound, version_commit, version_change, removed_lsn, "
-					"loaded::int, load_filenode, load_blocks, load_rows::bigint "
+					"loaded::int, load_filenode, load_blocks, load_rows::bigint, condition "
 					"FROM clickpipe.partition WHERE table_state = %d ORDER BY ordinal", table);
 	for (int i = 0; i < n; i++)
 	{
@@ -52,6 +52,7 @@ catalog_load_leaves(int32 table, bool *listed, MemoryContext mcxt)
 		leaf->described = OidIsValid(leaf->filenode);
 		leaf->nblocks = (BlockNumber) catalog_field_int(i, 9);
 		leaf->rows = (double) catalog_field_int(i, 10);
+		leaf->condition = text_field(i, 11, mcxt);
 		old = MemoryContextSwitchTo(mcxt);
 		leaves = lappend(leaves, leaf);
 		MemoryContextSwitchTo(old);
@@ -115,16 +116,17 @@ catalog_save_leaves(int32 table, List *leaves)
 						 catalog_lsn(leaf->version_hi), LSN_FORMAT_ARGS(leaf->version_lo),
 						 catalog_lsn(leaf->removed_lsn), leaf->loaded ? "true" : "false");
 		if (leaf->described)
-			appendStringInfo(&values, ", %u, %u, %.0f)", leaf->filenode, leaf->nblocks, leaf->rows);
+			appendStringInfo(&values, ", %u, %u, %.0f", leaf->filenode, leaf->nblocks, leaf->rows);
 		else
-			appendStringInfoString(&values, ", NULL, NULL, NULL)");
+			appendStringInfoString(&values, ", NULL, NULL, NULL");
+		appendStringInfo(&values, ", %s)", catalog_literal(leaf->condition));
 	}
 	(void) catalog_run("INSERT INTO clickpipe.partition (table_state, leaf, leaf_name, bound, "
 					   "version_commit, version_change, removed_lsn, loaded, load_filenode, "
-					   "load_blocks, load_rows) "
+					   "load_blocks, load_rows, condition) "
 					   "SELECT v.t, v.l::oid, v.n, v.b, v.c::pg_lsn, v.p, v.r::pg_lsn, v.d, v.f::oid, "
-					   "v.k::bigint, v.w::double precision "
-					   "FROM (VALUES %s) v (t, l, n, b, c, p, r, d, f, k, w) "
+					   "v.k::bigint, v.w::double precision, v.x "
+					   "FROM (VALUES %s) v (t, l, n, b, c, p, r, d, f, k, w, x) "
 					   "ON CONFLICT (table_state, leaf) DO UPDATE SET leaf_name = excluded.leaf_name, "
 					   "bound = coalesce(excluded.bound, partition.bound), "
 					   "version_commit = excluded.version_commit, "
@@ -133,7 +135,8 @@ catalog_save_leaves(int32 table, List *leaves)
 					   "removed_at = CASE WHEN excluded.removed_lsn IS NOT NULL "
 					   "THEN coalesce(partition.removed_at, pg_catalog.clock_timestamp()) END, "
 					   "loaded = excluded.loaded, load_filenode = excluded.load_filenode, "
-					   "load_blocks = excluded.load_blocks, load_rows = excluded.load_rows",
+					   "load_blocks = excluded.load_blocks, load_rows = excluded.load_rows, "
+					   "condition = excluded.condition",
 					   values.data);
 }
 

@@ -28,6 +28,8 @@
 #include "hints.h"
 #include "partition_tree.h"
 #include "partitions.h"
+#include "pipe.h"
+#include "refused.h"
 #include "worker.h"
 
 /*
@@ -40,7 +42,7 @@
 /* Bytes of a key's value that a message shows. */
 #define MAX_SHOWN_VALUE			200
 
-static PipeTable *table_of_change(Pipe *pipe, Relation rel, XLogRecPtr lsn);
+static PipeTable *table_of_change(Pipe *pipe, Relation rel);
 static void apply_to_root(Pipe *pipe, PipeTable *table, Route *route, RouteTarget *target,
 						  Relation rel, ReorderBufferChange *change);
 static void apply_to_table(Pipe *pipe, PipeTable *table, Relation rel, ReorderBufferChange *change);
@@ -60,6 +62,8 @@ static bool fill_unchanged_toast(Pipe *pipe, PipeTable *table, TupleDesc desc, b
 static bool place_changed(PipeTable *table, TupleDesc desc);
 static bool append(Pipe *pipe, PipeTable *table, RowMeta *meta, const Datum *values,
 				   const bool *isnull, bool key_only);
+static bool append_now(Pipe *pipe, PipeTable *table, RowMeta *meta, const Datum *values,
+					   const bool *isnull, bool key_only);
 static bool append_guarded(Pipe *pipe, PipeTable *table, RowMeta *meta, const Datum *values,
 						   const bool *isnull, bool key_only, RowError *error);
 static char *describe_key(PipeTable *table, TupleDesc desc, const Datum *values,
@@ -92,9 +96,6 @@ changes_begin(Pipe *pipe, ReorderBufferTXN *txn)
 	pipe->xid = txn->xid;		/* the top-level one, of two-phase commits too */
 	pipe->txn_opened_block = false;
 	pipe->txn_ntables = 0;
-	/* routes note the first change of each transaction */
-	if (pipe->routes != NULL)
-		pipe->last_relid = InvalidOid;
 
 	/*
 	 * Output functions of types that users made run as the pipe's owner.  The
@@ -123,7 +124,7 @@ changes_commit(Pipe *pipe, ReorderBufferTXN *txn)
 void
 changes_apply(Pipe *pipe, ReorderBufferTXN *txn, Relation rel, ReorderBufferChange *change)
 {
-	PipeTable  *table = table_of_change(pipe, rel, change->lsn);
+	PipeTable  *table = table_of_change(pipe, rel);
 	Route	   *route = pipe->last_route;
 	bool		ours = false;
 	MemoryContext old;
@@ -185,6 +186,8 @@ apply_to_root(Pipe *pipe, PipeTable *table, Route *route, RouteTarget *target, R
 						"%s", target->refusal);
 	if (table->failure.failed)
 		return;
+	if (!table->partitions->listed)
+		partitions_note_unlisted(pipe, table, route->relid);
 	table->tuple_desc = RelationGetDescr(rel);
 	table->route = route;
 	table->tuple_map = target->map;
@@ -298,6 +301,9 @@ apply_update(Pipe *pipe, PipeTable *table, TupleDesc desc, RowMeta *meta,
 		!fill_unchanged_toast(pipe, table, desc, oldtuple != NULL, &missing))
 		return;
 
+	/* a history needs the values as of this change, in its place */
+	if (missing && history)
+		toast_keep_order(table);
 	meta->operation = ROW_UPDATE;
 	if (oldtuple != NULL && ((history && table->whole_old) || place_changed(table, desc)))
 	{
@@ -309,7 +315,7 @@ apply_update(Pipe *pipe, PipeTable *table, TupleDesc desc, RowMeta *meta,
 		if (!append(pipe, table, &tombstone, table->old_values, table->old_isnull, !table->whole_old))
 			return;
 	}
-	if (missing)
+	if (missing && !history)
 	{
 		toast_defer(pipe, table, pipe->change_relid, meta);
 		table->txn_updated++;
@@ -348,7 +354,7 @@ void
 changes_truncate(Pipe *pipe, ReorderBufferTXN *txn, int nrels, Relation *rels,
 				 ReorderBufferChange *change)
 {
-	List	   *tables = NIL;
+	List	   *removals = NIL;
 	MemoryContext old;
 
 	if (pipe->options->truncate == TRUNCATE_IGNORE)
@@ -356,32 +362,37 @@ changes_truncate(Pipe *pipe, ReorderBufferTXN *txn, int nrels, Relation *rels,
 	old = MemoryContextSwitchTo(pipe->row_mcxt);
 	for (int i = 0; i < nrels; i++)
 	{
-		PipeTable  *table = table_of_change(pipe, rels[i], InvalidXLogRecPtr);
-		Route	   *route = pipe->last_route;
+		bool		is_leaf = (rels[i]->rd_rel->relkind != RELKIND_PARTITIONED_TABLE);
+		PipeTable  *table = is_leaf ? table_of_change(pipe, rels[i]) :
+			pipe_find_table(pipe, RelationGetRelid(rels[i]));
+		Route	   *route = is_leaf ? pipe->last_route : NULL;
 
 		for (; table != NULL; table = table->resync)
 		{
+			Removal    *removal;
+
 			if (!changes_takes(pipe, table) || target_has_change(pipe, table, change))
 				continue;
-			if (table->target->engine != ENGINE_NULL)
-				tables = list_append_unique_ptr(tables, table);
-			else
+			if (table->target->engine == ENGINE_NULL)
+			{
 				pipe_table_fail(pipe, table, 0,
 								hint_resync(pipe->info->name, table->info->source_name,
 											"A target with the engine Null cannot tell its materialized views: empty the tables that they fill (or have TRUNCATE ignored with the pipe option \"truncate\")"),
 								"the table was truncated");
+				continue;
+			}
+			removal = palloc0(sizeof(Removal));
+			removal->table = table;
+			removal->what = "was truncated";
+			removals = lappend(removals, removal);
 		}
 		for (int t = 0; route != NULL && t < route->ntargets; t++)
 			for (table = route->targets[t].table; table != NULL; table = table->resync)
-				if (changes_takes(pipe, table) && !list_member_ptr(tables, table) &&
-					!root_is_truncated(table, nrels, rels))
-					pipe_table_fail(pipe, table, 0,
-									hint_resync(pipe->info->name, table->info->source_name,
-												"This version does not follow TRUNCATE of a partition. If it shall be ignored, set the pipe option \"truncate\" to \"ignore\" with clickpipe_alter"),
-									"its partition %s was truncated", RelationGetRelationName(rels[i]));
+				if (changes_takes(pipe, table) && !root_is_truncated(table, nrels, rels))
+					removals = removal_of_truncated(pipe, table, rels[i], change->lsn, removals);
 	}
-	if (tables != NIL)
-		truncate_targets(pipe, tables);
+	if (removals != NIL)
+		truncate_targets(pipe, removals);
 	MemoryContextSwitchTo(old);
 	MemoryContextReset(pipe->row_mcxt);
 }
@@ -401,7 +412,7 @@ root_is_truncated(PipeTable *table, int nrels, Relation *rels)
  * is a partition of.
  */
 static PipeTable *
-table_of_change(Pipe *pipe, Relation rel, XLogRecPtr lsn)
+table_of_change(Pipe *pipe, Relation rel)
 {
 	Oid			relid = OidIsValid(rel->rd_rel->relrewrite) ?
 		rel->rd_rel->relrewrite : RelationGetRelid(rel);
@@ -414,7 +425,7 @@ table_of_change(Pipe *pipe, Relation rel, XLogRecPtr lsn)
 		pipe->last_relid = relid;
 		if (pipe->routes != NULL &&
 			(rel->rd_rel->relispartition || partitions_knows(pipe, relid)))
-			pipe->last_route = partitions_route(pipe, rel, lsn);
+			pipe->last_route = partitions_route(pipe, rel);
 	}
 	return pipe->last_table;
 }
@@ -443,9 +454,13 @@ shape_fits(Pipe *pipe, PipeTable *table, Relation rel)
 	if (!fits)
 		return false;
 	/* whole old rows are logged from here on, or not any more */
-	table->target->key.full = (rel->rd_rel->relreplident == REPLICA_IDENTITY_FULL);
 	if (root == NULL)
+	{
+		table->target->key.full = (rel->rd_rel->relreplident == REPLICA_IDENTITY_FULL);
 		table->whole_old = table->target->key.full;
+		if (table->target->rows.history && table->target->key.natts > 0 && !table->whole_old)
+			pipe_table_not_full(pipe, table);
+	}
 	table->unchecked = false;
 	return true;
 }
@@ -507,9 +522,8 @@ deform(PipeTable *table, HeapTuple tuple, TupleDesc desc, Datum *values, bool *i
 /*
  * Finds the values that an UPDATE left unchanged and out of line, which its
  * WAL record does not carry.  They are in the old row if REPLICA IDENTITY is
- * FULL.  *missing: some are not, and the row must be read from the table, which
- * no history can do: it needs the values as of this change.  False: the table
- * had to be set aside.
+ * FULL.  *missing: some are not, and must be read from the table.  False: the
+ * table had to be set aside.
  */
 static bool
 fill_unchanged_toast(Pipe *pipe, PipeTable *table, TupleDesc desc, bool have_old,
@@ -531,14 +545,15 @@ fill_unchanged_toast(Pipe *pipe, PipeTable *table, TupleDesc desc, bool have_old
 			table->values[att] = table->old_values[att];
 			continue;
 		}
-		if (table->target->engine == ENGINE_REPLACING_MERGE_TREE && !rows->is_place[i])
+		if (table->target->engine == ENGINE_REPLACING_MERGE_TREE ? !rows->is_place[i] :
+			(table->target->key.natts > 0 && !rows->is_key[i]))
 		{
 			*missing = true;
 			continue;
 		}
 		pipe_table_fail(pipe, table, 0,
 						hint_resync(pipe->info->name, table->info->source_name,
-									"Append-only targets of tables with large values need ALTER TABLE ... REPLICA IDENTITY FULL: set it"),
+									"Without a key, tables with large values need ALTER TABLE ... REPLICA IDENTITY FULL: set it"),
 						"an UPDATE left the large value of column \"%s\" unchanged (%s)",
 						rows->columns[i].attname,
 						describe_key(table, desc, table->values, table->isnull));
@@ -581,10 +596,21 @@ place_changed(PipeTable *table, TupleDesc desc)
 	return false;
 }
 
-/* Appends a row to the table's block; sets the table aside if ClickHouse has no place for it. */
+/* Appends a row to the table's block, or to its queue if those before it are there. */
 static bool
 append(Pipe *pipe, PipeTable *table, RowMeta *meta, const Datum *values,
 	   const bool *isnull, bool key_only)
+{
+	if (likely(table->toast == NULL || !toast_in_order(table)))
+		return append_now(pipe, table, meta, values, isnull, key_only);
+	toast_defer_row(pipe, table, pipe->change_relid, meta, values, isnull, key_only);
+	return true;
+}
+
+/* Appends a row to the table's block; sets the table aside if ClickHouse has no place for it. */
+static bool
+append_now(Pipe *pipe, PipeTable *table, RowMeta *meta, const Datum *values,
+		   const bool *isnull, bool key_only)
 {
 	RowError	error;
 
@@ -602,11 +628,8 @@ append(Pipe *pipe, PipeTable *table, RowMeta *meta, const Datum *values,
 		if (table->failure.failed)
 			return false;
 		pipe_table_fail(pipe, table, 0,
-						hint_resync(pipe->info->name, table->info->source_name,
-									"Change the value (or leave the column out: remove the table and add it with the table option excluded_columns)"),
-						"column \"%s\" of type %s: %s (%s)", error.column->attname,
-						error.column->type, error.why,
-						describe_key(table, NULL, values, isnull));
+						hint_resync(pipe->info->name, table->info->source_name, refused_hint),
+						"%s", refused_message(&table->target->rows, &error, values, isnull, NULL, true));
 		return false;
 	}
 	table->last_version_hi = meta->version_hi;
@@ -620,10 +643,11 @@ append(Pipe *pipe, PipeTable *table, RowMeta *meta, const Datum *values,
 
 /*
  * Takes a row apart that was read from the table, or from a leaf of it (map: see
- * partition_map), into the scratch space.
+ * partition_map), into the scratch space; old: into that of old rows.
  */
 void
-changes_deform(PipeTable *table, HeapTuple tuple, TupleDesc desc, const AttrNumber *map)
+changes_deform(PipeTable *table, HeapTuple tuple, TupleDesc desc, const AttrNumber *map,
+			   bool old)
 {
 	Datum	   *values;
 	bool	   *isnull;
@@ -632,14 +656,16 @@ changes_deform(PipeTable *table, HeapTuple tuple, TupleDesc desc, const AttrNumb
 		grow_scratch(table, desc->natts);
 	if (map == NULL)
 	{
-		heap_deform_tuple(tuple, desc, table->values, table->isnull);
+		heap_deform_tuple(tuple, desc, old ? table->old_values : table->values,
+						  old ? table->old_isnull : table->isnull);
 		return;
 	}
 	values = palloc(sizeof(Datum) * desc->natts);
 	isnull = palloc(sizeof(bool) * desc->natts);
 	heap_deform_tuple(tuple, desc, values, isnull);
-	partition_map_row(map, table->partitions->desc->natts, values, isnull, table->values,
-					  table->isnull);
+	partition_map_row(map, table->partitions->desc->natts, values, isnull,
+					  old ? table->old_values : table->values,
+					  old ? table->old_isnull : table->isnull);
 }
 
 /*
@@ -648,13 +674,14 @@ changes_deform(PipeTable *table, HeapTuple tuple, TupleDesc desc, const AttrNumb
  * a callback.
  */
 bool
-changes_append_read(Pipe *pipe, PipeTable *table, RowMeta *meta, XLogRecPtr first_lsn)
+changes_append_read(Pipe *pipe, PipeTable *table, RowMeta *meta, bool key_only,
+					XLogRecPtr first_lsn)
 {
 	uint64		hi = table->last_version_hi;
 	uint64		lo = table->last_version_lo;
 
 	pipe->commit_lsn = first_lsn;
-	if (!append(pipe, table, meta, table->values, table->isnull, false))
+	if (!append_now(pipe, table, meta, table->values, table->isnull, key_only))
 		return false;
 	table->block_first_lsn = Min(table->block_first_lsn, first_lsn);
 	/* the block may have later rows already */
@@ -695,7 +722,7 @@ append_guarded(Pipe *pipe, PipeTable *table, RowMeta *meta, const Datum *values,
 		FlushErrorState();
 		pipe_table_fail(pipe, table, 0,
 						hint_resync(pipe->info->name, table->info->source_name,
-									"Change the value (or leave the column out: remove the table and add it with the table option excluded_columns)"),
+									refused_hint),
 						"a value has no text form: %s", edata->message);
 	}
 	PG_END_TRY();

@@ -35,9 +35,8 @@ static void check_target(Check *check, void *arg);
 static void check_existing(Check *check, Survey *s, const TargetFound *found);
 static void check_hazards(Check *check, Survey *s);
 static bool pipe_is_going(int32 pipe_id, char **name);
-static void warn_of_values(Check *check, const CheckedTable *table, const Target *target,
-						   const TypeCaps *caps);
-static const char *risk_of_type(const ColumnMap *map, const TypeCaps *caps);
+static void check_types(Check *check, Survey *s);
+static void warn_of_values(Check *check, const CheckedTable *table, const Target *target);
 static TargetDatabase *find_database(Survey *s, const char *name);
 static const char *hint_of_error(const ChError *err);
 
@@ -166,7 +165,7 @@ make_target(Check *check, void *arg)
 							check->server->dbname, NULL, NULL, &s->ch->caps, check->mcxt);
 	relation_close(rel, AccessShareLock);
 	if (check->want_plan)
-		warn_of_values(check, s->table, s->target, &s->ch->caps);
+		warn_of_values(check, s->table, s->target);
 }
 
 /* Looks at what is under the target's name, and shows what would be there. */
@@ -235,8 +234,8 @@ check_existing(Check *check, Survey *s, const TargetFound *found)
 				  "target %s.%s exists and has rows already", target->database, target->table);
 	if (!target_check_engine(s->ch, target, check->options, &err, &hint))
 		check_add_ch_error(check, s, object, hint, &err);
-	if (s->answers && !target_check_columns(s->ch, target, &err, &hint))
-		check_add_ch_error(check, s, object, hint, &err);
+	if (s->answers)
+		check_types(check, s);
 	if (found->views[0] != '\0')
 		check_add(check, FINDING_WARNING, 0, object,
 				  "Let them write to targets that replace by _clickpipe_version as well, or read the target with FINAL instead.",
@@ -290,6 +289,45 @@ check_hazards(Check *check, Survey *s)
 	}
 }
 
+/* Are the columns' types those that would have been made, or such as can be taken over? */
+static void
+check_types(Check *check, Survey *s)
+{
+	const Target *target = s->target;
+	const char *object = s->table->name;
+	List	   *existing;
+	List	   *decisions = NIL;
+	Relation	rel;
+	char	   *refusal = NULL;
+	const char *hint;
+	ChError		err;
+
+	if (!target_read_columns(s->ch, target->ch_database, target->ch_table, check->answer_ms,
+							 &existing, &err))
+	{
+		check_add_ch_error(check, s, object, NULL, &err);
+		return;
+	}
+	rel = try_relation_open(s->table->relid, AccessShareLock);
+	if (rel != NULL)
+	{
+		List	   *watch;
+
+		decisions = target_adopt_types(rel, target, s->table->options, check->options,
+									   &s->ch->caps, NIL, existing, &refusal);
+		if (decisions != NIL)
+			s->target = target_make(rel, s->table->options, check->options,
+									list_concat(source_shape(rel, &watch), decisions),
+									check->server->dbname, NULL, NULL, &s->ch->caps, check->mcxt);
+		relation_close(rel, AccessShareLock);
+	}
+	if (refusal != NULL)
+		check_add(check, FINDING_ERROR, ERRCODE_DATATYPE_MISMATCH, object, target_adopt_hint,
+				  "target %s.%s: %s", target->database, target->table, refusal);
+	else if (!target_check_columns(s->ch, s->target, &err, &hint))
+		check_add_ch_error(check, s, object, hint, &err);
+}
+
 /* Is the pipe dropped, and its targets with it?  Else *name is its name, NULL if it is gone. */
 static bool
 pipe_is_going(int32 pipe_id, char **name)
@@ -307,43 +345,35 @@ pipe_is_going(int32 pipe_id, char **name)
 	return going;
 }
 
-/* Warns of values that PostgreSQL can hold and the target cannot. */
+/* Warns of values that PostgreSQL can hold and the target cannot, and of losses that are wished. */
 static void
-warn_of_values(Check *check, const CheckedTable *table, const Target *target, const TypeCaps *caps)
+warn_of_values(Check *check, const CheckedTable *table, const Target *target)
 {
-	StringInfoData columns;
+	StringInfoData risks;
+	StringInfoData losses;
 
-	initStringInfo(&columns);
+	initStringInfo(&risks);
+	initStringInfo(&losses);
 	for (int i = 0; i < target->rows.ncolumns; i++)
 	{
 		const ColumnMap *map = &target->rows.columns[i];
-		const char *risk = risk_of_type(map, caps);
 
-		if (risk != NULL)
-			appendStringInfo(&columns, "%s\"%s\" (%s: %s)", columns.len > 0 ? ", " : "",
-							 map->attname, map->type, risk);
+		if (map->risk != NULL)
+			appendStringInfo(&risks, "%s\"%s\" (%s: %s)", risks.len > 0 ? ", " : "",
+							 map->attname, check_in_server_encoding(map->type), map->risk);
+		if (map->loss != NULL)
+			appendStringInfo(&losses, "%s\"%s\" (%s: %s)", losses.len > 0 ? ", " : "",
+							 map->attname, check_in_server_encoding(map->type), map->loss);
 	}
-	if (columns.len > 0)
+	if (risks.len > 0)
 		check_add(check, FINDING_WARNING, 0, table->name,
-				  "Make sure that there are none, or leave the columns out with the table option excluded_columns.",
+				  "Make sure that there are none, choose another type with the table option columns (String holds the text of every value), or leave the columns out with the table option excluded_columns.",
 				  "a value that its type in ClickHouse cannot hold would set the table aside: %s",
-				  columns.data);
-}
-
-/* Returns which values a column's type cannot hold, NULL if it holds all. */
-static const char *
-risk_of_type(const ColumnMap *map, const TypeCaps *caps)
-{
-	const char *years = caps->wide_dates ? "infinity, years outside 0 to 9999" : "infinity, years outside 1900 to 2299";
-
-	if (map->is_array)
-		return map->attnotnull || map->null_to_default ?
-			"more than one dimension" : "NULL, more than one dimension";
-	if (strstr(map->type, "Date32") != NULL || strstr(map->type, "DateTime64") != NULL)
-		return years;
-	if (strstr(map->type, "Decimal") != NULL)
-		return "NaN";
-	return NULL;
+				  risks.data);
+	if (losses.len > 0)
+		check_add(check, FINDING_WARNING, 0, table->name,
+				  "That is what the table option columns wishes.",
+				  "values lose something in ClickHouse: %s", losses.data);
 }
 
 /* Returns the database of that name, adding it to the list. */

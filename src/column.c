@@ -16,6 +16,18 @@
 #include "encode.h"
 
 /*
+ * Does the column hold ClickHouse's JSON, alone or inside of something?
+ */
+bool
+column_map_has_json(const ColumnMap *map)
+{
+	for (int i = 0; i < map->nchildren; i++)
+		if (column_map_has_json(&map->children[i]))
+			return true;
+	return map->is_json;
+}
+
+/*
  * Makes an empty column whose memory is in "mcxt".  Allocates nothing, but
  * for the elements of an array.
  */
@@ -28,12 +40,14 @@ column_data_init(ColumnData *col, const ColumnMap *map, MemoryContext mcxt)
 	buffer_init(&col->dict, mcxt);
 	dictionary_init(col, map->dict_nullable);
 	col->count = 0;
-	col->element = NULL;
-	if (map->is_array)
-	{
-		col->element = MemoryContextAlloc(mcxt, sizeof(ColumnData));
-		column_data_init(col->element, map->element, mcxt);
-	}
+	col->read_count = 0;
+	col->read_data = 0;
+	col->nchildren = map->nchildren;
+	col->children = NULL;
+	if (map->nchildren > 0)
+		col->children = MemoryContextAlloc(mcxt, sizeof(ColumnData) * map->nchildren);
+	for (int i = 0; i < map->nchildren; i++)
+		column_data_init(&col->children[i], &map->children[i], mcxt);
 }
 
 /*
@@ -48,8 +62,8 @@ column_data_reset(ColumnData *col, const ColumnMap *map, Size keep)
 	buffer_reset(&col->offsets, keep);
 	dictionary_reset(col, map->dict_nullable, keep);
 	col->count = 0;
-	if (col->element != NULL)
-		column_data_reset(col->element, map->element, keep);
+	for (int i = 0; i < col->nchildren; i++)
+		column_data_reset(&col->children[i], &map->children[i], keep);
 }
 
 /*
@@ -61,9 +75,19 @@ column_data_size(const ColumnData *col)
 	Size		size = col->nulls.cap + col->data.cap + col->offsets.cap +
 		col->dict.cap + dictionary_size(col);
 
-	if (col->element != NULL)
-		size += sizeof(ColumnData) + column_data_size(col->element);
+	for (int i = 0; i < col->nchildren; i++)
+		size += sizeof(ColumnData) + column_data_size(&col->children[i]);
 	return size;
+}
+
+/*
+ * Marks the children of a nested column.
+ */
+void
+column_data_mark_children(ColumnData *col)
+{
+	for (int i = 0; i < col->nchildren; i++)
+		column_data_mark(&col->children[i]);
 }
 
 /*
@@ -71,18 +95,14 @@ column_data_size(const ColumnData *col)
  * dictionaries stay; an entry that no row uses does no harm.
  */
 void
-column_data_truncate(ColumnData *col, const ColumnMark *mark)
+column_data_truncate(ColumnData *col)
 {
-	col->nulls.len = mark->nulls;
-	col->data.len = mark->data;
-	col->offsets.len = mark->offsets;
-	col->count = mark->count;
-	if (col->element != NULL)
-	{
-		col->element->nulls.len = mark->elem_nulls;
-		col->element->data.len = mark->elem_data;
-		col->element->count = mark->elem_count;
-	}
+	col->nulls.len = col->mark.nulls;
+	col->data.len = col->mark.data;
+	col->offsets.len = col->mark.offsets;
+	col->count = col->mark.count;
+	for (int i = 0; i < col->nchildren; i++)
+		column_data_truncate(&col->children[i]);
 }
 
 /*
@@ -105,7 +125,8 @@ column_append_null(const ColumnMap *map, ColumnData *col, const char **why)
 		map->encode_default(map, col);
 		return true;
 	}
-	*why = map->is_array ? "NULL has no Array value" : "the column is not Nullable";
+	*why = map->is_array ? "NULL has no Array value" :
+		(map->is_tuple ? "NULL has no Tuple value" : "the column is not Nullable");
 	return false;
 }
 

@@ -22,6 +22,7 @@
 #include "catalog/pg_database.h"
 #include "catalog/pg_foreign_server.h"
 #include "replication/logical.h"
+#include "replication/snapbuild.h"
 #include "replication/slot.h"
 #include "storage/latch.h"
 #include "storage/lock.h"
@@ -29,6 +30,7 @@
 #include "utils/backend_status.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
+#include "utils/pg_locale.h"
 #include "utils/regproc.h"
 #include "utils/rel.h"
 #include "utils/relcache.h"
@@ -53,6 +55,17 @@ compat_relfilenode(Relation rel)
 	return (Oid) rel->rd_locator.relNumber;
 #else
 	return rel->rd_node.relNode;
+#endif
+}
+
+/* Does a collation order strings by their bytes?  Reads catalogs. */
+static inline bool
+compat_collation_is_c(Oid collation)
+{
+#if PG_VERSION_NUM >= 180000
+	return pg_newlocale_from_collation(collation)->collate_is_c;
+#else
+	return lc_collate_is_c(collation);
 #endif
 }
 
@@ -314,6 +327,18 @@ compat_attr_is_virtual(Form_pg_attribute att)
 #else
 	(void) att;
 	return false;
+#endif
+}
+
+/* A transaction commits, for a snapshot builder. */
+static inline void
+compat_snapbuild_commit(SnapBuild *builder, XLogRecPtr lsn, TransactionId xid, int nsubxacts,
+						TransactionId *subxacts, uint32 xinfo)
+{
+#if PG_VERSION_NUM >= 160000
+	SnapBuildCommitTxn(builder, lsn, xid, nsubxacts, subxacts, xinfo);
+#else
+	SnapBuildCommitTxn(builder, lsn, xid, nsubxacts, subxacts);
 #endif
 }
 

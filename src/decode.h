@@ -48,4 +48,11 @@ extern int64 slot_retained_wal(const char *name);
 /* The next record of the WAL flushed, NULL at its end.  Does not wait. */
 extern XLogRecord *decode_read_record(LogicalDecodingContext *ctx);
 
+/*
+ * Before the record that was read is decoded: sees to it that a transaction that
+ * changed catalogs and commits there is known of, also if decoding is not
+ * consistent yet.
+ */
+extern void decode_note_commit(LogicalDecodingContext *ctx);
+
 #endif							/* CLICKPIPE_DECODE_H */

@@ -18,11 +18,9 @@
 #include "postgres.h"
 
 #include "access/htup_details.h"
-#include "access/tupmacs.h"
 #include "catalog/pg_enum.h"
 #include "datatype/timestamp.h"
 #include "port/pg_bswap.h"
-#include "utils/array.h"
 #include "utils/date.h"
 #include "utils/jsonb.h"
 #include "utils/syscache.h"
@@ -40,72 +38,55 @@
 #endif
 
 /*
- * Appends a value of fixed width.  The width is a constant wherever this is
- * inlined, which makes it a plain store.
+ * Appends text in the database's encoding to a column that is no plain String.
  */
-static inline bool
-put(ColumnData *col, const void *value, Size width)
+bool
+put_text_elsewhere(const ColumnMap *map, ColumnData *col, const char *text, Size len,
+				   const char **why)
 {
-	buffer_append(&col->data, value, width);
-	col->count++;
-	return true;
+	ByteBuffer	converted;
+	bool		ok;
+
+	if (utf8_is_server_encoding)
+		return put_bytes_elsewhere(map, col, text, len, why);
+	buffer_init(&converted, CurrentMemoryContext);
+	ok = utf8_convert(&converted, text, len, why) &&
+		put_bytes_elsewhere(map, col, converted.len > 0 ? converted.data : "", converted.len, why);
+	buffer_release(&converted);
+	return ok;
 }
 
 /*
- * Appends bytes to a String column: one reservation, one copy.
+ * Appends bytes, or text in UTF8, to a column that is no plain String.
  */
-static inline bool
-put_bytes(ColumnData *col, const char *bytes, Size len)
+bool
+put_bytes_elsewhere(const ColumnMap *map, ColumnData *col, const char *bytes, Size len,
+					const char **why)
 {
-	ByteBuffer *buf = &col->data;
+	switch (map->sink)
+	{
+		case SINK_STRING:
+			return put_string(col, bytes, len);
+		case SINK_DICTIONARY:
+			{
+				uint32		slot = dictionary_slot(col, map->dict_nullable, bytes, len);
 
-	buffer_reserve(buf, len + 10);
-	if (likely(len < 0x80))
-		buf->data[buf->len++] = (char) len;
-	else
-		buffer_append_varuint(buf, len);
-	memcpy(buf->data + buf->len, bytes, len);
-	buf->len += len;
-	col->count++;
-	return true;
-}
-
-/*
- * Appends text in the database's encoding to a String column.
- */
-static inline bool
-put_text(ColumnData *col, const char *text, Size len, const char **why)
-{
-	if (likely(utf8_is_server_encoding))
-		return put_bytes(col, text, len);
-	if (!utf8_append(&col->data, text, len, why))
-		return false;
-	col->count++;
-	return true;
-}
-
-/*
- * A varlena in memory and uncompressed, with a short header if it has one.
- * Spares a function call for the values that are so already.
- */
-static inline struct varlena *
-detoast(Datum value)
-{
-	struct varlena *p = (struct varlena *) DatumGetPointer(value);
-
-	if (unlikely(VARATT_IS_COMPRESSED(p) || VARATT_IS_EXTERNAL(p)))
-		return pg_detoast_datum_packed(p);
-	return p;
-}
-
-/*
- * Frees what detoasting allocated: a row may have a thousand big values.
- */
-static inline void
-free_detoasted(struct varlena *p, Datum value)
-{
-	if (unlikely((Pointer) p != DatumGetPointer(value)))
-		pfree(p);
+				return put(col, &slot, sizeof(slot));
+			}
+		case SINK_FIXED:
+			if (len > map->width || (len < map->width && !map->lossy))
+			{
+				*why = psprintf("the value has %zu bytes, not %d", len, map->width);
+				return false;
+			}
+			buffer_append(&col->data, bytes, len);
+			buffer_append_zeros(&col->data, map->width - len);
+			col->count++;
+			return true;
+		case SINK_ENUM:
+			return put_label(map, col, bytes, len, why);
+	}
+	return false;				/* keep compiler quiet */
 }
 
 /* bool -> Bool */
@@ -283,9 +264,10 @@ encode_bytes(const ColumnMap *map, ColumnData *col, Datum value, const char **wh
 {
 	struct varlena *p = detoast(value);
 
-	put_bytes(col, VARDATA_ANY(p), VARSIZE_ANY_EXHDR(p));
+	bool		ok = put_bytes(map, col, VARDATA_ANY(p), VARSIZE_ANY_EXHDR(p), why);
+
 	free_detoasted(p, value);
-	return true;
+	return ok;
 }
 
 /* text, varchar, bpchar (with its blanks), json -> String */
@@ -293,7 +275,7 @@ bool
 encode_text(const ColumnMap *map, ColumnData *col, Datum value, const char **why)
 {
 	struct varlena *p = detoast(value);
-	bool		ok = put_text(col, VARDATA_ANY(p), VARSIZE_ANY_EXHDR(p), why);
+	bool		ok = put_text(map, col, VARDATA_ANY(p), VARSIZE_ANY_EXHDR(p), why);
 
 	free_detoasted(p, value);
 	return ok;
@@ -309,10 +291,56 @@ encode_jsonb(const ColumnMap *map, ColumnData *col, Datum value, const char **wh
 
 	initStringInfo(&text);
 	JsonbToCString(&text, &jb->root, VARSIZE(jb));
-	ok = put_text(col, text.data, text.len, why);
+	ok = put_text(map, col, text.data, text.len, why);
 	pfree(text.data);
 	free_detoasted((struct varlena *) jb, value);
 	return ok;
+}
+
+/* numeric -> String, as numeric_out writes it */
+bool
+encode_numeric_text(const ColumnMap *map, ColumnData *col, Datum value, const char **why)
+{
+	struct varlena *num = detoast(value);
+	char		small[NUMERIC_TEXT_SMALL];
+	Size		max = numeric_text_size(num);
+	char	   *text = max <= sizeof(small) ? small : palloc(max);
+	bool		ok = put_bytes(map, col, text, numeric_to_text(num, text), why);
+
+	if (text != small)
+		pfree(text);
+	free_detoasted(num, value);
+	return ok;
+}
+
+/* name -> String */
+bool
+encode_name(const ColumnMap *map, ColumnData *col, Datum value, const char **why)
+{
+	const char *name = NameStr(*DatumGetName(value));
+
+	return put_text(map, col, name, strnlen(name, NAMEDATALEN), why);
+}
+
+/*
+ * "char" -> String: the character; nothing for the byte zero, and three octal
+ * digits for what is none in every encoding, as PostgreSQL 16 prints it.
+ */
+bool
+encode_char(const ColumnMap *map, ColumnData *col, Datum value, const char **why)
+{
+	unsigned char c = (unsigned char) DatumGetChar(value);
+	char		text[4] = {(char) c};
+
+	if (IS_HIGHBIT_SET(c))
+	{
+		text[0] = '\\';
+		text[1] = '0' + (c >> 6);
+		text[2] = '0' + ((c >> 3) & 7);
+		text[3] = '0' + (c & 7);
+		return put_bytes(map, col, text, 4, why);
+	}
+	return put_bytes(map, col, text, c == '\0' ? 0 : 1, why);
 }
 
 /* every other type -> String, its output function's text */
@@ -321,7 +349,7 @@ encode_output(const ColumnMap *map, ColumnData *col, Datum value, const char **w
 {
 	/* functions keep caches in their FmgrInfo, hence not const */
 	char	   *text = OutputFunctionCall((FmgrInfo *) &map->output, value);
-	bool		ok = put_text(col, text, strlen(text), why);
+	bool		ok = put_text(map, col, text, strlen(text), why);
 
 	pfree(text);
 	return ok;
@@ -361,6 +389,27 @@ enum_slot(const ColumnMap *map, ColumnData *col, Oid oid, uint32 *slot, const ch
 	return true;
 }
 
+/*
+ * Appends the label of an enum's value to a column without a dictionary.
+ */
+static bool
+enum_text(const ColumnMap *map, ColumnData *col, Oid oid, const char **why)
+{
+	HeapTuple	tuple = SearchSysCache1(ENUMOID, ObjectIdGetDatum(oid));
+	const char *label;
+	bool		ok;
+
+	if (!HeapTupleIsValid(tuple))
+	{
+		*why = psprintf("enum value %u has no label", oid);
+		return false;
+	}
+	label = NameStr(((Form_pg_enum) GETSTRUCT(tuple))->enumlabel);
+	ok = put_text(map, col, label, strlen(label), why);
+	ReleaseSysCache(tuple);
+	return ok;
+}
+
 /* enum -> LowCardinality(String), its label */
 bool
 encode_enum(const ColumnMap *map, ColumnData *col, Datum value, const char **why)
@@ -368,115 +417,20 @@ encode_enum(const ColumnMap *map, ColumnData *col, Datum value, const char **why
 	Oid			oid = DatumGetObjectId(value);
 	uint32		slot;
 
+	if (unlikely(map->sink != SINK_DICTIONARY))
+		return enum_text(map, col, oid, why);
 	if (!dictionary_find_oid(col, oid, map->label_generation, &slot) &&
 		!enum_slot(map, col, oid, &slot, why))
 		return false;
 	return put(col, &slot, sizeof(slot));
 }
 
-/*
- * Arrays of one dimension -> Array(T).  ClickHouse's arrays have no lower
- * bound, and the type fixes how deep they are.
- */
-bool
-encode_array(const ColumnMap *map, ColumnData *col, Datum value, const char **why)
+/* All types of fixed width whose default is zero */
+void
+default_zero(const ColumnMap *map, ColumnData *col)
 {
-	ArrayType  *array = DatumGetArrayTypeP(value);
-	const ColumnMap *elem_map = map->element;
-	ColumnData *elements = col->element;
-	bool		ok = true;
-	uint64		end;
-
-	if (ARR_NDIM(array) > 1)
-	{
-		*why = psprintf("array has %d dimensions", ARR_NDIM(array));
-		ok = false;
-	}
-	else if (ARR_NDIM(array) == 1)
-	{
-		int			nitems = ARR_DIMS(array)[0];
-		const char *p = ARR_DATA_PTR(array);
-		const uint8 *nulls = ARR_NULLBITMAP(array);
-
-		if (ARR_LBOUND(array)[0] != 1 && nitems > 0)
-		{
-			*why = psprintf("array has lower bound %d", ARR_LBOUND(array)[0]);
-			ok = false;
-		}
-		for (int i = 0; ok && i < nitems; i++)
-		{
-			if (nulls != NULL && att_isnull(i, nulls))
-				ok = column_append_null(elem_map, elements, why);
-			else
-			{
-				Datum		element = fetch_att(p, map->elembyval, map->elemlen);
-
-				ok = column_append(elem_map, elements, element, why);
-				p = att_addlength_pointer(p, map->elemlen, p);
-				p = (const char *) att_align_nominal(p, map->elemalign);
-			}
-		}
-	}
-	free_detoasted((struct varlena *) array, value);
-
-	if (!ok)
-		return false;
-	end = elements->count;
-	buffer_append(&col->offsets, &end, sizeof(end));
+	buffer_append_zeros(&col->data, map->width);
 	col->count++;
-	return true;
-}
-
-/*
- * Appends a default of fixed width: all bytes zero.
- */
-static inline void
-put_zeros(ColumnData *col, Size width)
-{
-	buffer_append_zeros(&col->data, width);
-	col->count++;
-}
-
-/* Bool */
-void
-default_1(const ColumnMap *map, ColumnData *col)
-{
-	put_zeros(col, 1);
-}
-
-/* Int16 */
-void
-default_2(const ColumnMap *map, ColumnData *col)
-{
-	put_zeros(col, 2);
-}
-
-/* Int32, Float32, Decimal32 */
-void
-default_4(const ColumnMap *map, ColumnData *col)
-{
-	put_zeros(col, 4);
-}
-
-/* Int64, Float64, Decimal64, DateTime64, Time64 */
-void
-default_8(const ColumnMap *map, ColumnData *col)
-{
-	put_zeros(col, 8);
-}
-
-/* Decimal128, UUID */
-void
-default_16(const ColumnMap *map, ColumnData *col)
-{
-	put_zeros(col, 16);
-}
-
-/* Decimal256 */
-void
-default_32(const ColumnMap *map, ColumnData *col)
-{
-	put_zeros(col, 32);
 }
 
 /* Date32, whose default is its first day of old, 1900-01-01, and not zero */
@@ -492,7 +446,8 @@ default_date(const ColumnMap *map, ColumnData *col)
 void
 default_string(const ColumnMap *map, ColumnData *col)
 {
-	put_zeros(col, 1);
+	buffer_append_byte(&col->data, 0);
+	col->count++;
 }
 
 /* LowCardinality: NULL where it may be, else the empty string */
@@ -502,14 +457,4 @@ default_dictionary(const ColumnMap *map, ColumnData *col)
 	uint32		slot = map->dict_nullable ? DICT_NULL_SLOT : DICT_DEFAULT_SLOT(false);
 
 	put(col, &slot, sizeof(slot));
-}
-
-/* Array: empty */
-void
-default_array(const ColumnMap *map, ColumnData *col)
-{
-	uint64		end = col->element->count;
-
-	buffer_append(&col->offsets, &end, sizeof(end));
-	col->count++;
 }

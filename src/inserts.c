@@ -52,7 +52,6 @@ static double flush_interval_ms(Pipe *pipe, PipeTable *table, int waiting);
 static int	count_waiting(Pipe *pipe);
 static bool holds_back_others(Pipe *pipe, PipeTable *table, ChErrorClass class, TimestampTz now);
 static bool only_refused_is_left(Pipe *pipe);
-static bool has_blocks(PipeTable *table);
 static void report_batch(Pipe *pipe, SealedBlock *sealed, TimestampTz now);
 static void seal_largest(Pipe *pipe);
 
@@ -385,7 +384,7 @@ only_refused_is_left(Pipe *pipe)
 	if (inserts_unacked_bytes(pipe) <= pipe->options->max_unacked_bytes)
 		return false;
 	for (int i = 0; i < pipe->ntables; i++)
-		if (has_blocks(pipe->tables[i]) &&
+		if (inserts_has_blocks(pipe->tables[i]) &&
 			(pipe->tables[i]->refused_since == 0 ||
 			 !ch_error_is_of_table(pipe->tables[i]->refused_code)))
 			return false;
@@ -436,12 +435,12 @@ inserts_discard(Pipe *pipe, PipeTable *table)
 bool
 inserts_pending(Pipe *pipe, PipeTable *table)
 {
-	return has_blocks(table) || toast_pending(table);
+	return inserts_has_blocks(table) || toast_pending(table);
 }
 
 /* Has the table rows in blocks? */
-static bool
-has_blocks(PipeTable *table)
+bool
+inserts_has_blocks(PipeTable *table)
 {
 	return !dlist_is_empty(&table->sealed) ||
 		(table->block != NULL && table->block->nrows > 0);

@@ -204,6 +204,9 @@ describe_leaves(Pipe *pipe, PipeTable *table)
 		if (describe_some(pipe, table, &progress) == 0 || table->failure.failed)
 			break;
 		any |= progress;
+		if (!progress)
+			entry_set_activity(pipe->entry, "load of %s waits for a lock on a partition",
+							   table->info->source_name);
 	} while (progress && !TimestampDifferenceExceeds(begin, GetCurrentTimestamp(), DESCRIBE_MS));
 	if (any && table->partitions->nwaiting > 0)
 	{
@@ -296,6 +299,7 @@ describe_leaf(Pipe *pipe, PipeTable *table, Leaf *leaf, char **reason, char **hi
 											RelationGetRelationName(rel));
 	leaf->bound = bound_text(leaf->relid);
 	MemoryContextSwitchTo(old);
+	partition_learn_condition(table, leaf);
 	filenode = compat_relfilenode(rel);
 	if (filenode != leaf->filenode)
 	{
@@ -389,7 +393,11 @@ void
 partitions_open_load(Pipe *pipe, PipeTable *table, int slot)
 {
 	LoadSlot   *load = &pipe->entry->loads[slot];
+	ListCell   *lc;
 
+	/* a load that was given up may have left some there */
+	foreach(lc, table->partitions->leaves)
+		((Leaf *) lfirst(lc))->in_slot = false;
 	worker_begin();
 	catalog_load_leaf_chunks(table);
 	worker_commit();

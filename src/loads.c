@@ -460,7 +460,13 @@ watch_load(Pipe *pipe, PipeTable *table)
 		}
 	}
 	else if (table->partitions != NULL && partitions_continue_load(pipe, table, table->load_slot))
-		loads_start_workers(pipe, table->load_slot, pipe->options->initial_load_parallelism);
+	{
+		/* those that are left may be locked by somebody */
+		LWLockAcquire(pipe->entry->load_lock, LW_SHARED);
+		wanted = workers_needed(pipe, load);
+		LWLockRelease(pipe->entry->load_lock);
+		loads_start_workers(pipe, table->load_slot, wanted);
+	}
 	else if (done)
 		finish_load(pipe, table);
 	else

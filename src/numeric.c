@@ -15,6 +15,7 @@
  *		int16 digits[], base 10000, the first one with weight "weight"
  *
  * Nothing is rounded or cut here: what does not fit exactly is refused.
+ * numeric_to_text writes what numeric_out does, with the display scale.
  *
  * Copyright (c) 2026, clickpipe contributors
  *
@@ -39,6 +40,9 @@
 #define HEADER_KIND_SPECIAL		0xC000
 #define HEADER_NAN(h)			(((h) & 0xF000) == 0xC000)
 #define HEADER_SHORT_NEGATIVE	0x2000
+#define HEADER_SHORT_SCALE(h)	(((h) & 0x1F80) >> 7)
+#define HEADER_LONG_SCALE(h)	((h) & 0x3FFF)
+#define HEADER_INFINITY_SIGN	0x2000
 #define HEADER_WEIGHT_SIGN		0x0040
 #define HEADER_WEIGHT_MASK		0x003F
 
@@ -318,4 +322,118 @@ numeric_to_decimal256(const struct varlena *num, int precision, int scale,
 		}
 	}
 	return true;
+}
+
+/* A numeric as it is displayed. */
+typedef struct Display
+{
+	const char *groups;
+	int			ngroups;
+	int			weight;			/* of the first group */
+	int			scale;
+	bool		negative;
+	const char *special;		/* NULL: a number */
+} Display;
+
+/*
+ * Reads the header.
+ */
+static inline void
+read_display(const struct varlena *num, Display *d)
+{
+	const char *p = VARDATA_ANY(num);
+	int			len = VARSIZE_ANY_EXHDR(num);
+	uint16		header;
+	int			skip = sizeof(uint16);
+
+	memcpy(&header, p, sizeof(header));
+	d->special = NULL;
+	if (HEADER_KIND(header) == HEADER_KIND_SHORT)
+	{
+		d->negative = (header & HEADER_SHORT_NEGATIVE) != 0;
+		d->scale = HEADER_SHORT_SCALE(header);
+		d->weight = header & HEADER_WEIGHT_MASK;
+		if (header & HEADER_WEIGHT_SIGN)
+			d->weight -= HEADER_WEIGHT_SIGN;
+	}
+	else if (HEADER_KIND(header) == HEADER_KIND_SPECIAL)
+		d->special = HEADER_NAN(header) ? "NaN" :
+			((header & HEADER_INFINITY_SIGN) ? "-Infinity" : "Infinity");
+	else
+	{
+		int16		weight;
+
+		d->negative = HEADER_KIND(header) == HEADER_KIND_NEGATIVE;
+		d->scale = HEADER_LONG_SCALE(header);
+		memcpy(&weight, p + sizeof(uint16), sizeof(weight));
+		d->weight = weight;
+		skip += sizeof(int16);
+	}
+	d->groups = p + skip;
+	d->ngroups = (len - skip) / (int) sizeof(int16);
+}
+
+/*
+ * Bytes that numeric_to_text may write.
+ */
+Size
+numeric_text_size(const struct varlena *num)
+{
+	Display		d;
+
+	read_display(num, &d);
+	if (d.special != NULL)
+		return NUMERIC_TEXT_SMALL;
+	/* sign, digits before the point or a zero, the point, whole groups after it */
+	return 3 + (Max(d.weight, 0) + 1) * GROUP_DIGITS + d.scale + GROUP_DIGITS;
+}
+
+/*
+ * Writes the number's text, without a zero byte at its end; returns its length.
+ */
+Size
+numeric_to_text(const struct varlena *num, char *text)
+{
+	Display		d;
+	char	   *to = text;
+	int			group;
+
+	read_display(num, &d);
+	if (d.special != NULL)
+	{
+		memcpy(text, d.special, strlen(d.special));
+		return strlen(d.special);
+	}
+
+	if (d.negative)
+		*to++ = '-';
+	if (d.weight < 0)
+		*to++ = '0';
+	for (group = 0; group <= d.weight; group++)
+	{
+		uint32		v = group < d.ngroups ? get_group(d.groups, group) : 0;
+		int			digits = group > 0 ? GROUP_DIGITS : Max(group_digits(v), 1);
+
+		for (int i = digits - 1; i >= 0; i--)
+			*to++ = '0' + v / (uint32) pow10_table[i] % 10;
+	}
+	if (d.scale > 0)
+	{
+		char	   *end;
+
+		*to++ = '.';
+		end = to + d.scale;
+		/* groups of zeros that are not stored, between the point and the first one */
+		for (group = d.weight + 1; to < end; group++)
+		{
+			uint32		v = group >= 0 && group < d.ngroups ? get_group(d.groups, group) : 0;
+
+			*to++ = '0' + v / 1000;
+			*to++ = '0' + v / 100 % 10;
+			*to++ = '0' + v / 10 % 10;
+			*to++ = '0' + v % 10;
+		}
+		to = end;
+	}
+	return to - text;
 }

@@ -30,4 +30,13 @@ extern bool numeric_to_decimal128(const struct varlena *num, int precision,
 extern bool numeric_to_decimal256(const struct varlena *num, int precision,
 								  int scale, uint64 out[4], const char **why);
 
+/*
+ * The text of numeric_out: its length at most, and the text, not terminated.
+ * Numbers of usual size have at most NUMERIC_TEXT_SMALL bytes.
+ */
+#define NUMERIC_TEXT_SMALL	128
+
+extern Size numeric_text_size(const struct varlena *num);
+extern Size numeric_to_text(const struct varlena *num, char *text);
+
 #endif							/* CLICKPIPE_NUMERIC_H */

@@ -50,6 +50,7 @@ typedef struct OptionDef
 static const char *const replication_modes[] = {"cdc", "snapshot", "cdc_only", NULL};
 static const char *const flush_modes[] = {"latency", "interval", NULL};
 static const char *const truncate_policies[] = {"replicate", "ignore", NULL};
+static const char *const removal_policies[] = {"keep", "delete", "resync", NULL};
 static const char *const table_engines[] = {"ReplacingMergeTree", "MergeTree", "Null", NULL};
 
 #define PIPE_OPTION(name, type, min, max, values, unit, changeable, description) \
@@ -84,6 +85,8 @@ static const OptionDef pipe_option_defs[] = {
 				"FINAL hides deleted rows, and merges may remove them."),
 	PIPE_OPTION(truncate, OPTION_ENUM, 0, 0, truncate_policies, NULL, true,
 				"What TRUNCATE of a table does to its target."),
+	PIPE_OPTION(on_partition_removal, OPTION_ENUM, 0, 0, removal_policies, NULL, true,
+				"What DETACH, DROP or TRUNCATE of a partition does to its rows in the target."),
 	PIPE_OPTION(max_retained_wal, OPTION_SIZE, 1048576, 9e18, NULL, "bytes", true,
 				"When the slot retains more WAL, the pipe fails and drops it; none: no limit."),
 	PIPE_OPTION(purge_tombstones_interval_seconds, OPTION_INT, 1, 31536000, NULL, "s", true,
@@ -116,7 +119,7 @@ static const OptionDef table_option_defs[] = {
 	TABLE_OPTION(partition_by_expr, OPTION_STRING, NULL,
 				 "The target's PARTITION BY, an expression of ClickHouse."),
 	TABLE_OPTION(columns, OPTION_COLUMNS, NULL,
-				 "Names of columns in the target."),
+				 "Names and types of columns in the target."),
 	TABLE_OPTION(metadata_columns, OPTION_ENUM_SET, metadata_option_names,
 				 "Columns of the target that tell of the change which made a row, if not those of the pipe."),
 };
@@ -582,15 +585,23 @@ parse_columns(const OptionDef *def, JsonbValue *value, const char *what)
 			char	   *name = pnstrdup(subkey.val.string.val, subkey.val.string.len);
 
 			(void) JsonbIteratorNext(&sub, &subvalue, true);
-			if (strcmp(name, "name") != 0)
+			if (strcmp(name, "lossy") == 0)
+			{
+				if (subvalue.type != jbvBool)
+					option_value_error(def, what);
+				column->lossy = subvalue.val.boolean;
+				continue;
+			}
+			if (strcmp(name, "name") != 0 && strcmp(name, "type") != 0)
 				ereport(ERROR,
 						(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 							 errmsg("unrecognized option \"%s\" of column \"%s\" of %s",
 								name, column->column, what),
-						 errhint("Valid options are: name.")));
+						 errhint("Valid options are: name, type, lossy.")));
 			if (subvalue.type != jbvString || subvalue.val.string.len == 0)
 				option_value_error(def, what);
-			column->name = pnstrdup(subvalue.val.string.val, subvalue.val.string.len);
+			*(strcmp(name, "name") == 0 ? &column->name : &column->type) =
+				pnstrdup(subvalue.val.string.val, subvalue.val.string.len);
 		}
 		list = lappend(list, column);
 	}
@@ -634,7 +645,7 @@ option_value_error(const OptionDef *def, const char *what)
 			allowed = "an object of table names and their options";
 			break;
 		case OPTION_COLUMNS:
-			allowed = "an object such as {\"column\": {\"name\": \"other\"}}";
+			allowed = "an object such as {\"column\": {\"name\": \"other\", \"type\": \"String\"}}";
 			break;
 	}
 	ereport(ERROR,
@@ -779,6 +790,14 @@ json_columns(List *columns)
 			appendStringInfoString(&buf, "\"name\": ");
 			escape_json(&buf, column->name);
 		}
+		if (column->type != NULL)
+		{
+			appendStringInfo(&buf, "%s\"type\": ", column->name != NULL ? ", " : "");
+			escape_json(&buf, column->type);
+		}
+		if (column->lossy)
+			appendStringInfo(&buf, "%s\"lossy\": true",
+							 column->name != NULL || column->type != NULL ? ", " : "");
 		appendStringInfoChar(&buf, '}');
 	}
 	appendStringInfoChar(&buf, '}');

@@ -42,6 +42,7 @@ typedef struct PipeOptions
 	bool		allow_nullable_columns;
 	bool		delete_on_merge;
 	int			truncate;		/* a TruncatePolicy */
+	int			on_partition_removal;	/* a RemovalPolicy */
 	int			replication_mode;	/* a ReplicationMode */
 	int64		max_retained_wal;	/* bytes; 0: no limit */
 	int			purge_tombstones_interval_seconds;	/* 0: never */
@@ -71,11 +72,21 @@ typedef enum TruncatePolicy
 	TRUNCATE_IGNORE
 } TruncatePolicy;
 
+/* What becomes of the rows of a partition that is detached, dropped or truncated. */
+typedef enum RemovalPolicy
+{
+	REMOVAL_KEEP,
+	REMOVAL_DELETE,
+	REMOVAL_RESYNC
+} RemovalPolicy;
+
 /* A column's wishes. */
 typedef struct ColumnOption
 {
 	char	   *column;
-	char	   *name;			/* in the target */
+	char	   *name;			/* in the target; NULL: its own */
+	char	   *type;			/* in the target; NULL: the type's default */
+	bool		lossy;			/* that type may lose something */
 } ColumnOption;
 
 typedef struct TableOptions

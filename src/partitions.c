@@ -14,8 +14,7 @@
  * compared with those that are known.  At the end, because only then the
  * historic snapshot surely has what all transactions before have done.  A leaf
  * that has come may have rows, which no change will bring: it is loaded
- * (leaf_loads.c).  Its rows are newer than whatever happened to their keys in
- * other leaves, and older than the first change that came by way of it.
+ * (leaf_loads.c).
  *
  * Nothing of that is in the catalog yet when the callback returns, so the slot
  * is not confirmed beyond it until the loop has written it.
@@ -36,6 +35,7 @@
 
 #include "compat.h"
 #include "hints.h"
+#include "partition_bound.h"
 #include "partition_tree.h"
 #include "partitions.h"
 
@@ -133,7 +133,50 @@ partitions_add(Pipe *pipe, PipeTable *table, Oid relid, uint64 version_hi, uint6
 	entry->leaf->dirty = true;
 	MemoryContextSwitchTo(old);
 	learn_relation(pipe, relid, false);
+	partition_learn_condition(table, entry->leaf);
 	return entry->leaf;
+}
+
+/* See partitions.h. */
+void
+partition_learn_condition(PipeTable *table, Leaf *leaf)
+{
+	List	   *ancestors = partition_ancestors(leaf->relid);
+	const char *why;
+	char	   *condition;
+
+	if (!list_member_oid(ancestors, table->relid))
+		return;
+	condition = partition_condition(leaf->relid, ancestors, table->relid, &table->target->rows,
+									&why);
+	if (leaf->condition != NULL)
+		pfree(leaf->condition);
+	leaf->condition = condition != NULL ? MemoryContextStrdup(table->mcxt, condition) : NULL;
+}
+
+/* See partitions.h. */
+bool
+partitions_truncated(Pipe *pipe, PipeTable *table)
+{
+	Partitions *partitions = table->partitions;
+	ListCell   *lc;
+
+	/* as long as there is no list, the load has not begun; it will find what is there then */
+	if (!partitions->listed)
+		return false;
+	foreach(lc, partitions->leaves)
+	{
+		Leaf	   *leaf = lfirst(lc);
+
+		/* of this transaction it may be from after the TRUNCATE */
+		if (leaf->loaded || leaf->version_hi >= pipe->commit_lsn)
+			continue;
+		leaf->loaded = true;
+		leaf->in_slot = false;
+		partitions->nwaiting--;
+		note_event(pipe, table, leaf);
+	}
+	return partitions->nwaiting == 0;
 }
 
 /* Has the stream ask for a relation's route, and look when it is invalidated. */
@@ -219,7 +262,7 @@ partitions_invalidated(Pipe *pipe, Oid relid)
 
 /* See partitions.h. */
 Route *
-partitions_route(Pipe *pipe, Relation rel, XLogRecPtr lsn)
+partitions_route(Pipe *pipe, Relation rel)
 {
 	Oid			relid = OidIsValid(rel->rd_rel->relrewrite) ?
 		rel->rd_rel->relrewrite : RelationGetRelid(rel);
@@ -229,14 +272,7 @@ partitions_route(Pipe *pipe, Relation rel, XLogRecPtr lsn)
 	route = hash_search(pipe->routes, &relid, HASH_FIND, NULL);
 	if (!route->valid)
 		build_route(pipe, route);
-	if (route->ntargets == 0)
-		return NULL;
-	if (route->first_commit != pipe->commit_lsn)
-	{
-		route->first_commit = pipe->commit_lsn;
-		route->first_lsn = lsn;
-	}
-	return route;
+	return route->ntargets > 0 ? route : NULL;
 }
 
 /* Finds out where the changes of a relation go, as of the change at hand. */
@@ -274,18 +310,8 @@ build_route(Pipe *pipe, Route *route)
 	{
 		PipeTable  *table = pipe_find_table(pipe, lfirst_oid(lc));
 
-		if (table == NULL)
-			continue;
-		add_route_target(route, table, rel);
-		for (; table != NULL; table = table->resync)
-		{
-			/* the list of a load that has just begun does not have it yet */
-			if (table->partitions == NULL || partitions_find(table, route->relid) != NULL)
-				continue;
-			table->partitions->unchecked = pipe->partitions_unchecked = true;
-			if (!table->partitions->listed && changes_takes(pipe, table))
-				partitions_add(pipe, table, route->relid, table->capture_lsn, 0)->guessed_at = pipe->commit_lsn;
-		}
+		if (table != NULL)
+			add_route_target(route, table, rel);
 	}
 	RelationClose(rel);
 }
@@ -314,6 +340,15 @@ add_route_target(Route *route, PipeTable *table, Relation rel)
 	}
 	target->whole_old = (rel->rd_rel->relreplident == REPLICA_IDENTITY_FULL);
 	MemoryContextSwitchTo(old);
+}
+
+/* See partitions.h. */
+void
+partitions_note_unlisted(Pipe *pipe, PipeTable *table, Oid relid)
+{
+	if (partitions_find(table, relid) != NULL)
+		return;
+	partitions_add(pipe, table, relid, table->capture_lsn, 0)->guessed_at = pipe->commit_lsn;
 }
 
 /*
@@ -419,23 +454,16 @@ leaf_is_there(Pipe *pipe, PipeTable *table, const TreeLeaf *tree_leaf)
 }
 
 /*
- * A leaf was attached by the transaction at hand.  Its rows may have been in other
- * leaves before, in the same transaction too; from the first change on that
- * came by way of it, all changes of their keys did.
+ * A leaf was attached by the transaction at hand.  What will be read of it is as of the
+ * end of that or later, so it is newer than all that the transaction did, such as
+ * the deletion of the same rows from another leaf; and older than all later ones.
  */
 static void
 attached(Pipe *pipe, PipeTable *table, Oid relid)
 {
-	Route	   *route = hash_search(pipe->routes, &relid, HASH_FIND, NULL);
-	uint64		version_lo = pipe->commit_lsn;
-	Leaf	   *leaf;
+	Leaf	   *leaf = partitions_add(pipe, table, relid, pipe->commit_lsn, pipe->commit_lsn);
 
-	/* a change may have a tombstone one below itself */
-	if (route != NULL && route->first_commit == pipe->commit_lsn)
-		version_lo = route->first_lsn - 2;
-	leaf = partitions_add(pipe, table, relid, pipe->commit_lsn, version_lo);
-	leaf->version_hi = pipe->commit_lsn;
-	leaf->version_lo = version_lo;
+	leaf->version_hi = leaf->version_lo = pipe->commit_lsn;
 	leaf->guessed_at = InvalidXLogRecPtr;
 	leaf->present = true;
 	note_event(pipe, table, leaf);
@@ -454,14 +482,23 @@ partition_removed(Pipe *pipe, PipeTable *table, Leaf *leaf, XLogRecPtr commit_ls
 		table->partitions->nwaiting--;
 	}
 	note_event(pipe, table, leaf);
-	pipe_log(pipe, WARNING, table, 0, NULL,
-			 "has lost its partition %s, whose rows stay in the target", leaf->name);
+	if (!removal_of_leaf(pipe, table, leaf))
+		pipe_log(pipe, WARNING, table, 0, NULL,
+				 "has lost its partition %s, whose rows stay in the target", leaf->name);
 }
 
 /* See partitions.h. */
 void
 partition_returned(Pipe *pipe, PipeTable *table, Leaf *leaf)
 {
+	/* who wants the rows of partitions that are gone to go too, wants no archive */
+	if (pipe->options->on_partition_removal != REMOVAL_KEEP &&
+		table->target->engine == ENGINE_REPLACING_MERGE_TREE)
+	{
+		pipe_table_resync_later(pipe, table, NULL,
+								"its partition %s was detached, and is attached again", leaf->name);
+		return;
+	}
 	pipe_table_fail(pipe, table, 0,
 					hint_resync(pipe->info->name, table->info->source_name,
 								"Its rows of before are still in the target"),

@@ -29,11 +29,12 @@ typedef struct Leaf
 	Oid			relid;
 	char	   *name;			/* qualified; when it was last looked at */
 	char	   *bound;			/* FOR VALUES ...; NULL: not looked at yet */
+	char	   *condition;		/* which rows of the target it has, in ClickHouse; NULL: there
+								 * is no telling (partition_bound.h) */
 
 	/*
-	 * Version of its loaded rows: (P, 0) for those that were there at P, else
-	 * the commit LSN of the transaction that attached it, and a position in that
-	 * transaction between what came before and what came after.
+	 * Version of its loaded rows: (P, 0) of those that were there at P, else
+	 * (C, C), C being the commit LSN of the transaction that attached it.
 	 */
 	uint64		version_hi;
 	uint64		version_lo;
@@ -100,8 +101,6 @@ typedef struct Route
 	int			max_natts;		/* space in these */
 	Datum	   *values;
 	bool	   *isnull;
-	XLogRecPtr	first_commit;	/* the transaction in which it was last taken, */
-	XLogRecPtr	first_lsn;		/* and its first change there */
 } Route;
 
 /*
@@ -112,9 +111,15 @@ extern void partitions_init(Pipe *pipe, PipeTable *table, TupleDesc desc);
 
 /*
  * In a callback: where the changes of a relation go besides its own target; NULL: nowhere.
- * lsn: of the change at hand.  Valid until the next call.
+ * Valid until the next call.
  */
-extern Route *partitions_route(Pipe *pipe, Relation rel, XLogRecPtr lsn);
+extern Route *partitions_route(Pipe *pipe, Relation rel);
+
+/*
+ * In a callback: a leaf has a change, while the table has no list of its leaves yet.  If it was
+ * attached by the transaction at hand, that is found out at its end.
+ */
+extern void partitions_note_unlisted(Pipe *pipe, PipeTable *table, Oid relid);
 
 /* Has a partition of this table been seen?  Then the stream asks for its route. */
 extern bool partitions_knows(Pipe *pipe, Oid relid);
@@ -137,6 +142,15 @@ extern void partition_removed(Pipe *pipe, PipeTable *table, Leaf *leaf, XLogRecP
 /* In a callback or the loop: a leaf of before is back, and what happened to it is not known. */
 extern void partition_returned(Pipe *pipe, PipeTable *table, Leaf *leaf);
 
+/* Notes the bounds of a leaf, if it is one now.  In a transaction or a callback. */
+extern void partition_learn_condition(PipeTable *table, Leaf *leaf);
+
+/*
+ * In a callback: the table was truncated, so what had come until then need not be loaded.  True: nor
+ * need anything else.  The load's slot is given back.
+ */
+extern bool partitions_truncated(Pipe *pipe, PipeTable *table);
+
 /* Makes events durable.  From the loop. */
 extern void partitions_flush(Pipe *pipe);
 
@@ -151,6 +165,15 @@ extern Leaf *partitions_find(PipeTable *table, Oid relid);
 /* Says why a partition cannot be mirrored any more, NULL if all can; for recheck_table.  In a transaction. */
 extern char *partitions_recheck(Pipe *pipe, PipeTable *table, Relation root, char **hint,
 								bool *busy);
+
+/*
+ * partition_removal.c: in a callback.  The first one adds to a list of Removal * what the
+ * TRUNCATE of a leaf at hand calls for; the second one does what its end, at that of the
+ * transaction, calls for: false if its rows stay.
+ */
+extern List *removal_of_truncated(Pipe *pipe, PipeTable *table, Relation rel, XLogRecPtr lsn,
+								  List *removals);
+extern bool removal_of_leaf(Pipe *pipe, PipeTable *table, Leaf *leaf);
 
 /* leaf_loads.c */
 extern bool partitions_are_busy(const PipeTable *table);

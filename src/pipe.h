@@ -85,6 +85,7 @@ typedef struct PipeTable
 	char		replaces_uuid[40];	/* resync: of the target, when it began; "": not known */
 	bool		stray_ddl;		/* so may an exchange */
 	bool		blocked;		/* an exchange: nothing is sent until it is made */
+	bool		shape_altered;	/* what is recorded, and is not durable yet */
 	bool		resync_later;	/* a resync that nobody ordered is due, and not durable yet */
 	int			resyncs_later;	/* so many since the target was complete */
 	int			resync_delay_ms;	/* before the set-up of the next one */
@@ -376,6 +377,12 @@ extern void pipe_table_resync_later(Pipe *pipe, PipeTable *table, const char *hi
  */
 extern bool pipe_table_fits(Pipe *pipe, PipeTable *table, Relation rel);
 
+/*
+ * Notes, durably before the slot can pass it, that a history with a key gets a change without
+ * the whole old row.  Callable anywhere.
+ */
+extern void pipe_table_not_full(Pipe *pipe, PipeTable *table);
+
 /* Does what a change of a table's shape calls for; "difference" is source_shape_difference's. */
 extern void pipe_table_redefined(Pipe *pipe, PipeTable *table, const char *difference,
 								 ShapeChange change);
@@ -425,14 +432,18 @@ extern void changes_truncate(Pipe *pipe, ReorderBufferTXN *txn, int nrels, Relat
 							 ReorderBufferChange *change);
 extern void changes_commit(Pipe *pipe, ReorderBufferTXN *txn);
 extern void changes_deform(PipeTable *table, HeapTuple tuple, TupleDesc desc,
-						   const AttrNumber *map);
-extern bool changes_append_read(Pipe *pipe, PipeTable *table, RowMeta *meta,
+						   const AttrNumber *map, bool old);
+extern bool changes_append_read(Pipe *pipe, PipeTable *table, RowMeta *meta, bool key_only,
 								XLogRecPtr first_lsn);
 
-/* toast.c */
+/* toast.c, toast_queue.c */
 typedef struct ToastQueue ToastQueue;
 
 extern void toast_defer(Pipe *pipe, PipeTable *table, Oid relid, const RowMeta *meta);
+extern void toast_keep_order(PipeTable *table);
+extern bool toast_in_order(const PipeTable *table);
+extern void toast_defer_row(Pipe *pipe, PipeTable *table, Oid relid, const RowMeta *meta,
+							const Datum *values, const bool *isnull, bool key_only);
 extern bool toast_resolve(Pipe *pipe, bool more_wal);
 extern bool toast_pending(const PipeTable *table);
 extern XLogRecPtr toast_first_lsn(const PipeTable *table);
@@ -440,8 +451,17 @@ extern void toast_discard(Pipe *pipe, PipeTable *table);
 extern bool toast_holds_decoding(Pipe *pipe);
 extern long toast_next_try(Pipe *pipe);
 
-/* truncate.c */
-extern void truncate_targets(Pipe *pipe, List *tables);
+/* truncate.c: rows that a target loses at a place in the stream */
+typedef struct Removal
+{
+	PipeTable  *table;
+	char	   *condition;		/* in ClickHouse; NULL: all rows */
+	uint64		version_hi;		/* of the event; with a condition */
+	uint64		version_lo;
+	char	   *what;			/* for the log, when it is done */
+} Removal;
+
+extern void truncate_targets(Pipe *pipe, List *removals);
 extern void truncate_record_loads(Pipe *pipe);
 extern bool changes_takes(Pipe *pipe, const PipeTable *table);
 
@@ -458,6 +478,7 @@ extern long inserts_next_deadline(Pipe *pipe);
 extern void inserts_discard(Pipe *pipe, PipeTable *table);
 extern bool inserts_settle_cursors(Pipe *pipe);
 extern bool inserts_pending(Pipe *pipe, PipeTable *table);
+extern bool inserts_has_blocks(PipeTable *table);
 extern void inserts_reconnect(Pipe *pipe);
 extern void inserts_try_now(Pipe *pipe);
 extern bool block_is_full(Pipe *pipe, PipeTable *table);

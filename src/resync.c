@@ -300,18 +300,18 @@ resync_advance(Pipe *pipe)
 static bool
 settle_strays(Pipe *pipe, PipeTable *table, ExchangeNames *names, ChError *err)
 {
+	List	   *texts = NIL;
+
 	if (!settle_ddl(pipe, table, err))
 		return false;
-	if (table->main->stray_inserts &&
-		!ch_kill_any(pipe->ch, pipe_query_prefix(pipe),
-					 target_change_texts(names->database, names->target), KILL_TIMEOUT_MS, err))
+	if (table->main->stray_inserts)
+		texts = list_concat(texts, target_change_texts(names->database, names->target));
+	if (table->stray_inserts)
+		texts = list_concat(texts, target_change_texts(names->database, names->resync));
+	if (texts != NIL &&
+		!ch_kill_any(pipe->ch, pipe_query_prefix(pipe), texts, KILL_TIMEOUT_MS, err))
 		return false;
-	table->main->stray_inserts = false;
-	if (table->stray_inserts &&
-		!ch_kill_any(pipe->ch, pipe_query_prefix(pipe),
-					 target_change_texts(names->database, names->resync), KILL_TIMEOUT_MS, err))
-		return false;
-	table->stray_inserts = false;
+	table->main->stray_inserts = table->stray_inserts = false;
 	return true;
 }
 

@@ -11,7 +11,8 @@
  *	  fixed width, String				the same bytes
  *	  Nullable: byte a row, value		the byte; the value unless it is 1
  *	  LowCardinality: dictionary, key	the dictionary's value
- *	  Array: ends, values				number of values, values
+ *	  Array, Map: ends, values			number of values, values
+ *	  Tuple: elements					elements
  *
  * Copyright (c) 2026, clickpipe contributors
  *
@@ -30,10 +31,8 @@
 /* Bytes that a scratch buffer may keep for the next row. */
 #define KEEP_PER_BUFFER		((Size) 1024 * 1024)
 
-static void append_column(ByteBuffer *out, const ColumnMap *map, const ColumnData *col);
+static void append_value(ByteBuffer *out, const ColumnMap *map, ColumnData *col);
 static void append_key(ByteBuffer *out, const ColumnMap *map, const char *data, Size size);
-static const char *append_value(ByteBuffer *out, const ColumnMap *map, const ColumnData *col,
-								uint64 index, const char *data);
 static Size string_size(const char *data);
 static void empty_column(ColumnData *col);
 
@@ -72,12 +71,15 @@ row_encode(RowEncoder *encoder, const Datum *values, const bool *isnull, RowErro
 		const char *why = NULL;
 		bool		ok;
 
+		/* nobody knows the bytes of what ClickHouse has parsed */
+		if (unlikely(column_map_has_json(column)))
+			continue;
 		if (isnull[attr])
 			ok = column_append_null(column, data, &why);
 		else
 			ok = column_append(column, data, values[attr], &why);
 		if (ok)
-			append_column(&encoder->row, column, data);
+			append_value(&encoder->row, column, data);
 		empty_column(data);
 		if (unlikely(!ok))
 		{
@@ -91,25 +93,6 @@ row_encode(RowEncoder *encoder, const Datum *values, const bool *isnull, RowErro
 	return true;
 }
 
-/* Appends the one row that a column holds. */
-static void
-append_column(ByteBuffer *out, const ColumnMap *map, const ColumnData *col)
-{
-	const char *data;
-	uint64		nitems;
-
-	if (!map->is_array)
-	{
-		(void) append_value(out, map, col, 0, col->data.data);
-		return;
-	}
-	memcpy(&nitems, col->offsets.data, sizeof(nitems));
-	buffer_append_varuint(out, nitems);
-	data = col->element->data.data;
-	for (uint64 i = 0; i < nitems; i++)
-		data = append_value(out, map->element, col->element, i, data);
-}
-
 /*
  * Appends a column of the key.  Rows that ClickHouse holds for one must have
  * the same bytes: zero and negative zero are zero, and so is NaN, whichever.
@@ -119,14 +102,14 @@ append_key(ByteBuffer *out, const ColumnMap *map, const char *data, Size size)
 {
 	bool		zero = false;
 
-	if (map->encode == encode_float32)
+	if (map->kind == CH_FLOAT && map->bits == 32)
 	{
 		float		v;
 
 		memcpy(&v, data, sizeof(v));
 		zero = (v == 0 || isnan(v));
 	}
-	else if (map->encode == encode_float64)
+	else if (map->kind == CH_FLOAT)
 	{
 		double		v;
 
@@ -139,13 +122,35 @@ append_key(ByteBuffer *out, const ColumnMap *map, const char *data, Size size)
 		buffer_append(out, data, size);
 }
 
-/* Appends the value with that index, whose data begins at "data"; returns where the next one's does. */
-static const char *
-append_value(ByteBuffer *out, const ColumnMap *map, const ColumnData *col, uint64 index,
-			 const char *data)
+/* Appends the column's next value. */
+static void
+append_value(ByteBuffer *out, const ColumnMap *map, ColumnData *col)
 {
+	uint64		index = col->read_count++;
+	const char *data;
 	Size		size;
 
+	if (map->is_array)
+	{
+		uint64		ends[2] = {0, 0};
+
+		if (index == 0)
+			memcpy(&ends[1], col->offsets.data, sizeof(uint64));
+		else
+			memcpy(ends, col->offsets.data + (index - 1) * sizeof(uint64), 2 * sizeof(uint64));
+		buffer_append_varuint(out, ends[1] - ends[0]);
+		for (uint64 i = ends[0]; i < ends[1]; i++)
+			append_value(out, &map->children[0], &col->children[0]);
+		return;
+	}
+	if (map->is_tuple)
+	{
+		for (int i = 0; i < map->nchildren; i++)
+			append_value(out, &map->children[i], &col->children[i]);
+		return;
+	}
+
+	data = col->data.data + col->read_data;
 	if (map->low_cardinality)
 	{
 		uint32		slot;
@@ -153,6 +158,7 @@ append_value(ByteBuffer *out, const ColumnMap *map, const ColumnData *col, uint6
 		Size		len;
 
 		memcpy(&slot, data, sizeof(slot));
+		col->read_data += sizeof(slot);
 		if (map->dict_nullable)
 			buffer_append_byte(out, slot == DICT_NULL_SLOT ? 1 : 0);
 		if (!map->dict_nullable || slot != DICT_NULL_SLOT)
@@ -160,16 +166,16 @@ append_value(ByteBuffer *out, const ColumnMap *map, const ColumnData *col, uint6
 			value = dictionary_value(col, map->dict_nullable, slot, &len);
 			buffer_append_string(out, value, len);
 		}
-		return data + sizeof(slot);
+		return;
 	}
 
 	/* under a NULL there is the type's default, which RowBinary leaves out */
 	size = map->width != 0 ? map->width : string_size(data);
+	col->read_data += size;
 	if (map->nullable)
 		buffer_append_byte(out, (uint8) col->nulls.data[index]);
 	if (!map->nullable || !col->nulls.data[index])
 		buffer_append(out, data, size);
-	return data + size;
 }
 
 /* Bytes of a String with its length before it. */
@@ -198,6 +204,8 @@ empty_column(ColumnData *col)
 	buffer_reset(&col->data, KEEP_PER_BUFFER);
 	buffer_reset(&col->offsets, KEEP_PER_BUFFER);
 	col->count = 0;
-	if (col->element != NULL)
-		empty_column(col->element);
+	col->read_count = 0;
+	col->read_data = 0;
+	for (int i = 0; i < col->nchildren; i++)
+		empty_column(&col->children[i]);
 }

@@ -29,7 +29,7 @@ extern RowEncoder *row_encoder_create(const RowMap *map, MemoryContext parent);
 /*
  * Encodes a row into encoder->row and encoder->key; values and isnull are
  * indexed by attnum - 1.  The bytes are those of formatRow('RowBinary', ...)
- * over the target's columns.  False: a value has no place in its column, and
+ * over the target's columns, without those that hold JSON.  False: a value has no place in its column, and
  * *error says which.  Temporary memory is taken from CurrentMemoryContext,
  * which the caller resets.
  */

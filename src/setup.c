@@ -25,7 +25,9 @@
 #include "compat.h"
 #include "hints.h"
 #include "partitions.h"
+#include "pipe.h"
 #include "shape.h"
+#include "utf8.h"
 
 #define BUSY_RETRY_MS	100		/* somebody has locked the table, or drops a target */
 
@@ -47,6 +49,9 @@ static bool describe_source(Pipe *pipe, PipeTable *table);
 static void make_scratch(PipeTable *table, int natts);
 static bool target_is_taken(Pipe *pipe, PipeTable *table);
 static bool drops_going_on(Pipe *pipe);
+static void remember(PipeTable *table, List *lines);
+static bool equal_lines(List *a, List *b);
+static SetupResult take_over_types(Pipe *pipe, PipeTable *table, char **misfit);
 static void note_retry(Pipe *pipe, PipeTable *table, const ChError *err);
 static void capture(Pipe *pipe, PipeTable *table, XLogRecPtr lsn);
 
@@ -133,6 +138,7 @@ set_up(Pipe *pipe, PipeTable *table)
 {
 	ChError		err;
 	const char *hint = NULL;
+	char	   *misfit = NULL;
 	bool		ok;
 
 	if (table->target == NULL)
@@ -168,6 +174,13 @@ set_up(Pipe *pipe, PipeTable *table)
 
 	entry_set_activity(pipe->entry, "preparing target %s.%s", table->target->database,
 					   table->target->table);
+	if (XLogRecPtrIsInvalid(table->capture_lsn) && !table->info->target_ours)
+	{
+		SetupResult result = take_over_types(pipe, table, &misfit);
+
+		if (result != SETUP_DONE)
+			return result;
+	}
 	/* after P is fixed a missing target is lost rows, not a reason to make one */
 	if (table->main != NULL && XLogRecPtrIsInvalid(table->capture_lsn))
 		ok = resync_prepare_target(pipe, table, &err, &hint);
@@ -183,7 +196,11 @@ set_up(Pipe *pipe, PipeTable *table)
 			if (hint == NULL)
 				hint = hint_resync(pipe->info->name, table->info->source_name,
 								   "Repair the target or the rights in ClickHouse");
-			pipe_table_fail(pipe, table, err.code, hint, "%s", err.message);
+			/* why its types were not taken over */
+			if (misfit != NULL && strstr(err.message, "has no column") != NULL)
+				pipe_table_fail(pipe, table, err.code, target_adopt_hint, "%s", misfit);
+			else
+				pipe_table_fail(pipe, table, err.code, hint, "%s", err.message);
 			return SETUP_DONE;
 		}
 		note_retry(pipe, table, &err);
@@ -255,12 +272,21 @@ describe_recorded(Pipe *pipe, PipeTable *table)
 {
 	Oid			missing = InvalidOid;
 	TupleDesc	desc = shape_tuple_desc(table->shape, &missing);
+	char	   *reason;
 	MemoryContext old;
 
 	if (desc == NULL)
 	{
 		pipe_table_resync_later(pipe, table, NULL,
 								"a column's type (oid %u) was dropped", missing);
+		return;
+	}
+	/* a composite type that has other fields now, for one that is sent as a Tuple */
+	reason = target_types_refusal(desc, table->options, pipe->options, table->shape,
+								  &pipe->ch->caps);
+	if (reason != NULL)
+	{
+		pipe_table_resync_later(pipe, table, NULL, "%s", reason);
 		return;
 	}
 	table->target = target_describe(table->relid, desc, table->options, pipe->options,
@@ -316,16 +342,15 @@ describe_source(Pipe *pipe, PipeTable *table)
 	{
 		List	   *shape = source_shape(rel, &watch);
 		MemoryContext old = MemoryContextSwitchTo(table->mcxt);
-		ListCell   *lc;
 
-		foreach(lc, shape)
-			table->shape = lappend(table->shape, pstrdup(lfirst(lc)));
 		table->watch = list_copy(watch);
 		MemoryContextSwitchTo(old);
+		remember(table, shape);
 		make_scratch(table, RelationGetDescr(rel)->natts);
 		table->target = target_make(rel, table->options, pipe->options, table->shape,
 									pipe->server->dbname, table->info->target_database,
 									table->info->target_table, &pipe->ch->caps, table->mcxt);
+		remember(table, target_decisions(table->target, &pipe->ch->caps));
 		table->info->target_database = table->target->database;
 		table->info->target_table = table->target->table;
 		catalog_set_target(table->id, table->target->database, table->target->table,
@@ -345,6 +370,95 @@ describe_source(Pipe *pipe, PipeTable *table)
 	}
 	if (rel != NULL)
 		relation_close(rel, AccessShareLock);
+	return true;
+}
+
+/* Adds lines to the table's shape. */
+static void
+remember(PipeTable *table, List *lines)
+{
+	MemoryContext old = MemoryContextSwitchTo(table->mcxt);
+	ListCell   *lc;
+
+	foreach(lc, lines)
+		table->shape = lappend(table->shape, pstrdup(lfirst(lc)));
+	MemoryContextSwitchTo(old);
+}
+
+/*
+ * Takes over the types of a table that is there already, or, for a resync, those that
+ * were taken over before.  What cannot be taken over is said in *misfit; whether that
+ * matters is seen when the table is prepared.
+ */
+static SetupResult
+take_over_types(Pipe *pipe, PipeTable *table, char **misfit)
+{
+	const char *database = table->target->ch_database;
+	const char *name = table->target->ch_table;
+	List	   *existing;
+	List	   *decisions;
+	Relation	rel;
+	ChError		err;
+
+	if (table->main != NULL)
+		name = utf8_cstring(table->main->info->target_table);
+	if (name == NULL || (table->main != NULL && table->main->shape == NIL))
+		return SETUP_DONE;
+	if (!target_read_columns(pipe->ch, database, name, 30000, &existing, &err))
+	{
+		if (err.class == CH_PERMANENT || err.class == CH_REFRESH)
+			return SETUP_DONE;	/* as will be said */
+		note_retry(pipe, table, &err);
+		return SETUP_RETRY;
+	}
+	if (table->main != NULL)
+		existing = target_kept_columns(table->target, table->main->shape, existing);
+	if (existing == NIL)
+		return SETUP_DONE;
+
+	worker_begin();
+	rel = ConditionalLockRelationOid(table->relid, AccessShareLock) ?
+		try_relation_open(table->relid, NoLock) : NULL;
+	if (rel == NULL)
+	{
+		worker_commit();
+		return SETUP_BUSY;
+	}
+	decisions = target_adopt_types(rel, table->target, table->options, pipe->options,
+								   &pipe->ch->caps, list_copy(table->shape), existing, misfit);
+	if (*misfit != NULL)
+		*misfit = MemoryContextStrdup(table->mcxt,
+									  psprintf("target %s.%s: %s", table->target->database,
+											   table->target->table, *misfit));
+	if (!equal_lines(decisions, table->shape))
+	{
+		table->shape = NIL;
+		remember(table, decisions);
+		table->target = target_make(rel, table->options, pipe->options, table->shape,
+									pipe->server->dbname, table->info->target_database,
+									table->info->target_table, &pipe->ch->caps, table->mcxt);
+		catalog_set_target(table->id, table->target->database, table->target->table,
+						   target_engine_name(table->target->engine),
+						   table->target->key_names, table->shape,
+						   table->info->target_ours);
+	}
+	relation_close(rel, AccessShareLock);
+	worker_commit();
+	return SETUP_DONE;
+}
+
+/* Are two lists of lines the same? */
+static bool
+equal_lines(List *a, List *b)
+{
+	ListCell   *la;
+	ListCell   *lb;
+
+	if (list_length(a) != list_length(b))
+		return false;
+	forboth(la, a, lb, b)
+		if (strcmp(lfirst(la), lfirst(lb)) != 0)
+			return false;
 	return true;
 }
 

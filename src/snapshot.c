@@ -24,6 +24,7 @@
 #include "compat.h"
 #include "hints.h"
 #include "partition_tree.h"
+#include "refused.h"
 #include "snapshot.h"
 #include "suspend.h"
 #include "worker.h"
@@ -35,6 +36,8 @@
 
 static WorkerArgs my_args;
 
+static bool is_error_of_value(const ErrorData *edata);
+static char *hint_of_value(SnapshotJob *job);
 static void report_death(SnapshotJob *job, ErrorData *edata);
 static bool attach(SnapshotJob *job);
 static void detach(int code, Datum arg);
@@ -69,11 +72,37 @@ clickpipe_snapshot_main(Datum arg)
 	}
 	PG_CATCH();
 	{
-		report_death(&job, worker_recover());
+		ErrorData  *edata = worker_recover();
+
+		if (job.encoding && is_error_of_value(edata))
+			snapshot_fail(&job, 0, hint_of_value(&job),
+						  psprintf("a value has no text form: %s", edata->message));
+		report_death(&job, edata);
 		proc_exit(1);
 	}
 	PG_END_TRY();
 	proc_exit(0);
+}
+
+/*
+ * Is it the value that is to blame for an ERROR while it was encoded, as of an
+ * output function, and not that we are to end, or are short of something?
+ */
+static bool
+is_error_of_value(const ErrorData *edata)
+{
+	int			category = ERRCODE_TO_CATEGORY(edata->sqlerrcode);
+
+	return category != ERRCODE_OPERATOR_INTERVENTION &&
+		category != ERRCODE_INSUFFICIENT_RESOURCES && category != ERRCODE_SYSTEM_ERROR;
+}
+
+/* Returns what to do about a value that ClickHouse has no place for. */
+static char *
+hint_of_value(SnapshotJob *job)
+{
+	return hint_resync(job->info->name, job->table->source_name,
+					   "Change the value (or leave the column out: remove the table and add it with the table option excluded_columns)");
 }
 
 /* Shows the ERROR that ends the worker, and has the next one wait a while. */
@@ -280,6 +309,7 @@ snapshot_read_rows(SnapshotJob *job, Relation rel, ItemPointer from, BlockNumber
 		RowError	error;
 		Datum	   *values = slot->tts_values;
 		bool	   *isnull = slot->tts_isnull;
+		bool		ok;
 
 		slot_getallattrs(slot);
 		if (job->map != NULL)
@@ -289,14 +319,16 @@ snapshot_read_rows(SnapshotJob *job, Relation rel, ItemPointer from, BlockNumber
 			values = job->map_values;
 			isnull = job->map_isnull;
 		}
-		if (!block_append(job->block, &job->meta, values, isnull, false, &error))
+		job->encoding = true;
+		ok = block_append(job->block, &job->meta, values, isnull, false, &error);
+		job->encoding = false;
+		if (!ok)
 			snapshot_fail(job, 0,
-					  hint_resync(job->info->name, job->table->source_name,
-								  "Change the value (or leave the column out: remove the table and add it with the table option excluded_columns)"),
-					  psprintf("column \"%s\" of type %s: %s (row at ctid (%u,%u))",
-							   error.column->attname, error.column->type, error.why,
-							   ItemPointerGetBlockNumber(&slot->tts_tid),
-							   ItemPointerGetOffsetNumber(&slot->tts_tid)));
+						  hint_resync(job->info->name, job->table->source_name, refused_hint),
+						  refused_message(&job->target->rows, &error, values, isnull,
+										  psprintf("ctid (%u,%u)",
+												   ItemPointerGetBlockNumber(&slot->tts_tid),
+												   ItemPointerGetOffsetNumber(&slot->tts_tid)), false));
 		MemoryContextReset(job->row_mcxt);
 		if (++n % ROWS_PER_CHECK == 0)
 		{

@@ -44,6 +44,7 @@ typedef struct SnapshotJob
 	RowBlock   *block;
 	MemoryContext row_mcxt;
 	RowMeta		meta;
+	bool		encoding;		/* an ERROR now is that of a value */
 	/* the leaf that is being read, if its columns are at other places */
 	AttrNumber *map;			/* see partition_map; NULL: they are at the same */
 	int			map_natts;

@@ -36,7 +36,8 @@
 #include "partition_tree.h"
 #include "source.h"
 
-/* The line of a shape that says where the key comes from. */
+/* The line of a shape that says what it is of, and the one that says where the key comes from. */
+#define KIND_LINE				"table kind %c persistence %c"
 #define IDENTITY_LINE(identity)	"replica identity " identity
 
 static char replica_identity(Relation rel);
@@ -257,8 +258,7 @@ source_shape(Relation rel, List **watch)
 	StringInfoData buf;
 
 	*watch = NIL;
-	shape = lappend(shape, psprintf("table kind %c persistence %c",
-									rel->rd_rel->relkind, rel->rd_rel->relpersistence));
+	shape = lappend(shape, psprintf(KIND_LINE, rel->rd_rel->relkind, rel->rd_rel->relpersistence));
 	shape = lappend(shape, psprintf(IDENTITY_LINE("%c"), replica_identity(rel)));
 
 	source_key(rel, &key);
@@ -370,7 +370,9 @@ source_shape_difference(List *then, List *now, bool history, ShapeChange *change
 		const char *line = lfirst(lc);
 		const char *successor;
 
-		if (is_key_line(line) || list_has_string(now, line))
+		/* what was decided of the target is no matter of the source */
+		if (is_key_line(line) || list_has_string(now, line) ||
+			strncmp(line, SHAPE_TARGET, strlen(SHAPE_TARGET)) == 0)
 			continue;
 		successor = find_same_subject(now, line);
 		if (change != NULL)
@@ -443,7 +445,9 @@ source_shape_key(List *shape, SourceKey *key)
 	ListCell   *lc;
 
 	memset(key, 0, sizeof(*key));
-	key->full = list_has_string(shape, IDENTITY_LINE("f"));
+	key->full = list_has_string(shape, IDENTITY_LINE("f")) &&
+		!list_has_string(shape, psprintf(KIND_LINE, RELKIND_PARTITIONED_TABLE,
+										 RELPERSISTENCE_PERMANENT));
 	foreach(lc, shape)
 	{
 		char	   *at = lfirst(lc);
@@ -460,6 +464,17 @@ source_shape_key(List *shape, SourceKey *key)
 			key->attnums[key->natts++] = (AttrNumber) attnum;
 		}
 	}
+}
+
+/* See source.h. */
+void
+source_shape_not_full(List *shape)
+{
+	ListCell   *lc;
+
+	foreach(lc, shape)
+		if (strcmp(lfirst(lc), IDENTITY_LINE("f")) == 0)
+			lfirst(lc) = MemoryContextStrdup(GetMemoryChunkContext(shape), IDENTITY_LINE("d"));
 }
 
 /* Names the columns of a key, as the shape has them. */

@@ -69,6 +69,12 @@ typedef enum ShapeChange
 } ShapeChange;
 
 /*
+ * Begins the lines of a recorded shape that say what was decided of its target (target_types.c).
+ * They are no part of source_shape, and source_shape_difference passes them over.
+ */
+#define SHAPE_TARGET	"target: "
+
+/*
  * Compares shapes.  NULL if the rows of "now" fit what "then" described, else what differs
  * (in CurrentMemoryContext).  *change (unless NULL): how much it matters.
  *
@@ -77,6 +83,9 @@ typedef enum ShapeChange
  * key: history.
  */
 extern char *source_shape_difference(List *then, List *now, bool history, ShapeChange *change);
+
+/* Records in a shape that the old rows are not whole any more.  In the list's memory context. */
+extern void source_shape_not_full(List *shape);
 
 /* Takes the key out of a shape; key->full is as it was then. */
 extern void source_shape_key(List *shape, SourceKey *key);

@@ -345,6 +345,7 @@ decode_some(Pipe *pipe, ResourceOwner owner, MemoryContext mcxt)
 		MemoryContextSwitchTo(ctx->context);
 		if (decode_read_record(ctx) == NULL)
 			break;
+		decode_note_commit(ctx);
 		LogicalDecodingProcessRecord(ctx, ctx->reader);
 		pipe->in_callback = false;
 		pipe->read_lsn = ctx->reader->EndRecPtr;

@@ -88,8 +88,9 @@ target_refusals(Relation rel, const TableOptions *options)
 	source_key(rel, &key);
 	/* of an identity that is no key, source_refusals speaks */
 	if (key.natts == 0 && options->table_engine == ENGINE_REPLACING_MERGE_TREE &&
-		rel->rd_rel->relreplident != REPLICA_IDENTITY_NOTHING &&
-		rel->rd_rel->relreplident != REPLICA_IDENTITY_INDEX)
+		(rel->rd_rel->relkind == RELKIND_PARTITIONED_TABLE ||
+		 (rel->rd_rel->relreplident != REPLICA_IDENTITY_NOTHING &&
+		  rel->rd_rel->relreplident != REPLICA_IDENTITY_INDEX)))
 		refusals = refusal_add(refusals, "it has no key that identifies its rows",
 							   rel->rd_rel->relkind == RELKIND_PARTITIONED_TABLE ?
 							   "Keys of its partitions alone do not identify rows of all of it. Add a primary key to the partitioned table, or mirror its partitions one by one." :
@@ -133,6 +134,7 @@ target_refusals(Relation rel, const TableOptions *options)
 											((ColumnOption *) lfirst(lc))->column),
 								   NULL);
 
+	refusals = target_type_refusals(refusals, rel, &key, options);
 	refusals = place_refusals(refusals, rel, options, &key);
 	return column_refusals(refusals, desc, options);
 }
@@ -214,6 +216,7 @@ target_describe(Oid relid, TupleDesc desc, const TableOptions *options,
 	MemoryContext old = MemoryContextSwitchTo(mcxt);
 	Target	   *target = palloc0(sizeof(Target));
 	RowMap	   *rows = &target->rows;
+	TypeCaps	now = target_type_caps(caps, shape);
 	ListCell   *lc;
 
 	if (database != NULL && table != NULL)
@@ -241,6 +244,8 @@ target_describe(Oid relid, TupleDesc desc, const TableOptions *options,
 	{
 		Form_pg_attribute att = TupleDescAttr(desc, i);
 		FormData_pg_attribute then;
+		TypeWish	wish;
+		const char *why;
 		bool		is_key = false;
 
 		if (att->attisdropped || compat_attr_is_virtual(att) ||
@@ -251,9 +256,13 @@ target_describe(Oid relid, TupleDesc desc, const TableOptions *options,
 				is_key = true;
 		then = *att;
 		then.attnotnull = list_has(shape, psprintf("not null: column %d", att->attnum));
-		column_map_init(&rows->columns[rows->ncolumns], &then,
-						column_target_name(options, NameStr(att->attname)),
-						is_key, pipe_options->allow_nullable_columns, caps, mcxt);
+		target_column_wish(options, shape, &then, &wish);
+		if (!column_map_init(&rows->columns[rows->ncolumns], &then,
+							 column_target_name(options, NameStr(att->attname)),
+							 &wish, is_key, pipe_options->allow_nullable_columns, &now, mcxt, &why))
+			ereport(ERROR,
+					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+					 errmsg("column \"%s\" cannot be mirrored: %s", NameStr(att->attname), why)));
 		rows->is_key[rows->ncolumns] = is_key;
 		if (OidIsValid(rows->columns[rows->ncolumns].output.fn_oid))
 			target->calls_output = true;

@@ -83,6 +83,47 @@ extern Target *target_describe(Oid relid, TupleDesc desc, const TableOptions *op
 							   const char *table, const TypeCaps *caps, MemoryContext mcxt);
 
 /*
+ * What was decided of the columns' types, as lines for the shape that is recorded (char *, in
+ * CurrentMemoryContext): targets are described by it later.  In target_types.c.
+ */
+extern List *target_decisions(const Target *target, const TypeCaps *caps);
+
+/*
+ * Why a target cannot be described from a recorded shape any more, because of its columns' types;
+ * NULL if it can.  target_describe would raise an ERROR.  In a transaction.
+ */
+extern char *target_types_refusal(TupleDesc desc, const TableOptions *options,
+								  const PipeOptions *pipe_options, List *shape,
+								  const TypeCaps *caps);
+
+/* A column of a table in ClickHouse, in UTF8. */
+typedef struct ExistingColumn
+{
+	char	   *name;
+	char	   *type;
+} ExistingColumn;
+
+/*
+ * The columns of a table in ClickHouse (ExistingColumn *), NIL if there is none.  Names in UTF8.
+ * False: not known, see *err.  Waits for the network; not in a transaction.
+ */
+extern bool target_read_columns(ChClient *ch, const char *database, const char *table,
+								int timeout_ms, List **columns, ChError *err);
+
+/*
+ * Takes over the types of a table that is there already: changes "decisions" (of
+ * target_decisions, in a recorded shape or not) and returns them.  only_kept: of the columns
+ * whose type was taken over before.  In a transaction.  *refusal: NULL, or the columns whose
+ * types cannot be taken over, and why (target_adopt_hint says what to do).
+ */
+extern List *target_adopt_types(Relation rel, const Target *target, const TableOptions *options,
+								const PipeOptions *pipe_options, const TypeCaps *caps,
+								List *decisions, List *existing, char **refusal);
+
+/* Was the type of any column taken over?  Then only these columns of "existing" are returned. */
+extern List *target_kept_columns(const Target *target, List *shape, List *existing);
+
+/*
  * Makes sure that the target exists and fits.  In target_table.c, as all that asks ClickHouse
  * but what target_resync.c has.  ours: this pipe made it, so that it may have
  * rows; may_have_rows: it may have them anyway.  may_create: make it if it is not there.
@@ -132,6 +173,13 @@ extern char *target_insert_text(const char *database, const char *table);
  */
 extern char *target_truncate_sql(const char *database, const char *table, bool bounded);
 
+/*
+ * The INSERT ... SELECT that makes tombstones of that version of all rows of a target that are older
+ * and for which "condition" holds.  bounded: without settings.
+ */
+extern char *target_delete_sql(const Target *target, const char *condition, uint64 version_hi,
+							   uint64 version_lo, bool bounded);
+
 /* What all our statements begin with that change rows of a target (char *). */
 extern List *target_change_texts(const char *database, const char *table);
 
@@ -176,6 +224,7 @@ extern bool target_learn_partitions(ChClient *ch, Target *target, ChError *err,
 /* What to do about a target with rows, and about one of another pipe. */
 extern const char *const target_rows_hint;
 extern const char *const target_owner_hint;
+extern const char *const target_adopt_hint;
 
 /* Does the target (names in UTF8) bear the pipe's mark?  False: not known, see *err. */
 extern bool target_is_marked(ChClient *ch, int32 pipe_id, const char *database,

@@ -36,6 +36,18 @@ extern bool target_comment(ChClient *ch, const char *database, const char *table
  */
 extern bool target_ensure_database(ChClient *ch, const Target *target, ChError *err);
 
+/*
+ * About types (target_types.c).  What a column's type shall be, by what was recorded in its shape
+ * or by option; and what is known of the server, with what the shape recorded of it.
+ */
+extern void target_column_wish(const TableOptions *options, List *shape, Form_pg_attribute att,
+							   TypeWish *wish);
+extern TypeCaps target_type_caps(const TypeCaps *caps, List *shape);
+
+/* Adds what speaks against the types that the options wish (Refusal *). */
+extern List *target_type_refusals(List *refusals, Relation rel, const SourceKey *key,
+								  const TableOptions *options);
+
 /* How long making a table may take. */
 #define CREATE_TIMEOUT_MS	60000
 

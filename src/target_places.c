@@ -22,6 +22,9 @@
 #include "target.h"
 #include "target_internal.h"
 
+/* What to do so that PostgreSQL logs where a row was. */
+#define PLACE_HINT		"Where a row was before an update or delete, the WAL says by the columns of the key only. Use ALTER TABLE ... REPLICA IDENTITY USING INDEX with a unique index that has the column as well, or REPLICA IDENTITY FULL"
+
 #define ASK_TIMEOUT_MS	30000
 #define DROP_TIMEOUT_MS	10000
 
@@ -81,7 +84,7 @@ place_refusals(List *refusals, Relation rel, const TableOptions *options, const 
 		else if (replaces && !key->full)
 			refusals = refusal_add(refusals,
 								   psprintf("column \"%s\" of its sorting_keys is not part of its key", name),
-								   "Where a row was before an update or delete, only REPLICA IDENTITY FULL says: use ALTER TABLE ... REPLICA IDENTITY FULL, or leave the column out.");
+								   PLACE_HINT ", or leave the column out.");
 	}
 	/* rows of a history do not replace each other, whatever it is sorted by */
 	for (int i = 0; replaces && i < key->natts; i++)
@@ -139,7 +142,7 @@ target_learn_partitions(ChClient *ch, Target *target, ChError *err, const char *
 			*next++ = '\0';
 		if (!use_column(target, line, err))
 		{
-			*hint = "Where a row was before an update or delete, only REPLICA IDENTITY FULL says of columns outside the key: use ALTER TABLE ... REPLICA IDENTITY FULL, or partition by columns of the key.";
+			*hint = PLACE_HINT ", or partition by columns of the key.";
 			return false;
 		}
 	}

@@ -322,6 +322,39 @@ target_truncate_sql(const char *database, const char *table, bool bounded)
 }
 
 /* See target.h. */
+char *
+target_delete_sql(const Target *target, const char *condition, uint64 version_hi,
+				  uint64 version_lo, bool bounded)
+{
+	StringInfoData places;
+	StringInfoData version;
+	StringInfoData sql;
+
+	initStringInfo(&places);
+	initStringInfo(&version);
+	initStringInfo(&sql);
+	for (int i = 0; i < target->rows.ncolumns; i++)
+	{
+		if (!target->rows.is_place[i])
+			continue;
+		append_ch_identifier(&places, target->rows.columns[i].name);
+		appendStringInfoString(&places, ", ");
+	}
+	appendStringInfo(&version, "bitOr(bitShiftLeft(toUInt128(" UINT64_FORMAT "), 64), toUInt128(" UINT64_FORMAT "))",
+					 version_hi, version_lo);
+	appendStringInfo(&sql, "%s(%s%s, %s) SELECT %s%s, 1 FROM ",
+					 target_insert_text(target->ch_database, target->ch_table), places.data,
+					 CLICKPIPE_COL_VERSION, CLICKPIPE_COL_DELETED, places.data, version.data);
+	target_append_name(&sql, target->ch_database, target->ch_table);
+	appendStringInfo(&sql, " FINAL WHERE %s = 0 AND %s < %s AND (%s)", CLICKPIPE_COL_DELETED,
+					 CLICKPIPE_COL_VERSION, version.data, condition);
+	/* what was acknowledged must be seen, also by another replica */
+	if (!bounded)
+		appendStringInfoString(&sql, " SETTINGS select_sequential_consistency = 1");
+	return sql.data;
+}
+
+/* See target.h. */
 List *
 target_change_texts(const char *database, const char *table)
 {

@@ -1,7 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * truncate.c
- *	  TRUNCATE: its place in the stream is a barrier.
+ *	  Rows that go without change records, by TRUNCATE or with a partition:
+ *	  that place in the stream is a barrier.
  *
  * A row that was written before the TRUNCATE must not come into the target
  * after it, from whomever; one that was written after it must not be there
@@ -10,6 +11,10 @@
  * statements whose fate is not known are killed and gone; then the targets are
  * truncated, and the same holds for that statement before decoding goes on.
  * Blocks of other tables are sent meanwhile.
+ *
+ * Where only the rows of some partitions go, ClickHouse itself makes tombstones
+ * of them, with the version of that place in the stream: INSERT ... SELECT, which
+ * can be done again, or late, and harms no row that came after it.
  *
  * While the callback waits, the transaction is not acknowledged.  So however
  * this process ends, the TRUNCATE is decoded again at its place, together with
@@ -29,11 +34,13 @@
 
 #include "compat.h"
 #include "hints.h"
+#include "partitions.h"
 #include "pipe.h"
 
 #define MAX_RUNNING			8	/* statements at a time */
 #define MAX_REFRESHES		2
 #define STATEMENT_MS		60000	/* without an answer for so long, its fate is unknown */
+#define DELETE_MS			3600000 /* it reads the whole target */
 #define KILL_TIMEOUT_MS		10000
 #define MAX_NAP_MS			1000
 
@@ -41,12 +48,15 @@
 #define PATIENCE_MS			60000
 
 #define CH_UNKNOWN_SETTING	115
+#define CH_TIMEOUT_EXCEEDED 159
+#define CH_MEMORY_LIMIT		241
 #define CH_DROP_LIMIT		359 /* TABLE_SIZE_EXCEEDS_MAX_DROP_SIZE_LIMIT */
 
-/* A target that is to be truncated. */
+/* A target that is to be truncated, or to lose some of its rows. */
 typedef struct Truncation
 {
 	PipeTable  *table;
+	Removal    *removal;
 	MemoryContext mcxt;
 	char	   *sql;			/* of the statement under way */
 	ChInsert	statement;
@@ -60,9 +70,9 @@ typedef struct Truncation
 	int			refreshes;
 } Truncation;
 
-static bool end_load(Pipe *pipe, PipeTable *table);
+static bool end_load(Pipe *pipe, PipeTable *table, bool all_rows);
 static void advance(Pipe *pipe, Truncation *t, int *running, List **strays);
-static bool rows_settled(Pipe *pipe, PipeTable *table);
+static bool rows_settled(Pipe *pipe, Truncation *t);
 static void take_answer(Pipe *pipe, Truncation *t);
 static void try_again(Pipe *pipe, Truncation *t, const ChError *err);
 static void set_aside(Pipe *pipe, Truncation *t, const ChError *err);
@@ -71,21 +81,21 @@ static void note_failure(Pipe *pipe, const ChError *err, int tries, TimestampTz 
 static long next_look(Pipe *pipe, Truncation *all, int n);
 
 /*
- * Truncates the targets of some tables (PipeTable *) at this place in the
- * stream, all at the same time.  In the decoding callback; returns when it is
- * done, or the tables that could not be truncated are set aside.
+ * Removes rows (Removal *) from targets at this place in the stream, all at the
+ * same time.  In the decoding callback; returns when it is done, or the tables
+ * that could not be truncated are set aside.
  *
  * All memory outlives an ERROR out of here: requests point to it.
  */
 void
-truncate_targets(Pipe *pipe, List *tables)
+truncate_targets(Pipe *pipe, List *removals)
 {
 	static uint32 wait_event = 0;
 	MemoryContext mcxt = AllocSetContextCreate(pipe->mcxt, "clickpipe truncate",
 											   ALLOCSET_SMALL_SIZES);
 	MemoryContext round = AllocSetContextCreate(mcxt, "clickpipe truncate round",
 												ALLOCSET_SMALL_SIZES);
-	Truncation *all = MemoryContextAllocZero(mcxt, sizeof(Truncation) * list_length(tables));
+	Truncation *all = MemoryContextAllocZero(mcxt, sizeof(Truncation) * list_length(removals));
 	char		activity[ACTIVITY_LEN];
 	bool		waited = false;
 	int			n = 0;
@@ -97,17 +107,22 @@ truncate_targets(Pipe *pipe, List *tables)
 
 	/* we may wait for long, and must not hold back vacuum */
 	InvalidateCatalogSnapshot();
-	foreach(lc, tables)
+	foreach(lc, removals)
 	{
-		PipeTable  *table = lfirst(lc);
+		Removal    *removal = lfirst(lc);
 
-		if (!end_load(pipe, table))
+		if (!end_load(pipe, removal->table, removal->condition == NULL))
 			continue;
-		/* rows that were changed before, and only the loop could read */
-		toast_discard(pipe, table);
-		inserts_seal(pipe, table);
+		/*
+		 * Rows that were changed before, and only the loop could read.  (Of a
+		 * partition it will find them gone, and send nothing.)
+		 */
+		if (removal->condition == NULL && removal->table->target->engine != ENGINE_NULL)
+			toast_discard(pipe, removal->table);
+		inserts_seal(pipe, removal->table);
 		all[n].mcxt = mcxt;
-		all[n++].table = table;
+		all[n].removal = removal;
+		all[n++].table = removal->table;
 	}
 
 	old = MemoryContextSwitchTo(round);
@@ -135,7 +150,9 @@ truncate_targets(Pipe *pipe, List *tables)
 		for (int i = 0; i < n; i++)
 			if (!all[i].done)
 			{
-				entry_set_activity(pipe->entry, "truncating %s.%s",
+				entry_set_activity(pipe->entry, "%s %s.%s",
+								   all[i].removal->condition == NULL ? "truncating" :
+								   "deleting rows of partitions from",
 								   all[i].table->target->database, all[i].table->target->table);
 				break;
 			}
@@ -168,13 +185,24 @@ truncate_targets(Pipe *pipe, List *tables)
  * TRUNCATE, whose rows have all come in the stream with versions above (P, 0), and
  * those that were deleted since have tombstones above it as well.  If the
  * TRUNCATE is decoded again it ends that load as it ended this one.
+ *
+ * If only the rows of some partitions go, the chunks in flight are ended, and
+ * the load goes on with what is left to be read, which has none of those rows.
  */
 static bool
-end_load(Pipe *pipe, PipeTable *table)
+end_load(Pipe *pipe, PipeTable *table, bool all_rows)
 {
 	if (table->state != TABLE_SNAPSHOT || table->load_complete)
 		return true;
-	if (pipe_table_is_history(table))
+	if (table->partitions != NULL && !pipe_table_is_history(table))
+	{
+		if (table->load_slot >= 0)
+			loads_end(pipe, table);
+		/* what is attached from here on is still to be loaded */
+		if (!all_rows || !partitions_truncated(pipe, table))
+			return true;
+	}
+	else if (pipe_table_is_history(table))
 	{
 		/* rows of one snapshot cannot be told from those of the stream */
 		if (!histories_load_again(pipe, table))
@@ -183,7 +211,7 @@ end_load(Pipe *pipe, PipeTable *table)
 				 "was truncated during its load, which begins again with a new target");
 		return false;
 	}
-	if (table->load_slot >= 0)
+	else if (table->load_slot >= 0)
 		loads_end(pipe, table);
 	table->load_complete = table->load_truncated = true;
 	/* it is complete when this transaction is acknowledged */
@@ -231,7 +259,12 @@ advance(Pipe *pipe, Truncation *t, int *running, List **strays)
 	}
 	if (t->running)
 		(*running)++;
-	if (t->running || t->done || !rows_settled(pipe, table))
+	if (!t->done && table->target->engine == ENGINE_NULL)
+	{
+		t->done = true;
+		pipe_log(pipe, LOG, table, 0, NULL, "was truncated; its target keeps no rows");
+	}
+	if (t->running || t->done || !rows_settled(pipe, t))
 		return;
 	if (t->retry_at > now || pipe->net_retry_at > now || *running >= MAX_RUNNING)
 		return;
@@ -242,17 +275,14 @@ advance(Pipe *pipe, Truncation *t, int *running, List **strays)
 			*strays = lappend(*strays, table);
 		return;
 	}
-	if (table->target->engine == ENGINE_NULL)
-	{
-		t->done = true;
-		pipe_log(pipe, LOG, table, 0, NULL, "was truncated; its target keeps no rows");
-		return;
-	}
 	if (t->sql != NULL)
 		pfree(t->sql);
-	t->sql = MemoryContextStrdup(t->mcxt, target_truncate_sql(table->target->ch_database,
-															  table->target->ch_table,
-															  t->bounded));
+	t->sql = MemoryContextStrdup(t->mcxt, t->removal->condition != NULL ?
+								 target_delete_sql(table->target, t->removal->condition,
+												   t->removal->version_hi,
+												   t->removal->version_lo, t->bounded) :
+								 target_truncate_sql(table->target->ch_database,
+													 table->target->ch_table, t->bounded));
 	ch_statement_start(pipe->ch, &t->statement, t->sql);
 	t->running = true;
 	t->started = now;
@@ -264,8 +294,10 @@ advance(Pipe *pipe, Truncation *t, int *running, List **strays)
  * table is set aside, because all others wait.
  */
 static bool
-rows_settled(Pipe *pipe, PipeTable *table)
+rows_settled(Pipe *pipe, Truncation *t)
 {
+	PipeTable  *table = t->table;
+
 	/* only the loop, or the next start, can end an exchange */
 	if (table->blocked)
 		ereport(ERROR,
@@ -273,7 +305,7 @@ rows_settled(Pipe *pipe, PipeTable *table)
 				 errmsg("the exchange of %s.%s has an unknown fate",
 						table->info->target_database, table->info->target_table),
 				 errdetail("The pipe starts over and looks which table is which.")));
-	if (!inserts_pending(pipe, table))
+	if (t->removal->condition != NULL ? !inserts_has_blocks(table) : !inserts_pending(pipe, table))
 		return true;
 	if (inserts_refused_too_long(pipe, table))
 		pipe_table_fail(pipe, table, table->refused_code,
@@ -288,6 +320,7 @@ rows_settled(Pipe *pipe, PipeTable *table)
 static void
 take_answer(Pipe *pipe, Truncation *t)
 {
+	int			timeout_ms = t->removal->condition != NULL ? DELETE_MS : STATEMENT_MS;
 	ChError		err;
 
 	if (t->statement.ended)
@@ -301,15 +334,15 @@ take_answer(Pipe *pipe, Truncation *t)
 		t->done = true;
 		pipe->net_tries = 0;
 		pipe->net_retry_at = 0;
-		pipe_log(pipe, LOG, t->table, 0, NULL, "was truncated");
+		pipe_log(pipe, LOG, t->table, 0, NULL, "%s", t->removal->what);
 	}
-	else if (TimestampDifferenceExceeds(t->started, GetCurrentTimestamp(), STATEMENT_MS))
+	else if (TimestampDifferenceExceeds(t->started, GetCurrentTimestamp(), timeout_ms))
 	{
 		ch_insert_abandon(pipe->ch, &t->statement);
 		t->running = false;
-		(void) ch_set_error(&err, CH_RETRY, true, "no answer to TRUNCATE TABLE %s.%s within %d s",
+		(void) ch_set_error(&err, CH_RETRY, true, "no answer to a statement that removes rows from %s.%s within %d s",
 							t->table->target->database, t->table->target->table,
-							STATEMENT_MS / 1000);
+							timeout_ms / 1000);
 		try_again(pipe, t, &err);
 	}
 }
@@ -332,7 +365,10 @@ try_again(Pipe *pipe, Truncation *t, const ChError *err)
 	}
 	if (class == CH_REFRESH)
 		class = ++t->refreshes > MAX_REFRESHES ? CH_PERMANENT : CH_RETRY_SLOW;
-	if (err->code == 0 || ch_error_is_of_server(err->code))
+	if (err->code == 0 ||
+		(ch_error_is_of_server(err->code) &&
+		 (t->removal->condition == NULL ||
+		  (err->code != CH_TIMEOUT_EXCEEDED && err->code != CH_MEMORY_LIMIT))))
 		t->refused_since = 0;
 	else if (t->refused_since == 0)
 		t->refused_since = now;
@@ -346,7 +382,7 @@ try_again(Pipe *pipe, Truncation *t, const ChError *err)
 	t->tries++;
 	t->retry_at = TimestampTzPlusMilliseconds(now, ch_retry_delay(class, t->tries));
 	if (t->tries == 1)
-		pipe_log(pipe, WARNING, table, err->code, NULL, "TRUNCATE of %s.%s will be tried again: %s",
+		pipe_log(pipe, WARNING, table, err->code, NULL, "removing rows from %s.%s will be tried again: %s",
 				 table->target->database, table->target->table, err->message);
 	note_failure(pipe, err, t->tries, t->retry_at);
 }
@@ -359,14 +395,25 @@ set_aside(Pipe *pipe, Truncation *t, const ChError *err)
 	Target	   *target = table->target;
 	char	   *reason = "Repair the target in ClickHouse, or set the pipe option \"truncate\" to \"ignore\" with clickpipe_alter";
 
+	if (t->removal->condition != NULL && err->code != CH_ACCESS_DENIED)
+	{
+		pipe_table_resync_later(pipe, table, NULL,
+								"the rows of a partition could not be deleted in %s.%s: %s",
+								target->database, target->table, err->message);
+		return;
+	}
 	if (err->code == CH_ACCESS_DENIED)
-		reason = psprintf("In ClickHouse, GRANT TRUNCATE ON %s.%s TO %s", target->database,
-						  target->table, pipe->ch->server.user ? pipe->ch->server.user : "default");
+		reason = psprintf("In ClickHouse, GRANT %s ON %s.%s TO %s",
+						  t->removal->condition != NULL ? "SELECT, INSERT" : "TRUNCATE",
+						  target->database, target->table,
+						  pipe->ch->server.user ? pipe->ch->server.user : "default");
 	else if (err->code == CH_DROP_LIMIT)
 		reason = "Have ClickHouse allow our user the setting max_table_size_to_drop = 0";
 	pipe_table_fail(pipe, table, err->code,
 					hint_resync(pipe->info->name, table->info->source_name, reason),
-					"the table was truncated, but ClickHouse refuses to truncate %s.%s: %s",
+					"%s, but ClickHouse refuses to %s %s.%s: %s",
+					t->removal->condition != NULL ? "a partition was removed" : "the table was truncated",
+					t->removal->condition != NULL ? "delete its rows in" : "truncate",
 					target->database, target->table, err->message);
 }
 

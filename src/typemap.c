@@ -1,8 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * typemap.c
- *	  The type map: which ClickHouse type a PostgreSQL column becomes, and
- *	  which encoder its values take.
+ *	  The type map: which ClickHouse type a PostgreSQL column becomes by
+ *	  default.  typeresolve.c says which encoder takes its values there.
  *
  * The rule is that nothing is lost: where ClickHouse has no type that holds
  * every value exactly (apart from the few that encoders refuse), the column
@@ -14,243 +14,260 @@
  */
 #include "postgres.h"
 
+#include <locale.h>
+
+#include "access/htup_details.h"
+#include "catalog/dependency.h"
 #include "catalog/pg_type.h"
-#include "datatype/timestamp.h"
-#include "utils/datetime.h"
+#include "commands/extension.h"
+#include "utils/builtins.h"
+#include "utils/guc.h"
 #include "utils/lsyscache.h"
+#include "utils/syscache.h"
 
 #include "compat.h"
-#include "encoders.h"
-#include "numeric.h"
+#include "encode.h"
+#include "typemap.h"
 #include "utf8.h"
 
-#define LAST_USEC_OF_DAY	(USECS_PER_DAY - 1)
-
-/* ClickHouse's first and last year, of old and since 26.7. */
-#define NARROW_FIRST_YEAR	1900
-#define NARROW_LAST_YEAR	2299
-#define WIDE_FIRST_YEAR		0
-#define WIDE_LAST_YEAR		9999
-
-/*
- * Sets encoder, default and width of a column, and returns its type's name.
- */
-static const char *
-use(ColumnMap *map, const char *type, EncodeValue encode,
-	EncodeDefault encode_default, int width)
+/* A type of so many bits. */
+static ChType *
+make_bits(ChKind kind, int bits)
 {
-	map->encode = encode;
-	map->encode_default = encode_default;
-	map->width = width;
+	ChType	   *type = ch_type_make(kind);
+
+	type->bits = bits;
 	return type;
 }
 
-/*
- * The text of the type's output function.
- */
-static const char *
-use_output(ColumnMap *map, Oid type)
+/* A Decimal. */
+static ChType *
+make_decimal(int precision, int scale)
 {
-	Oid			function;
-	bool		is_varlena;
+	ChType	   *type = ch_type_make(CH_DECIMAL);
 
-	getTypeOutputInfo(type, &function, &is_varlena);
-	fmgr_info_cxt(function, &map->output, map->mcxt);
-	return use(map, "String", encode_output, default_string, 0);
+	type->precision = precision;
+	type->scale = scale;
+	return type;
 }
 
-/*
- * numeric -> Decimal where the type modifier bounds it so that one fits.
- * PostgreSQL 15 and later have scales below 0 and above the precision.
- */
-static const char *
-use_numeric(ColumnMap *map, int32 typmod)
+/* An Array of the type. */
+static ChType *
+make_array(ChType *child)
 {
-	int			precision;
-	int			scale;
-	char	   *type;
+	ChType	   *type = ch_type_make(CH_ARRAY);
 
+	type->nchildren = 1;
+	type->children = palloc(sizeof(ChType *));
+	type->children[0] = child;
+	return type;
+}
+
+/* See typemap.h. */
+bool
+typemap_numeric_shape(int32 typmod, int *precision, int *scale)
+{
 	if (typmod < (int32) VARHDRSZ)
-		return use_output(map, NUMERICOID);
+		return false;
 
 	/* as numeric.c packs it */
-	precision = ((typmod - VARHDRSZ) >> 16) & 0xffff;
-	scale = (((typmod - VARHDRSZ) & 0x7ff) ^ 1024) - 1024;
-	if (scale < 0)
+	*precision = ((typmod - VARHDRSZ) >> 16) & 0xffff;
+	*scale = (((typmod - VARHDRSZ) & 0x7ff) ^ 1024) - 1024;
+	/* PostgreSQL 15 and later have scales below 0 and above the precision */
+	if (*scale < 0)
 	{
-		precision -= scale;
-		scale = 0;
+		*precision -= *scale;
+		*scale = 0;
 	}
-	precision = Max(precision, scale);
-	if (precision > DECIMAL256_DIGITS)
-		return use_output(map, NUMERICOID);
-
-	map->precision = precision;
-	map->scale = scale;
-	type = psprintf("Decimal(%d, %d)", precision, scale);
-	if (precision <= DECIMAL32_DIGITS)
-		return use(map, type, encode_decimal32, default_4, 4);
-	if (precision <= DECIMAL64_DIGITS)
-		return use(map, type, encode_decimal64, default_8, 8);
-	if (precision <= DECIMAL128_DIGITS)
-		return use(map, type, encode_decimal128, default_16, 16);
-	return use(map, type, encode_decimal256, default_32, 32);
+	*precision = Max(*precision, *scale);
+	return *precision <= CH_DECIMAL_MAX_PRECISION;
 }
 
 /*
- * date -> Date32, with the server's range in days.
+ * Digits after the point that money has in the current lc_monetary, which is the
+ * database's until worker_init pins it: it asks before.  Not by PGLC_localeconv, which
+ * needs a transaction.
  */
-static const char *
-use_date(ColumnMap *map, const TypeCaps *caps)
+int
+typemap_money_digits(void)
 {
-	map->min_value = date2j(caps->wide_dates ? WIDE_FIRST_YEAR : NARROW_FIRST_YEAR, 1, 1) -
-		UNIX_EPOCH_JDATE;
-	map->max_value = date2j(caps->wide_dates ? WIDE_LAST_YEAR : NARROW_LAST_YEAR, 12, 31) -
-		UNIX_EPOCH_JDATE;
-	return use(map, "Date32", encode_date, default_date, 4);
+	static int	digits = -1;
+
+	if (digits < 0)
+	{
+		const char *name = GetConfigOption("lc_monetary", true, false);
+		locale_t	monetary = newlocale(LC_MONETARY_MASK, name != NULL ? name : "C", (locale_t) 0);
+
+		digits = 2;
+		if (monetary != (locale_t) 0)
+		{
+			locale_t	before = uselocale(monetary);
+			int			fraction = localeconv()->frac_digits;
+
+			uselocale(before);
+			freelocale(monetary);
+			/* as cash.c does */
+			if (fraction >= 0 && fraction <= 10)
+				digits = fraction;
+		}
+	}
+	return digits;
+}
+
+/* See typemap.h. */
+ExtensionType
+typemap_extension_type(Oid type)
+{
+	static const struct
+	{
+		const char *extension;
+		const char *type;
+		ExtensionType result;
+	}			known[] = {
+		{"hstore", "hstore", EXTENSION_HSTORE},
+		{"vector", "vector", EXTENSION_VECTOR},
+		{"vector", "halfvec", EXTENSION_HALFVEC}
+	};
+	Oid			extension;
+	char	   *extension_name;
+	char	   *type_name;
+	HeapTuple	tuple;
+
+	if (type < FirstNormalObjectId)
+		return EXTENSION_NONE;
+	extension = getExtensionOfObject(TypeRelationId, type);
+	if (!OidIsValid(extension))
+		return EXTENSION_NONE;
+	extension_name = get_extension_name(extension);
+	tuple = SearchSysCache1(TYPEOID, ObjectIdGetDatum(type));
+	if (!HeapTupleIsValid(tuple))
+		return EXTENSION_NONE;
+	type_name = pstrdup(NameStr(((Form_pg_type) GETSTRUCT(tuple))->typname));
+	ReleaseSysCache(tuple);
+	for (int i = 0; extension_name != NULL && i < lengthof(known); i++)
+		if (strcmp(known[i].extension, extension_name) == 0 &&
+			strcmp(known[i].type, type_name) == 0)
+			return known[i].result;
+	return EXTENSION_NONE;
 }
 
 /*
- * timestamp, timestamptz -> DateTime64, with the server's range in
- * microseconds.  Without a time zone in the type, ClickHouse would show its
- * own server's.
+ * The type of a base type's values, without NULL.
  */
-static const char *
-use_timestamp(ColumnMap *map, const TypeCaps *caps)
+static ChType *
+default_scalar(Oid type, int32 typmod, const TypeCaps *caps)
 {
-	use_date(map, caps);
-	map->min_value = map->min_value * USECS_PER_DAY;
-	map->max_value = map->max_value * USECS_PER_DAY + LAST_USEC_OF_DAY;
-	return use(map, "DateTime64(6, 'UTC')", encode_timestamp, default_8, 8);
-}
+	ChType	   *result;
+	int			precision;
+	int			scale;
 
-/*
- * enum -> LowCardinality(String).  Not Enum: that would need an ALTER before
- * a new value's first row.
- */
-static const char *
-use_enum(ColumnMap *map)
-{
-	map->low_cardinality = true;
-	return use(map, "String", encode_enum, default_dictionary, sizeof(uint32));
-}
-
-/*
- * Sets the encoder for a base type that has a ClickHouse type of its own.
- * Returns that type's name, without Nullable and LowCardinality, or NULL.
- */
-static const char *
-use_known_type(ColumnMap *map, Oid type, int32 typmod, const TypeCaps *caps)
-{
 	switch (type)
 	{
 		case BOOLOID:
-			return use(map, "Bool", encode_bool, default_1, 1);
+			return make_bits(CH_BOOL, 8);
 		case INT2OID:
-			return use(map, "Int16", encode_int16, default_2, 2);
+			return make_bits(CH_INT, 16);
 		case INT4OID:
-			return use(map, "Int32", encode_int32, default_4, 4);
+			return make_bits(CH_INT, 32);
 		case INT8OID:
-			return use(map, "Int64", encode_int64, default_8, 8);
+			return make_bits(CH_INT, 64);
+		case OIDOID:
+		case XIDOID:
+		case CIDOID:
+		case REGPROCOID:
+		case REGPROCEDUREOID:
+		case REGOPEROID:
+		case REGOPERATOROID:
+		case REGCLASSOID:
+		case REGCOLLATIONOID:
+		case REGTYPEOID:
+		case REGROLEOID:
+		case REGNAMESPACEOID:
+		case REGCONFIGOID:
+		case REGDICTIONARYOID:
+			/* what is stored: the names that reg... types show may change behind it */
+			return make_bits(CH_UINT, 32);
+		case XID8OID:
+		case PG_LSNOID:
+			return make_bits(CH_UINT, 64);
 		case FLOAT4OID:
-			return use(map, "Float32", encode_float32, default_4, 4);
+			return make_bits(CH_FLOAT, 32);
 		case FLOAT8OID:
-			return use(map, "Float64", encode_float64, default_8, 8);
+			return make_bits(CH_FLOAT, 64);
 		case NUMERICOID:
-			return use_numeric(map, typmod);
-		case TEXTOID:
-		case VARCHAROID:
-		case BPCHAROID:
-		case JSONOID:
-			return use(map, "String", encode_text, default_string, 0);
-		case JSONBOID:
-			return use(map, "String", encode_jsonb, default_string, 0);
-		case BYTEAOID:
-			return use(map, "String", encode_bytes, default_string, 0);
+			if (typemap_numeric_shape(typmod, &precision, &scale))
+				return make_decimal(precision, scale);
+			break;
+		case CASHOID:
+			/* all of int64 has at most 19 digits */
+			return make_decimal(19, caps->money_digits);
 		case UUIDOID:
-			return use(map, "UUID", encode_uuid, default_16, 16);
+			return ch_type_make(CH_UUID);
 		case DATEOID:
-			return use_date(map, caps);
+			return ch_type_make(CH_DATE32);
 		case TIMESTAMPOID:
 		case TIMESTAMPTZOID:
-			return use_timestamp(map, caps);
+			/* without a time zone in the type, ClickHouse would show its own server's */
+			result = ch_type_make(CH_DATETIME64);
+			result->scale = 6;
+			result->zone = "UTC";
+			return result;
 		case TIMEOID:
-			if (caps->time64)
-				return use(map, "Time64(6)", encode_time, default_8, 8);
-			return use_output(map, type);
+			if (!caps->time64)
+				break;
+			result = ch_type_make(CH_TIME64);
+			result->scale = 6;
+			return result;
 		default:
-			if (type_is_enum(type))
-				return use_enum(map);
-			return NULL;
+			break;
 	}
+	result = ch_type_make(CH_STRING);
+	/* not Enum: that would need an ALTER before a new label's first row */
+	if (type >= FirstNormalObjectId && type_is_enum(type))
+		result->low_cardinality = true;
+	return result;
 }
 
 /*
- * Wraps a type's name: Nullable goes inside LowCardinality.
+ * The type of an array's or vector's values, NULL if it is none.
  */
-static char *
-full_type_name(const ColumnMap *map, const char *type)
+static ChType *
+default_array_type(Oid type, int32 typmod, int ndims, bool allow_nullable, const TypeCaps *caps)
 {
-	if (map->nullable)
-		type = psprintf("Nullable(%s)", type);
-	if (map->low_cardinality)
-		type = psprintf("LowCardinality(%s)", type);
-	return MemoryContextStrdup(map->mcxt, type);
-}
-
-/*
- * Tries to make the column an Array: of one of the known types, or of a
- * domain over one.  False: it is no array, or of other elements, and nothing
- * is changed.
- *
- * Elements may be NULL whatever the column says, so they are Nullable unless
- * NULLs become defaults.
- */
-static bool
-use_array(ColumnMap *map, Oid type, int32 typmod, bool allow_nullable,
-		  const TypeCaps *caps)
-{
-	Oid			declared_elemtype;
+	ChType	   *result;
 	Oid			elemtype;
-	ColumnMap  *element;
-	const char *name;
+	ExtensionType extension = typemap_extension_type(type);
+
+	if (extension == EXTENSION_VECTOR || extension == EXTENSION_HALFVEC)
+		return make_array(make_bits(CH_FLOAT, 32));
 
 	/* arrays in name only: they count from 0 */
 	if (type == INT2VECTOROID || type == OIDVECTOROID)
-		return false;
+		return NULL;
+	elemtype = get_element_type(type);
+	if (!OidIsValid(elemtype))
+		return NULL;
+	elemtype = getBaseTypeAndTypmod(elemtype, &typmod);
 
-	declared_elemtype = get_element_type(type);
-	if (!OidIsValid(declared_elemtype))
-		return false;
+	/* an element that is an array (a domain can make it one) is its text: it may be NULL */
+	if (OidIsValid(get_element_type(elemtype)))
+		result = ch_type_make(CH_STRING);
+	else
+		result = default_scalar(elemtype, typmod, caps);
+	/* elements may be NULL whatever the column says */
+	result->nullable = allow_nullable;
+	for (int i = 0; i < Max(ndims, 1); i++)
+		result = make_array(result);
+	return result;
+}
 
-	element = MemoryContextAllocZero(map->mcxt, sizeof(ColumnMap));
-	element->mcxt = map->mcxt;
-	elemtype = getBaseTypeAndTypmod(declared_elemtype, &typmod);
-	name = use_known_type(element, elemtype, typmod, caps);
-	if (name == NULL)
-	{
-		pfree(element);
-		return false;
-	}
-	element->attnum = map->attnum;
-	element->attname = map->attname;
-	element->atttypid = elemtype;
-	element->atttypmod = typmod;
-	element->name = map->name;
-	element->nullable = allow_nullable;
-	element->null_to_default = !allow_nullable;
-	element->dict_nullable = element->low_cardinality && allow_nullable;
-	element->type = full_type_name(element, name);
+/* See typemap.h. */
+ChType *
+typemap_default(Oid type, int32 typmod, int ndims, bool allow_nullable, const TypeCaps *caps)
+{
+	ChType	   *result = default_array_type(type, typmod, ndims, allow_nullable, caps);
 
-	map->is_array = true;
-	map->element = element;
-	map->elemtype = declared_elemtype;
-	get_typlenbyvalalign(declared_elemtype, &map->elemlen, &map->elembyval,
-						 &map->elemalign);
-	name = psprintf("Array(%s)", element->type);
-	map->type = MemoryContextStrdup(map->mcxt,
-									use(map, name, encode_array, default_array, 0));
-	return true;
+	return result != NULL ? result : default_scalar(type, typmod, caps);
 }
 
 /*
@@ -275,14 +292,16 @@ utf8_name(const char *name, MemoryContext mcxt)
  * CurrentMemoryContext.  ERROR if the type is a shell, or names or text of
  * the database's encoding cannot be converted.
  */
-void
+bool
 column_map_init(ColumnMap *map, Form_pg_attribute att, const char *target_name,
-				bool force_notnull, bool allow_nullable, const TypeCaps *caps,
-				MemoryContext mcxt)
+				const TypeWish *wish, bool is_key, bool allow_nullable,
+				const TypeCaps *caps, MemoryContext mcxt, const char **why)
 {
 	int32		typmod = att->atttypmod;
 	Oid			type = getBaseTypeAndTypmod(att->atttypid, &typmod);
-	const char *name;
+	bool		nullable = allow_nullable && !att->attnotnull && !is_key;
+	bool		wished = (wish != NULL && wish->type != NULL);
+	ChType	   *ch;
 
 	utf8_init();
 
@@ -294,26 +313,74 @@ column_map_init(ColumnMap *map, Form_pg_attribute att, const char *target_name,
 	map->atttypmod = att->atttypmod;
 	map->attnotnull = att->attnotnull;
 	map->name = utf8_name(target_name ? target_name : map->attname, mcxt);
-	map->null_to_default = !allow_nullable;
+	map->lossy = wish != NULL && wish->lossy;
+	map->null_to_default = !allow_nullable || map->lossy;
 
-	if (use_array(map, type, typmod, allow_nullable, caps))
-		return;
+	if (wished)
+	{
+		char	   *utf8 = utf8_cstring(wish->type);
 
-	name = use_known_type(map, type, typmod, caps);
-	if (name == NULL)
-		name = use_output(map, type);
-	map->nullable = allow_nullable && !att->attnotnull && !force_notnull;
-	map->dict_nullable = map->low_cardinality && map->nullable;
-	map->type = full_type_name(map, name);
+		*why = "a character has no equivalent in UTF8";
+		ch = utf8 != NULL ? ch_type_parse(utf8, why) : NULL;
+		if (ch == NULL)
+		{
+			*why = psprintf("type \"%s\" cannot be used: %s", wish->type, *why);
+			return false;
+		}
+	}
+	else
+	{
+		ch = typemap_default(type, typmod, att->attndims, allow_nullable, caps);
+		/* ClickHouse sorts by nothing with NULLs inside; the text of an array says all */
+		if (is_key && ch->kind == CH_ARRAY)
+			ch = ch_type_make(CH_STRING);
+	}
+
+	/* who wishes a type means its values; what is there already is as it is */
+	if (nullable && ch_type_may_be_nullable(ch) && !(wished && wish->exact))
+		ch->nullable = true;
+	if (!typeresolve(map, type, typmod, ch, caps, why))
+	{
+		*why = psprintf("type %s has no form as %s: %s", format_type_with_typemod(att->atttypid, att->atttypmod),
+						ch_type_name(ch), *why);
+		return false;
+	}
+	map->type = MemoryContextStrdup(mcxt, ch_type_name(ch));
+
+	if (!att->attnotnull && !is_key && !map->nullable && allow_nullable)
+	{
+		if (map->lossy)
+			typeresolve_add(&map->loss, "NULL becomes the type's default");
+		else
+			typeresolve_add(&map->risk, "NULL");
+		/* that arrays are never NULL is the default */
+		if (!map->lossy && ch_type_may_be_nullable(ch))
+			map->narrow = true;
+	}
+	if (map->loss != NULL && !map->lossy && !map->is_json)
+	{
+		*why = psprintf("%s would lose %s (if that is what you want, say so with \"lossy\": true)",
+						map->type, map->loss);
+		return false;
+	}
+	if (is_key && (map->loss != NULL || map->narrow))
+	{
+		*why = psprintf("it is part of the key, whose values must all be told apart in ClickHouse, and %s does not hold all of them (%s)",
+						map->type, map->loss != NULL ? map->loss : map->risk);
+		return false;
+	}
+	if (map->risk != NULL)
+		map->risk = MemoryContextStrdup(mcxt, map->risk);
+	if (map->loss != NULL)
+		map->loss = MemoryContextStrdup(mcxt, map->loss);
+	return true;
 }
 
-/*
- * Labels of enums are looked up anew from now on.
- */
+/* Labels of a nested column are looked up anew from now on. */
 void
 column_map_forget_labels(ColumnMap *map)
 {
 	map->label_generation++;
-	if (map->element != NULL)
-		map->element->label_generation++;
+	for (int i = 0; i < map->nchildren; i++)
+		column_map_forget_labels(&map->children[i]);
 }

@@ -4,8 +4,9 @@
  *	  Text of a database in any encoding, as ClickHouse wants it.
  *
  * ClickHouse's strings are bytes and its functions take them for UTF8.  In a
- * UTF8 database nothing happens here, nor in one of SQL_ASCII, whose bytes
- * have no known meaning.  pg_server_to_any would do for the others, but it
+ * UTF8 database nothing happens here.  The bytes in one of SQL_ASCII have no
+ * known meaning: what is UTF8 passes, and the rest is refused rather than sent
+ * as text that nobody can read.  For the others, pg_server_to_any would do, but it
  * raises an ERROR for a character without an equivalent in UTF8, and one such
  * character must not end a pipe.
  *
@@ -39,7 +40,9 @@ utf8_init(void)
 
 	if (initialized)
 		return;
-	if (encoding != PG_UTF8 && encoding != PG_SQL_ASCII)
+	if (encoding == PG_SQL_ASCII)
+		utf8_is_server_encoding = false;
+	else if (encoding != PG_UTF8)
 	{
 		conversion = FindDefaultConversionProc(encoding, PG_UTF8);
 		if (!OidIsValid(conversion))
@@ -59,6 +62,14 @@ static bool
 convert(ByteBuffer *out, const char *text, Size len)
 {
 	Assert(initialized);
+
+	if (GetDatabaseEncoding() == PG_SQL_ASCII)
+	{
+		if (!pg_verify_mbstr(PG_UTF8, text, len, true))
+			return false;
+		buffer_append(out, text, len);
+		return true;
+	}
 
 	while (len > 0)
 	{
@@ -86,29 +97,18 @@ convert(ByteBuffer *out, const char *text, Size len)
 }
 
 /*
- * Appends text to a String column.  Temporary memory is freed again.  False: a
- * character has no place in UTF8, *why says so.
+ * Appends text, converted, without a length.  False: a character has no place
+ * in UTF8, *why says so.
  */
 bool
-utf8_append(ByteBuffer *out, const char *text, Size len, const char **why)
+utf8_convert(ByteBuffer *out, const char *text, Size len, const char **why)
 {
-	ByteBuffer	converted;
-	bool		ok;
-
-	if (utf8_is_server_encoding)
-	{
-		buffer_append_string(out, text, len);
+	if (convert(out, text, len))
 		return true;
-	}
-
-	buffer_init(&converted, CurrentMemoryContext);
-	ok = convert(&converted, text, len);
-	if (ok)
-		buffer_append_string(out, converted.len > 0 ? converted.data : "", converted.len);
-	else
-		*why = "a character has no equivalent in UTF8";
-	buffer_release(&converted);
-	return ok;
+	*why = GetDatabaseEncoding() == PG_SQL_ASCII ?
+		"the bytes are not UTF8, and nobody knows what they are in a database of encoding SQL_ASCII" :
+		"a character has no equivalent in UTF8";
+	return false;
 }
 
 /*

@@ -12,17 +12,17 @@
 
 #include "buffer.h"
 
-/* Text needs no conversion (UTF8, or SQL_ASCII, which cannot be converted). */
+/* Text needs neither conversion nor a look. */
 extern bool utf8_is_server_encoding;
 
 /* Looks the conversion up; needs a transaction.  Before all others, any number of times. */
 extern void utf8_init(void);
 
 /*
- * Appends text to a String column, converted.  False: a character has no
- * place in UTF8.
+ * Appends text, converted, without a length.  Only if the server's encoding is
+ * not UTF8.  False: a character has no place in UTF8.
  */
-extern bool utf8_append(ByteBuffer *out, const char *text, Size len, const char **why);
+extern bool utf8_convert(ByteBuffer *out, const char *text, Size len, const char **why);
 
 /* Text in UTF8 as a C string in CurrentMemoryContext, or NULL as above. */
 extern char *utf8_cstring(const char *text);

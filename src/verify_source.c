@@ -32,6 +32,7 @@
 
 #include "compat.h"
 #include "partition_tree.h"
+#include "refused.h"
 #include "verify.h"
 #include "worker.h"
 
@@ -403,10 +404,10 @@ add_row(VerifyTable *table, TupleTableSlot *slot, Datum *values, bool *isnull)
 	if (!row_encode(encoder, values, isnull, &error))
 	{
 		MemoryContext old = MemoryContextSwitchTo(table->mcxt);
-		char	   *reason = psprintf("column \"%s\" of type %s: %s (row at ctid (%u,%u))",
-									  error.column->attname, error.column->type, error.why,
-									  ItemPointerGetBlockNumber(&slot->tts_tid),
-									  ItemPointerGetOffsetNumber(&slot->tts_tid));
+		char	   *reason = refused_message(&table->target->rows, &error, values, isnull,
+											 psprintf("ctid (%u,%u)",
+													  ItemPointerGetBlockNumber(&slot->tts_tid),
+													  ItemPointerGetOffsetNumber(&slot->tts_tid)), false);
 
 		MemoryContextSwitchTo(old);
 		return reason;

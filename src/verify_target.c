@@ -208,7 +208,7 @@ append_row_hash(StringInfo sql, const RowMap *map, bool key_only)
 	appendStringInfoString(sql, "halfMD5(formatRow('RowBinary'");
 	for (int i = 0; i < map->ncolumns; i++)
 	{
-		if (key_only && !map->is_key[i])
+		if ((key_only && !map->is_key[i]) || column_map_has_json(&map->columns[i]))
 			continue;
 		appendStringInfoString(sql, ", ");
 		if (key_only && strncmp(map->columns[i].type, "Float", 5) == 0)

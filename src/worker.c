@@ -35,6 +35,7 @@
 #include "buffer.h"
 #include "compat.h"
 #include "guc.h"
+#include "typemap.h"
 #include "worker.h"
 
 bool		caches_switching = false;
@@ -116,6 +117,8 @@ worker_init(Oid dboid)
 	pin_setting("row_security", "off");
 	pin_setting("session_replication_role", "origin");
 	pin_setting("jit", "off");
+	/* what the database says of money, before it is pinned */
+	(void) typemap_money_digits();
 	for (const OutputSetting *setting = worker_output_settings; setting->name != NULL; setting++)
 		pin_setting(setting->name, setting->value);
 	pin_setting("logical_decoding_work_mem", psprintf("%dkB", clickpipe_decoding_work_mem));

@@ -501,10 +501,16 @@ my %operation = (
 	'new partition' => sub {
 		my ($a, $r) = @_;
 		my $x = "x$a->{number}";
-		my $how = $r->int(1, 4);
+		my $how = $r->int(1, 6);
+		my @some = map { "($_, '$x', $_, 'part')" } hots($r, 6);
 		# its rows are deleted, so that it does not matter what becomes of those of a partition that goes
 		return ("w_part detach leaf $x", "BEGIN;\nDELETE FROM w_part_$x;\nALTER TABLE w_part DETACH PARTITION w_part_$x;\nDROP TABLE w_part_$x;\nCOMMIT;\n") if $how == 4;
-		my @some = map { "($_, '$x', $_, 'part')" } hots($r, 6);
+		# all in one transaction, with changes before and after
+		return ("w_part attach leaf $x and change it", "BEGIN;\nCREATE TABLE w_part_$x (v text, n int, region text NOT NULL, id int NOT NULL);\n"
+			  . "INSERT INTO w_part_$x (id, region, n, v) VALUES " . join(', ', @some) . ";\nUPDATE w_part_$x SET n = -1 WHERE id % 3 = 0;\n"
+			  . "ALTER TABLE w_part ATTACH PARTITION w_part_$x FOR VALUES IN ('$x');\n"
+			  . "UPDATE w_part SET n = n + 1 WHERE region = '$x' AND id % 2 = 0;\nDELETE FROM w_part WHERE region = '$x' AND id % 5 = 0;\nUPDATE w_part SET region = 'b' WHERE region = '$x' AND id % 7 = 0;\nCOMMIT;\n") if $how == 5;
+		return ("w_part move to leaf $x", "UPDATE w_part SET region = '$x' WHERE id BETWEEN 10 AND 15 AND region <> '$x';\n") if $how == 6;
 		# a leaf that is made with the table, one that is attached with rows, and one without
 		return ("w_part new leaf $x", "CREATE TABLE w_part_$x PARTITION OF w_part FOR VALUES IN ('$x');\nINSERT INTO w_part VALUES " . join(', ', @some) . " ON CONFLICT DO NOTHING;\n") if $how == 1;
 		return ("w_part attach leaf $x", "CREATE TABLE w_part_$x (v text, n int, region text NOT NULL, id int NOT NULL);\n"
@@ -516,7 +522,7 @@ my %operation_weight = (
 	change => 60, transaction => 25, swap => 8, shift => 1.5, prepare => 4, 'end prepared' => 5,
 	'many rows' => 1, rewrite => 2);
 my %feature_weight = (
-	truncate => { truncate => 1.5 }, partitions => { 'move partitions' => 3 }, attach => { 'new partition' => 0.5 });
+	truncate => { truncate => 1.5 }, partitions => { 'move partitions' => 3 }, attach => { 'new partition' => 1.2 });
 
 #
 # Actors

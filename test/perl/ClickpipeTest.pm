@@ -651,6 +651,9 @@ sub _pg_canon
 	return "CASE WHEN isfinite($e) THEN trunc(extract(epoch FROM $e) * 1000000)::text ELSE $output END"
 	  if $type =~ /^timestamp(tz)?$/;
 	return "to_char($e, 'HH24:MI:SS.US')" if $type eq 'time';
+	return "($e)::oid::text"              if $type =~ /^reg/;
+	return "($e - '0/0'::pg_lsn)::text"   if $type eq 'pg_lsn';
+	return "trim_scale(($e)::numeric)::text" if $type eq 'money';
 	return $output;
 }
 
@@ -687,9 +690,10 @@ sub _pg_field
 	{
 		# A NULL array and an empty one are the same in ClickHouse.
 		my $x = _pg_canon('x.e', $c->{element}, _element_type($c->{ch_type}));
-		$x = "CASE WHEN x.e IS NOT NULL THEN $x END";
+		$x = "CASE WHEN x.e IS DISTINCT FROM NULL THEN $x END";
 		$t = "(SELECT coalesce(string_agg(coalesce(octet_length($x)::text || ':' || $x, '\\N'), ','"
-		  . " ORDER BY x.n), '') FROM unnest($c->{expr}) WITH ORDINALITY AS x(e, n))";
+		  . " ORDER BY x.n), '') FROM (SELECT unnest($c->{expr}) AS e,"
+		  . " generate_series(1, cardinality($c->{expr})) AS n) x)";
 	}
 	else
 	{

@@ -68,6 +68,7 @@ my %value = (
 	snapshot_number_of_parallel_tables => [ '3', '3' ],
 	snapshot_num_rows_per_partition   => [ '5000', '5000' ],
 	truncate                          => [ '"ignore"', 'ignore' ],
+	on_partition_removal              => [ '"delete"', 'delete' ],
 	max_retained_wal                  => [ '"10GB"', '10737418240' ],
 	schemas                           => [ '["none"]', '["none"]' ]);
 my @changeable = split /\n/, $node->safe_psql('postgres',

@@ -43,9 +43,9 @@ sub same_ok
 
 sql(qq{CREATE TABLE $_ (seq int, v text); ALTER TABLE $_ REPLICA IDENTITY FULL;
 	INSERT INTO $_ SELECT g, 'loaded' FROM generate_series(1, 100) g}) for qw(g h);
-sql(q{CREATE TABLE o (id int PRIMARY KEY, v text);
-	SELECT clickpipe_create('p', 'warehouse', '{g,h,o}', '{"sync_interval_seconds": 0.1,
-		"tables": {"g": {"table_engine": "MergeTree"}, "h": {"table_engine": "MergeTree"}}}')});
+my $create = q{SELECT clickpipe_create('p', 'warehouse', '{g,h,o}', '{"sync_interval_seconds": 0.1,
+		"tables": {"g": {"table_engine": "MergeTree"}, "h": {"table_engine": "MergeTree"}}}')};
+sql("CREATE TABLE o (id int PRIMARY KEY, v text); $create");
 wait_for_state($node, 'p', 'Running');
 same_ok('loaded', qw(g h));
 
@@ -115,22 +115,26 @@ for my $do (qw(cut_before cut_after))
 	$relay->release();
 }
 
-# During the load of both, while the first, or the second, is being read.
+# During the load of both, which a new pipe begins together, while the first, or
+# the second, is being read.
+my $again = q{SELECT count(*) > 0 FROM clickpipe.log WHERE pipe = 'p' AND message LIKE 'was truncated during its load%'};
 for my $table (qw(g h))
 {
-	$relay->rule('load', match => "query=INSERT INTO `analytics`\\.`public_${table}_resync` ", do => 'hold_before');
+	sql(q{SELECT clickpipe_drop('p', drop_targets => true)});
+	wait_for_sql($node, 'SELECT count(*) FROM clickpipe.pipe', '0');
+	$relay->rule('load', match => insert($table), do => 'hold_before');
 	$k += 10000;
 	sql(qq{INSERT INTO g SELECT $k + g, 'before' FROM generate_series(1, 50) g; INSERT INTO h SELECT $k + g, 'before' FROM generate_series(1, 50) g});
-	sql(q{SELECT clickpipe_resync('p', '{g,h}')});
+	sql($create);
 	$relay->wait_seen('load') or die 'no load';
 	sql(qq{BEGIN; TRUNCATE h; INSERT INTO h SELECT g, 'during' FROM generate_series(1, 9) g; COMMIT; DELETE FROM h WHERE seq = 3; INSERT INTO g VALUES ($k, 'during')});
-	wait_for_sql($node, q{SELECT count(*) > 0 FROM clickpipe.log WHERE message LIKE 'was truncated during its load%' AND at > (SELECT max(at) FROM clickpipe.log WHERE message LIKE 'clickpipe_resync by%')}, 't');
+	wait_for_sql($node, $again, 't');
 	# the others go on meanwhile
 	sql("INSERT INTO o VALUES (-$k, 'during'); DELETE FROM o WHERE id > 0");
 	wait_until(sub { $ch->query('SELECT count() FROM analytics.public_o FINAL') eq sql('SELECT count(*) FROM o') });
 	parity_ok($node, $ch, 'o', name => "during the load of $table: the stream goes on");
 	$relay->release();
-	wait_for_sql($node, q{SELECT count(*) FROM clickpipe.table_state WHERE is_resync OR state <> 'Running'}, '0');
+	wait_for_state($node, 'p', 'Running');
 	same_ok("during the load of $table", qw(g h));
 	is($ch->query(q{SELECT count() FROM analytics.public_h WHERE v = 'before'}), 0, "during the load of $table: nothing of before");
 }
@@ -140,7 +144,7 @@ $relay->rule('load', match => 'query=INSERT INTO `analytics`\.`public_h_resync` 
 sql(q{INSERT INTO h SELECT 20000 + g, 'before' FROM generate_series(1, 50) g; SELECT clickpipe_resync('p', '{h}')});
 $relay->wait_seen('load') or die 'no load';
 sql(q{TRUNCATE h; INSERT INTO h SELECT g, 'during' FROM generate_series(1, 9) g});
-wait_for_sql($node, q{SELECT count(*) > 0 FROM clickpipe.log WHERE message LIKE 'was truncated during its load%' AND at > (SELECT max(at) FROM clickpipe.log WHERE message LIKE 'clickpipe_resync by%')}, 't');
+wait_for_sql($node, "$again AND at > (SELECT max(at) FROM clickpipe.log WHERE message LIKE 'clickpipe_resync by%')", 't');
 my ($pid) = pipe_status($node, 'p', 'worker_pid');
 kill 'KILL', $pid;
 wait_for_status($node, 'p', "worker_pid <> $pid");

@@ -95,6 +95,15 @@ is($ch->query(q{SELECT arrayStringConcat(groupArray(concat(_clickpipe_operation,
 	'snapshot + 1a, insert + 2b, update + 1c, update - 2NULL, update + 3b, delete - 1NULL, update - 3b, update + 3d, delete - 3d, insert + 9z, delete - 9NULL',
 	'a history says what happened, with the old row in full while it is logged');
 
+# Once old rows were not whole, nobody can add them up any more
+sql(q{CREATE TABLE interrupted (id int PRIMARY KEY, v text); ALTER TABLE interrupted REPLICA IDENTITY FULL; INSERT INTO interrupted VALUES (1, 'a'), (2, 'b');
+	SELECT clickpipe_add_table('p', 'interrupted', '{"table_engine": "MergeTree"}')});
+wait_for_table_state($node, 'p', 'interrupted', 'Running');
+sql(q{UPDATE interrupted SET v = v || 'x'});
+is(sql(q{SELECT result FROM clickpipe_verify('p', '{interrupted}')}), 'equal', 'a history with whole old rows can be compared');
+sql(q{ALTER TABLE interrupted REPLICA IDENTITY DEFAULT; UPDATE interrupted SET v = 'y' WHERE id = 1; ALTER TABLE interrupted REPLICA IDENTITY FULL; UPDATE interrupted SET v = 'z'});
+like(sql(q{SELECT result || ' ' || note FROM clickpipe_verify('p', '{interrupted}')}), qr/^not compared .*REPLICA IDENTITY FULL/, 'one that had not got them for a while cannot');
+
 # Another key, or none any more: a resync would lose the history
 sql(q{ALTER TABLE audit DROP CONSTRAINT audit_pkey, ADD PRIMARY KEY (v, id)});
 wait_for_table_state($node, 'p', 'audit', 'Failed');
@@ -102,13 +111,26 @@ like(join('|', table_status($node, 'p', 'audit', 'last_error, last_error_hint'))
 sql(q{ALTER TABLE said REPLICA IDENTITY FULL, DROP CONSTRAINT said_pkey, ALTER v SET NOT NULL, ADD PRIMARY KEY (v); INSERT INTO said VALUES (1, 'x'); UPDATE said SET v = 'y'; DELETE FROM bag WHERE a = 5});
 wait_for_table_state($node, 'p', 'said', 'Failed');
 
+# A key that is gained: with whole old rows it changes nothing, else nobody says what its updates replace
+sql(q{CREATE TABLE gain (a int, v text); ALTER TABLE gain REPLICA IDENTITY FULL; INSERT INTO gain VALUES (1, 'a'), (2, 'b'), (3, NULL);
+	CREATE TABLE gain_not (a int, v text); INSERT INTO gain_not VALUES (1, 'a');
+	SELECT clickpipe_add_table('p', 'gain', '{"table_engine": "MergeTree"}'), clickpipe_add_table('p', 'gain_not', '{"table_engine": "MergeTree"}')});
+wait_for_table_state($node, 'p', $_, 'Running') for qw(gain gain_not);
+sql(q{ALTER TABLE gain ADD UNIQUE (v); UPDATE gain SET v = 'x' WHERE a = 1;
+	BEGIN; ALTER TABLE gain ALTER a SET NOT NULL; CREATE UNIQUE INDEX gain_u ON gain (a); DELETE FROM gain WHERE a = 2; INSERT INTO gain VALUES (4, 'd'); COMMIT;
+	ALTER TABLE gain_not ALTER a SET NOT NULL, ADD PRIMARY KEY (a); UPDATE gain_not SET v = 'x'});
+wait_for_table_state($node, 'p', 'gain_not', 'Failed');
+like(join('|', table_status($node, 'p', 'gain_not', 'last_error, last_error_hint')), qr/^it has a key now, \(a\)\|.*clickpipe_resync/, 'a history that gains a key is set aside');
+ok(wait_until(sub { $ch->query('SELECT count() FROM analytics.public_gain WHERE a = 4') eq '1' }), 'with REPLICA IDENTITY FULL it goes on');
+parity_ok($node, $ch, 'gain', multiset => 1, name => 'and has the same rows');
+
 # Without FULL inserts come, and nothing else can
 sql(q{INSERT INTO log VALUES (1, 'more')});
 ok(wait_until(sub { $ch->query(q{SELECT count() FROM analytics.public_log WHERE b = 'more'}) eq '1' }), 'without a key and FULL, inserts come');
 sql(q{UPDATE log SET b = 'changed' WHERE b = 'more'});
 wait_for_table_state($node, 'p', 'log', 'Failed');
 like(join('|', table_status($node, 'p', 'log', 'last_error, last_error_hint')), qr/UPDATE does not say which row\b.*\|.*REPLICA IDENTITY FULL: set it, then run clickpipe_resync/, 'an UPDATE sets it aside');
-sql(q{ALTER TABLE log REPLICA IDENTITY FULL; SELECT clickpipe_resync('p', '{log,audit,said}')});
+sql(q{ALTER TABLE log REPLICA IDENTITY FULL; SELECT clickpipe_resync('p', '{log,audit,said,gain_not}')});
 wait_caught_up($node, 'p');
 sql(q{UPDATE log SET b = 'and now'; DELETE FROM log WHERE at = 3; INSERT INTO log VALUES (NULL, NULL)});
 wait_caught_up($node, 'p');

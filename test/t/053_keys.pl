@@ -108,9 +108,12 @@ sql(q{
 	INSERT INTO swap SELECT g, 'row ' || g, 'k' || g FROM generate_series(1, 20) g;
 	CREATE TABLE bytes (f float8 PRIMARY KEY, n numeric, v text);
 	INSERT INTO bytes VALUES (0, 1.0, 'zero'), (1, 1.00, 'one');
+	CREATE TABLE large (id int, k text, v text, n int, PRIMARY KEY (id, k));
+	ALTER TABLE large ALTER v SET STORAGE EXTERNAL;
+	INSERT INTO large SELECT g, 'k' || g, repeat('v' || g, 3000), g FROM generate_series(1, 20) g;
 	CREATE TABLE canary (id serial PRIMARY KEY)});
 
-my @piped = ((map { $_->[0] } @choice, @harmless, @resynced), qw(shift pair swap bytes));
+my @piped = ((map { $_->[0] } @choice, @harmless, @resynced), qw(shift pair swap bytes large));
 sql("SELECT clickpipe_create('p', 'warehouse', '{" . join(',', @piped) . "}', '{\"sync_interval_seconds\": 0.1}')");
 sql("SELECT clickpipe_create('q', 'warehouse', '{canary," . join(',', map { $_->[0] } @aside) . "}', '{\"sync_interval_seconds\": 0.1}')");
 wait_for_state($node, $_, 'Running') for qw(p q);
@@ -155,6 +158,15 @@ sql(q{BEGIN; UPDATE swap SET id = -1 WHERE id = 4; UPDATE swap SET id = 4 WHERE 
 	BEGIN; UPDATE swap SET id = -1 WHERE id = 4; UPDATE swap SET id = 4 WHERE id = 5; UPDATE swap SET id = 5 WHERE id = -1; COMMIT});
 sql(q{BEGIN; SAVEPOINT a; UPDATE swap SET id = id + 1000; ROLLBACK TO a; UPDATE swap SET id = id + 2000 WHERE id > 10; RELEASE a; UPDATE swap SET id = id - 1990 WHERE id > 2000; COMMIT});
 sql(q{UPDATE bytes SET f = '-0' WHERE v = 'zero'; UPDATE bytes SET f = 0 WHERE v = 'zero'; UPDATE bytes SET f = '-0', v = 'minus' WHERE v = 'zero'});
+
+#
+# Large values that updates leave unchanged are looked up by the key, whatever
+# the order and kind of its index
+#
+sql(q{UPDATE large SET n = 1 WHERE id = 1; ALTER TABLE large DROP CONSTRAINT large_pkey, ADD PRIMARY KEY (k, id); UPDATE large SET n = 2 WHERE id = 2;
+	UPDATE large SET k = 'other', n = 3 WHERE id = 3; ALTER TABLE large REPLICA IDENTITY FULL; UPDATE large SET n = 4 WHERE id = 4; UPDATE large SET k = 'full' WHERE id = 5;
+	ALTER TABLE large REPLICA IDENTITY USING INDEX large_pkey; UPDATE large SET n = 6 WHERE id = 6;
+	BEGIN; UPDATE large SET n = 7 WHERE id = 7; ALTER TABLE large DROP CONSTRAINT large_pkey; ALTER TABLE large ADD UNIQUE (id, k); ALTER TABLE large REPLICA IDENTITY FULL; UPDATE large SET n = 8 WHERE id = 8; COMMIT});
 
 #
 # Keys that change

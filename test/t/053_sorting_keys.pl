@@ -34,6 +34,7 @@ my @tables = (
 	[ 'by_key',    'PRIMARY KEY (id)', '{"partition_by_expr": "intDiv(id, 1000)"}',                'id',       'intDiv(id, 1000)' ],
 	[ 'by_month',  'PRIMARY KEY (id)', '{"partition_by_expr": "toYYYYMM(at)"}',                    'id',       'toYYYYMM(at)', 1 ],
 	[ 'by_both',   'PRIMARY KEY (id)', '{"partition_by_expr": "(kind, id % 3) -- x", "sorting_keys": ["id", "at"]}', 'id, at', '(kind, id % 3)', 1 ],
+	[ 'by_index',  'PRIMARY KEY (id)', '{"sorting_keys": ["kind", "id"], "partition_by_expr": "kind"}', 'kind, id', 'kind', 'INDEX' ],
 	[ 'many',      'PRIMARY KEY (id)', '{"partition_by_expr": "id"}',                              'id',       'id' ],
 );
 my $options = join ', ', map { "\"t_$_->[0]\": $_->[2]" } @tables;
@@ -44,7 +45,8 @@ for my $c (@tables)
 	(my $sql = $columns) =~ s/%e/$c->[1]/;
 	my $rows = $c->[0] eq 'many' ? 250 : 2000;
 	sql("CREATE TABLE $t ($sql); INSERT INTO $t SELECT g, 'k' || g % 5, timestamp '2024-01-01' + g * interval '1 hour', g % 3, 'v' || g FROM generate_series(1, $rows) g;");
-	sql("ALTER TABLE $t REPLICA IDENTITY FULL") if $c->[5];
+	sql($c->[5] eq 'INDEX' ? "CREATE UNIQUE INDEX ${t}_i ON $t (id, kind); ALTER TABLE $t REPLICA IDENTITY USING INDEX ${t}_i"
+		: "ALTER TABLE $t REPLICA IDENTITY FULL") if $c->[5];
 }
 
 # Rows that change places in all ways

@@ -186,5 +186,31 @@ is(sql(q{SELECT * FROM clickpipe_verify('p', '{dropped,added,excluded,generated,
 	'clickpipe_verify finds them equal');
 is(sql(q{SELECT count(*) FROM clickpipe.tables WHERE state <> 'Running' OR last_error IS NOT NULL}), '0', 'nothing is set aside')
   or diag(sql('SELECT source, last_error FROM clickpipe.tables WHERE last_error IS NOT NULL'));
+
+# A value whose output function fails, as one does whose text is longer than
+# memory takes, is the failure of its table, in a load as in the stream.
+sql(q{
+	CREATE TYPE label AS ENUM ('good');
+	CREATE TYPE shown;
+	CREATE FUNCTION shown_in(cstring) RETURNS shown AS 'int4in' LANGUAGE internal IMMUTABLE STRICT;
+	CREATE FUNCTION shown_out(shown) RETURNS cstring AS 'enum_out' LANGUAGE internal STABLE STRICT;
+	CREATE TYPE shown (INPUT = shown_in, OUTPUT = shown_out, INTERNALLENGTH = 4, PASSEDBYVALUE, ALIGNMENT = int4);
+	CREATE TABLE fails_loaded (id int PRIMARY KEY, s shown);
+	CREATE TABLE fails_later (id int PRIMARY KEY, s shown);
+	INSERT INTO fails_loaded VALUES (1, '0');
+	DO $$ BEGIN EXECUTE format('INSERT INTO fails_later VALUES (1, %L)', (SELECT oid FROM pg_enum WHERE enumlabel = 'good')); END $$;
+	SELECT clickpipe_create('q', 'warehouse', '{fails_loaded,fails_later}', '{"sync_interval_seconds": 0.1}')});
+wait_for_state($node, 'q', 'Running');
+is($ch->query('SELECT s FROM analytics.public_fails_later'), 'good', 'the type has a text form');
+my $failed = q{SELECT state || ': ' || last_error FROM clickpipe.tables WHERE source = };
+is(sql("$failed 'fails_loaded'::regclass"), 'Failed: a value has no text form: invalid internal value for enum: 0', 'set aside by its load');
+sql(q{INSERT INTO fails_later VALUES (2, '0')});
+wait_for_table_state($node, 'q', 'fails_later', 'Failed');
+is(sql("$failed 'fails_later'::regclass"), 'Failed: a value has no text form: invalid internal value for enum: 0', 'set aside by a change');
+sql(q{DELETE FROM fails_later WHERE id = 2; DELETE FROM fails_loaded; SELECT clickpipe_resync('q')});
+wait_for_table_state($node, 'q', $_, 'Running') for qw(fails_loaded fails_later);
+wait_caught_up($node, 'q');
+is($ch->query('SELECT s FROM analytics.public_fails_later FINAL'), 'good', 'repaired by a resync');
+
 $node->stop;
 done_testing();

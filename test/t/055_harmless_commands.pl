@@ -58,7 +58,7 @@ sql(q{
 	CREATE ROLE somebody;
 	CREATE TABLE numbers (id int PRIMARY KEY);
 	CREATE FUNCTION same() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'});
-sql("CREATE TABLESPACE ts$_ LOCATION ''") for 1 .. 3;
+sql("CREATE TABLESPACE ts$_ LOCATION ''") for 1 .. 4;
 for my $c (@cases)
 {
 	my $t = "t_$c->[0]";

@@ -4,7 +4,7 @@
 #		may be unacknowledged, is loaded and arrives as a change; memory stays
 #		within a few times its size, and is given back.
 #
-# CLICKPIPE_TEST_VALUE_MB is the size of the largest value, 80; up to 1023.
+# CLICKPIPE_TEST_VALUE_MB is the size of the largest value, 40; up to 1023.
 #
 use strict;
 use warnings;
@@ -15,7 +15,7 @@ use ClickpipeTraffic;
 use Test::More;
 use Time::HiRes qw(time);
 
-my $size = $ENV{CLICKPIPE_TEST_VALUE_MB} // 80;
+my $size = $ENV{CLICKPIPE_TEST_VALUE_MB} // 40;
 my $ch   = start_clickhouse();
 my $node = new_node('pg', autovacuum => 'off', fsync => 'off', full_page_writes => 'off', max_wal_size => '8GB',
 	shared_buffers => '32MB', 'clickpipe.decoding_work_mem' => '1MB');
@@ -41,6 +41,9 @@ sql(q{
 	CREATE TABLE big (id int PRIMARY KEY, b bytea, t text, n int);
 	ALTER TABLE big ALTER b SET STORAGE EXTERNAL, ALTER t SET STORAGE EXTERNAL;
 	ALTER TABLE big REPLICA IDENTITY FULL;
+	-- the same without REPLICA IDENTITY FULL
+	CREATE TABLE plain (id int PRIMARY KEY, b bytea, t text, n int);
+	ALTER TABLE plain ALTER b SET STORAGE EXTERNAL, ALTER t SET STORAGE EXTERNAL;
 	CREATE TABLE small (id int PRIMARY KEY, v text);
 	INSERT INTO big SELECT i, NULL, 'small ' || i, i FROM generate_series(1, 100) i;
 });
@@ -52,11 +55,14 @@ sub same_ok
 {
 	my ($name) = @_;
 	wait_caught_up($node, 'p', 600);
-	my $pg = sql(q{SELECT id, coalesce(octet_length(b), -1), coalesce(md5(b), '-'), coalesce(octet_length(t), -1), coalesce(md5(t), '-'), n FROM big ORDER BY id});
-	my $got = join "\n", map { join '|', map { $_ // '' } @$_ } $ch->query_rows(
-		q{SELECT id, ifNull(length(b), -1), ifNull(lower(hex(MD5(b))), '-'), ifNull(length(t), -1), ifNull(lower(hex(MD5(t))), '-'), n
-		FROM analytics.public_big FINAL ORDER BY id});
-	is($got, $pg, "$name: the same values");
+	for my $table (qw(big plain))
+	{
+		my $pg = sql(qq{SELECT id, coalesce(octet_length(b), -1), coalesce(md5(b), '-'), coalesce(octet_length(t), -1), coalesce(md5(t), '-'), n FROM $table ORDER BY id});
+		my $got = join "\n", map { join '|', map { $_ // '' } @$_ } $ch->query_rows(
+			qq{SELECT id, ifNull(length(b), -1), ifNull(lower(hex(MD5(b))), '-'), ifNull(length(t), -1), ifNull(lower(hex(MD5(t))), '-'), n
+			FROM analytics.public_$table FINAL ORDER BY id});
+		is($got, $pg, "$name: the same values in $table");
+	}
 	return;
 }
 
@@ -64,7 +70,7 @@ sub same_ok
 # second is held until its worker has been looked at.
 $relay->rule('chunk', match => 'INSERT INTO `analytics`.`public_big`', do => 'hold_after', after => 1);
 my $begin = time();
-sql(q{SELECT clickpipe_create('p', 'warehouse', '{big,small}', '{"max_block_bytes": 1048576, "max_unacked_bytes": 4194304,
+sql(q{SELECT clickpipe_create('p', 'warehouse', '{big,plain,small}', '{"max_block_bytes": 1048576, "max_unacked_bytes": 4194304,
 	"initial_load_parallelism": 1, "sync_interval_seconds": 0.1}')});
 ok($relay->wait_answered('chunk', 2, 300), 'the load makes two inserts') or diag(sql('TABLE clickpipe.status'));
 my ($loader) = pg_worker_pids($node, 'clickpipe snapshot%');
@@ -85,6 +91,9 @@ for my $change (
 	[ 'UPDATE of the value', qq{UPDATE big SET b = NULL, t = repeat('another 16 bytes', $size * 65536 - 1) WHERE id = 3000} ],
 	[ 'small ones around it', qq{BEGIN; UPDATE big SET n = n + 1 WHERE id <= 50; UPDATE big SET b = noise(2, 'x' || id) WHERE id BETWEEN 51 AND 60;
 		INSERT INTO big SELECT 4000 + id, b FROM big WHERE id BETWEEN 51 AND 55; DELETE FROM big WHERE id < 5; COMMIT} ],
+	[ 'INSERT without FULL', q{INSERT INTO plain SELECT id, b, t, n FROM big WHERE id IN (1000, 1001)} ],
+	[ 'UPDATE of another column without FULL', q{UPDATE plain SET n = -n} ],
+	[ 'UPDATE of the key without FULL', q{UPDATE plain SET id = id + 5000; UPDATE plain SET n = n + 1; DELETE FROM plain WHERE id = 6001} ],
 	[ 'DELETE', q{DELETE FROM big WHERE id IN (1001, 3000)} ])
 {
 	my ($name, $sql) = @$change;

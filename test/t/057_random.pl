@@ -5,7 +5,7 @@
 # Environment:
 #	CLICKPIPE_TEST_SEED		decides all sequences; by default of the day
 #	CLICKPIPE_TEST_ROUNDS	how often that is done and compared, 2
-#	CLICKPIPE_TEST_SECONDS	how long in each round, 7
+#	CLICKPIPE_TEST_SECONDS	how long in each round, 5
 #	CLICKPIPE_TEST_ACTORS	3
 #
 # A seed decides what each actor does and which events come; not how they
@@ -26,11 +26,11 @@ plan skip_all => 'ClickHouse is not ours' if $ENV{CLICKPIPE_CLICKHOUSE_URL};
 
 my $seed    = $ENV{CLICKPIPE_TEST_SEED} // int(time() / 86400);
 my $rounds  = $ENV{CLICKPIPE_TEST_ROUNDS} // 2;
-my $seconds = $ENV{CLICKPIPE_TEST_SECONDS} // 7;
+my $seconds = $ENV{CLICKPIPE_TEST_SECONDS} // 5;
 my $nactors = $ENV{CLICKPIPE_TEST_ACTORS} // 3;
 diag("CLICKPIPE_TEST_SEED=$seed");
 
-my @features = qw(truncate toast);
+my @features = qw(truncate toast partitions attach);
 
 my $ch    = start_clickhouse();
 my $relay = start_relay($ch);
@@ -206,12 +206,13 @@ for my $round (1 .. $rounds)
 	$ok &= ok($done, "round $round: loads and resyncs come to their end")
 	  || diag(sql(q{SELECT state, activity, last_error FROM clickpipe.status; SELECT source, state, last_error, chunks_done, chunks_total FROM clickpipe.tables}));
 	$ok &= is(sql(q{SELECT string_agg(source || ': ' || last_error, '; ') FROM clickpipe.tables WHERE state <> 'Running'}), '', "round $round: all tables are Running");
-	$ok &= is(pipe_status($node, 'p', 'state'), 'Running', "round $round: the pipe is Running");
+	# it says so a moment after its tables
+	$ok &= ok(eval { wait_for_state($node, 'p', 'Running', 30); 1 }, "round $round: the pipe is Running") || diag($@);
 	$ok &= ok(eval { wait_caught_up($node, 'p'); 1 }, "round $round: it is caught up") || diag($@);
 	last unless $ok;
 	$ok &= compare_tables($node, $ch, "round $round, $events events, $ops operations");
 	last unless $ok;
-	$ok &= is(sql(q{SELECT string_agg(source || ': ' || result, '; ') FROM clickpipe_verify('p') WHERE result <> 'equal'}), '', "round $round: clickpipe_verify says the same");
+	$ok &= is(sql(q{SELECT string_agg(source || ': ' || result, '; ') FROM clickpipe_verify('p') WHERE result NOT IN ('equal', 'not compared')}), '', "round $round: clickpipe_verify says the same");
 }
 diag("to repeat it: CLICKPIPE_TEST_SEED=$seed CLICKPIPE_TEST_ROUNDS=$rounds CLICKPIPE_TEST_SECONDS=$seconds CLICKPIPE_TEST_ACTORS=$nactors; the actors' logs are "
 	  . "$PostgreSQL::Test::Utils::log_path/actor_*.log") unless $ok;

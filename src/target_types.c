@@ -1,0 +1,336 @@
+/*-------------------------------------------------------------------------
+ *
+ * target_types.c
+ *	  The types of a target's columns: wished by option, found in a table that
+ *	  is there already, or by default; and the memory of what was decided.
+ *
+ * What a column's type shall be is decided once, before the capture point, and
+ * recorded as lines of the table's shape.  A ClickHouse that learns a better
+ * type later, or another lc_monetary, changes nothing for a target that exists.
+ *
+ * Copyright (c) 2026, clickpipe contributors
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "clickpipe.h"
+
+#include "lib/stringinfo.h"
+#include "mb/pg_wchar.h"
+#include "utils/builtins.h"
+
+#include "compat.h"
+#include "target.h"
+#include "target_internal.h"
+#include "typemap.h"
+
+/* Lines of a shape. */
+#define LINE_MONEY		SHAPE_TARGET "digits of money: "
+#define LINE_COLUMN		SHAPE_TARGET "column "
+#define WORD_IS			" is "
+#define WORD_KEEPS		" keeps "		/* what was there before us */
+
+const char *const target_adopt_hint = "Drop or change the target in ClickHouse, or take its type with the table option \"columns\", as in {\"c\": {\"type\": \"...\"}}: values that do not fit will set the table aside then.";
+
+static const ColumnOption *column_option(const TableOptions *options, const char *attname);
+static char *type_in_server(const char *utf8);
+
+/* Returns the line about a column's type after "is" or "keeps", NULL if there is none. */
+static const char *
+recorded_type(List *shape, AttrNumber attnum, bool *keeps)
+{
+	char	   *is = psprintf(LINE_COLUMN "%d" WORD_IS, attnum);
+	char	   *kept = psprintf(LINE_COLUMN "%d" WORD_KEEPS, attnum);
+	ListCell   *lc;
+
+	foreach(lc, shape)
+	{
+		const char *line = lfirst(lc);
+
+		*keeps = strncmp(line, kept, strlen(kept)) == 0;
+		if (*keeps)
+			return line + strlen(kept);
+		if (strncmp(line, is, strlen(is)) == 0)
+			return line + strlen(is);
+	}
+	return NULL;
+}
+
+/* See target_internal.h. */
+void
+target_column_wish(const TableOptions *options, List *shape, Form_pg_attribute att, TypeWish *wish)
+{
+	const ColumnOption *option = column_option(options, NameStr(att->attname));
+	bool		keeps;
+
+	wish->lossy = option != NULL && option->lossy;
+	wish->type = recorded_type(shape, att->attnum, &keeps);
+	wish->exact = wish->type != NULL;
+	if (wish->type == NULL && option != NULL)
+		wish->type = option->type;
+}
+
+/* See target_internal.h. */
+TypeCaps
+target_type_caps(const TypeCaps *caps, List *shape)
+{
+	TypeCaps	result = *caps;
+	ListCell   *lc;
+
+	result.money_digits = typemap_money_digits();
+	foreach(lc, shape)
+		if (strncmp(lfirst(lc), LINE_MONEY, strlen(LINE_MONEY)) == 0)
+			result.money_digits = atoi((const char *) lfirst(lc) + strlen(LINE_MONEY));
+	return result;
+}
+
+/* See target.h. */
+List *
+target_decisions(const Target *target, const TypeCaps *caps)
+{
+	TypeCaps	now = target_type_caps(caps, NIL);
+	List	   *lines = list_make1(psprintf(LINE_MONEY "%d", now.money_digits));
+
+	for (int i = 0; i < target->rows.ncolumns; i++)
+		lines = lappend(lines, psprintf(LINE_COLUMN "%d" WORD_IS "%s", target->rows.columns[i].attnum,
+										type_in_server(target->rows.columns[i].type)));
+	return lines;
+}
+
+/* Returns a type's name in the server's encoding: labels and names of elements may be anything. */
+static char *
+type_in_server(const char *utf8)
+{
+	return pg_any_to_server(utf8, strlen(utf8), PG_UTF8);
+}
+
+/* Returns what the options wish of a column, NULL if nothing. */
+static const ColumnOption *
+column_option(const TableOptions *options, const char *attname)
+{
+	ListCell   *lc;
+
+	foreach(lc, options->columns)
+		if (strcmp(((ColumnOption *) lfirst(lc))->column, attname) == 0)
+			return lfirst(lc);
+	return NULL;
+}
+
+/* Is the attribute part of the key? */
+static bool
+in_key(const SourceKey *key, AttrNumber attnum)
+{
+	for (int i = 0; i < key->natts; i++)
+		if (key->attnums[i] == attnum)
+			return true;
+	return false;
+}
+
+/* See target_internal.h. */
+List *
+target_type_refusals(List *refusals, Relation rel, const SourceKey *key,
+					 const TableOptions *options)
+{
+	TupleDesc	desc = RelationGetDescr(rel);
+	/* of a ClickHouse that can do everything: another one will refuse the type itself */
+	TypeCaps	caps = {.time64 = true,.wide_dates = true,.money_digits = typemap_money_digits()};
+
+	for (int i = 0; i < desc->natts; i++)
+	{
+		Form_pg_attribute att = TupleDescAttr(desc, i);
+		const ColumnOption *option;
+		ColumnMap	map;
+		TypeWish	wish = {0};
+		const char *why;
+
+		if (att->attisdropped || compat_attr_is_virtual(att))
+			continue;
+		option = column_option(options, NameStr(att->attname));
+		if (option == NULL || (option->type == NULL && !option->lossy))
+			continue;
+		wish.type = option->type;
+		wish.lossy = option->lossy;
+		if (!column_map_init(&map, att, NULL, &wish, in_key(key, att->attnum), true, &caps,
+							 CurrentMemoryContext, &why))
+			refusals = refusal_add(refusals,
+								   psprintf("column \"%s\": %s", NameStr(att->attname), why),
+								   "Choose another type with the table option \"columns\"; String holds the text of every value.");
+	}
+	return refusals;
+}
+
+/* See target.h. */
+char *
+target_types_refusal(TupleDesc desc, const TableOptions *options,
+					 const PipeOptions *pipe_options, List *shape, const TypeCaps *caps)
+{
+	TypeCaps	now = target_type_caps(caps, shape);
+	SourceKey	key;
+
+	source_shape_key(shape, &key);
+	for (int i = 0; i < desc->natts; i++)
+	{
+		Form_pg_attribute att = TupleDescAttr(desc, i);
+		ListCell   *lc;
+		bool		excluded = false;
+		ColumnMap	map;
+		TypeWish	wish;
+		const char *why;
+
+		foreach(lc, options->excluded_columns)
+			excluded = excluded || strcmp(lfirst(lc), NameStr(att->attname)) == 0;
+		if (att->attisdropped || compat_attr_is_virtual(att) || excluded)
+			continue;
+		target_column_wish(options, shape, att, &wish);
+		if (!column_map_init(&map, att, NULL, &wish, in_key(&key, att->attnum),
+							 pipe_options->allow_nullable_columns, &now, CurrentMemoryContext, &why))
+			return psprintf("column \"%s\": %s", NameStr(att->attname), why);
+	}
+	return NULL;
+}
+
+/* See target.h. */
+bool
+target_read_columns(ChClient *ch, const char *database, const char *table, int timeout_ms,
+					List **columns, ChError *err)
+{
+	StringInfoData sql;
+	StringInfoData answer;
+	char	   *at;
+
+	*columns = NIL;
+	initStringInfo(&sql);
+	initStringInfo(&answer);
+	appendStringInfoString(&sql, "SELECT hex(name), hex(type) FROM system.columns WHERE database = ");
+	append_ch_literal(&sql, database);
+	appendStringInfoString(&sql, " AND table = ");
+	append_ch_literal(&sql, table);
+	appendStringInfoString(&sql, " FORMAT TabSeparatedRaw");
+	if (!ch_query(ch, sql.data, false, timeout_ms, &answer, err))
+		return false;
+	/* names may hold anything, so they come in hexadecimal digits */
+	for (at = answer.data; *at != '\0';)
+	{
+		char	   *end = strchr(at, '\n');
+		char	   *tab = strchr(at, '\t');
+		ExistingColumn *column = palloc(sizeof(ExistingColumn));
+		char	  **fields[2] = {&column->name, &column->type};
+		char	   *starts[2] = {at, tab != NULL ? tab + 1 : at};
+
+		if (end == NULL)
+			end = at + strlen(at);
+		if (tab == NULL || tab > end)
+			break;
+		for (int i = 0; i < 2; i++)
+		{
+			int			len = (i == 0 ? tab : end) - starts[i];
+
+			*fields[i] = palloc0(len / 2 + 1);
+			(void) hex_decode(starts[i], len / 2 * 2, *fields[i]);
+		}
+		*columns = lappend(*columns, column);
+		at = *end == '\n' ? end + 1 : end;
+	}
+	return true;
+}
+
+/* Returns the type of an existing column of that name, NULL if there is none. */
+static const char *
+existing_type(List *existing, const char *name)
+{
+	ListCell   *lc;
+
+	foreach(lc, existing)
+		if (strcmp(((ExistingColumn *) lfirst(lc))->name, name) == 0)
+			return ((ExistingColumn *) lfirst(lc))->type;
+	return NULL;
+}
+
+/* See target.h. */
+List *
+target_kept_columns(const Target *target, List *shape, List *existing)
+{
+	List	   *kept = NIL;
+	ListCell   *lc;
+
+	foreach(lc, existing)
+		for (int i = 0; i < target->rows.ncolumns; i++)
+		{
+			bool		keeps;
+
+			if (strcmp(((ExistingColumn *) lfirst(lc))->name, target->rows.columns[i].name) == 0 &&
+				recorded_type(shape, target->rows.columns[i].attnum, &keeps) != NULL && keeps)
+				kept = lappend(kept, lfirst(lc));
+		}
+	return kept;
+}
+
+/*
+ * Does what the user wishes for a column mean just this type?
+ */
+static bool
+is_wished(const ColumnOption *option, const char *type)
+{
+	const char *why;
+	ChType	   *ch;
+
+	if (option == NULL || option->type == NULL)
+		return false;
+	ch = ch_type_parse(option->type, &why);
+	return ch != NULL && strcmp(ch_type_name(ch), type) == 0;
+}
+
+/* See target.h. */
+List *
+target_adopt_types(Relation rel, const Target *target, const TableOptions *options,
+				   const PipeOptions *pipe_options, const TypeCaps *caps,
+				   List *decisions, List *existing, char **refusal)
+{
+	TypeCaps	now = target_type_caps(caps, decisions);
+	StringInfoData refused;
+
+	initStringInfo(&refused);
+	for (int i = 0; i < target->rows.ncolumns; i++)
+	{
+		const ColumnMap *column = &target->rows.columns[i];
+		const char *utf8_type = existing_type(existing, column->name);
+		const char *type = utf8_type != NULL ? type_in_server(utf8_type) : NULL;
+		Form_pg_attribute att = TupleDescAttr(RelationGetDescr(rel), column->attnum - 1);
+		const ColumnOption *option = column_option(options, NameStr(att->attname));
+		FormData_pg_attribute then = *att;
+		TypeWish	wish = {type, option != NULL && option->lossy, true};
+		ColumnMap	map;
+		const char *why = NULL;
+		bool		wished = type != NULL && is_wished(option, type);
+		bool		ok;
+
+		/* what is missing, or another type than the one wished, target_check_columns reports */
+		if (type == NULL || strcmp(type, type_in_server(column->type)) == 0 ||
+			(option != NULL && option->type != NULL && !wished))
+			continue;
+		then.attnotnull = column->attnotnull;
+		ok = column_map_init(&map, &then, NULL, &wish, target->rows.is_key[i],
+							 pipe_options->allow_nullable_columns, &now, CurrentMemoryContext, &why);
+		if (ok && !wished && map.narrow)
+		{
+			ok = false;
+			why = psprintf("it does not hold %s", map.risk);
+		}
+		if (ok)
+		{
+			char	   *line = psprintf(LINE_COLUMN "%d" WORD_KEEPS "%s", column->attnum, type);
+			char	   *before = psprintf(LINE_COLUMN "%d ", column->attnum);
+			ListCell   *lc;
+
+			foreach(lc, decisions)
+				if (strncmp(lfirst(lc), before, strlen(before)) == 0)
+					decisions = foreach_delete_current(decisions, lc);
+			decisions = lappend(decisions, line);
+		}
+		else
+			appendStringInfo(&refused, "%scolumn \"%s\" is of type %s, not %s: %s",
+							 refused.len > 0 ? "; " : "", NameStr(att->attname),
+							 type, type_in_server(column->type), why);
+	}
+	*refusal = refused.len > 0 ? refused.data : NULL;
+	return decisions;
+}
