@@ -112,9 +112,19 @@ all_equal('a leaf was locked');
 # Leaves that go: their rows are deleted, and do not come back
 sql(q{SELECT clickpipe_alter('p', '{"on_partition_removal": "delete"}')});
 wait_caught_up($node, 'p');
-$locker = lock_behind('UPDATE t SET n = n + 1 WHERE k IN (1, 3)', 'ALTER TABLE t_c DETACH PARTITION t_c3');
+$locker = lock_behind('UPDATE t SET n = n + 1 WHERE k IN (1, 3)', 'LOCK TABLE t_c3; ALTER TABLE t_c DETACH PARTITION t_c3');
+# the lock goes to another one, so that its rows are still unread when they are deleted
+my $next = $node->background_psql('postgres');
+$pid = $next->query_safe('SELECT pg_backend_pid()');
+$next->query_until(qr/begun/, "\\echo begun\nBEGIN; LOCK TABLE t_c3; \\echo locked\n");
+wait_for_sql($node, "SELECT count(*) FROM pg_locks WHERE pid = $pid AND NOT granted", '1');
 $locker->query_safe('COMMIT');
 $locker->quit;
+$next->query_until(qr/locked/, '');
+sql(q{INSERT INTO t VALUES (1, 'after the detach', 'small', 0, 'small')});
+ok(wait_until(sub { $ch->query('SELECT count() FROM analytics.public_t FINAL WHERE k = 3') eq '0' }), 'a leaf was detached: its rows are deleted');
+$next->query_safe('COMMIT');
+$next->quit;
 sql('UPDATE t SET n = n + 1 WHERE k = 1');
 all_equal('a leaf was detached');
 cmp_ok(sql('SELECT count(*) FROM t_c3'), '>', 0, 'a leaf was detached: it has rows');
