@@ -94,6 +94,9 @@ alter_follow(Pipe *pipe, PipeTable *table, Relation rel, List *now, List *watch)
 	/* the row at hand goes a way that was found with the old columns */
 	if (plan.obstacle == NULL && pipe_table_is_history(table) && table->state != TABLE_RUNNING)
 		plan.obstacle = "it was altered during its load";
+	/* of a history whole rows are queued, in the old way */
+	if (plan.obstacle == NULL && pipe_table_is_history(table) && toast_pending(table))
+		plan.obstacle = "it was altered while rows with large values waited to be read";
 	if (plan.obstacle == NULL && table->partitions != NULL && !pipe->in_commit)
 		plan.obstacle = "it has partitions and was altered in a transaction that also changed rows";
 	mcxt = AllocSetContextCreate(table->mcxt, "clickpipe target", ALLOCSET_SMALL_SIZES);

@@ -333,7 +333,8 @@ pass_over(Pipe *pipe, PipeTable *table, TupleDesc desc, ReorderBufferChange *cha
 
 	note_in_txn(pipe, table);
 	count_change(table, change);
-	if (change->action != REORDER_BUFFER_CHANGE_UPDATE || !HeapTupleHasExternal(new_tuple))
+	if (change->action != REORDER_BUFFER_CHANGE_UPDATE || !HeapTupleHasExternal(new_tuple) ||
+		table->target->engine != ENGINE_REPLACING_MERGE_TREE)
 		return;
 	if (Max(desc->natts, table->tuple_desc->natts) > table->natts)
 		grow_scratch(table, Max(desc->natts, table->tuple_desc->natts));
