@@ -185,6 +185,7 @@ extern void catalog_set_target(int32 table, const char *database, const char *ta
 							   const char *engine, List *key, List *shape, bool ours);
 extern void catalog_set_table_state(int32 table, TableState state);
 extern void catalog_fail_table(int32 table, int code, const char *message, const char *hint);
+extern void catalog_set_shape(int32 table, List *shape);
 extern void catalog_order_resync(int32 table, int resync_done);
 extern void catalog_set_capture(int32 table, XLogRecPtr lsn);
 extern void catalog_set_load(int32 table, Oid filenode, int64 blocks, double rows,

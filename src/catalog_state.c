@@ -154,6 +154,14 @@ catalog_set_target(int32 table, const char *database, const char *target_table,
 					   catalog_text_array(shape), ours ? "true" : "false", table);
 }
 
+/* Records that a table looks otherwise, but that its target still fits. */
+void
+catalog_set_shape(int32 table, List *shape)
+{
+	(void) catalog_run("UPDATE clickpipe.table_state SET shape = %s WHERE id = %d",
+					   catalog_text_array(shape), table);
+}
+
 /* Says what a table is doing. */
 void
 catalog_set_table_state(int32 table, TableState state)

@@ -458,6 +458,8 @@ shape_fits(Pipe *pipe, PipeTable *table, Relation rel)
 	{
 		table->target->key.full = (rel->rd_rel->relreplident == REPLICA_IDENTITY_FULL);
 		table->whole_old = table->target->key.full;
+		if (table->target->rows.history && table->target->key.natts > 0 && !table->whole_old)
+			pipe_table_not_full(pipe, table);
 	}
 	table->unchecked = false;
 	return true;

@@ -42,6 +42,7 @@ static void check_table(Check *check, void *arg);
 static void check_target_names(Check *check);
 static void show_children(Check *check, const CheckedTable *table);
 static void show_key(Check *check, const CheckedTable *table, Relation rel);
+static void show_generated(Check *check, const CheckedTable *table, Relation rel);
 static void show_grants(Check *check);
 
 /* See check.h. */
@@ -216,6 +217,7 @@ check_table(Check *check, void *arg)
 	if (table->eligible && check->want_plan)
 	{
 		show_key(check, table, rel);
+		show_generated(check, table, rel);
 		if (rel->rd_rel->relkind == RELKIND_RELATION && rel->rd_rel->relhassubclass)
 			show_children(check, table);
 		if (rel->rd_rel->relkind == RELKIND_PARTITIONED_TABLE)
@@ -318,6 +320,41 @@ show_children(Check *check, const CheckedTable *table)
 	else
 		check_add(check, FINDING_INFO, 0, table->name, NULL,
 				  "tables inherit from it; its target gets only its own rows (those of SELECT ... FROM ONLY), theirs go to their own targets");
+}
+
+/* Says which columns are generated, and what becomes of them. */
+static void
+show_generated(Check *check, const CheckedTable *table, Relation rel)
+{
+	TupleDesc	desc = RelationGetDescr(rel);
+	StringInfoData stored;
+	StringInfoData virtual;
+
+	initStringInfo(&stored);
+	initStringInfo(&virtual);
+	for (int i = 0; i < desc->natts; i++)
+	{
+		Form_pg_attribute att = TupleDescAttr(desc, i);
+		StringInfo	names = compat_attr_is_virtual(att) ? &virtual : &stored;
+		bool		excluded = false;
+		ListCell   *lc;
+
+		if (att->attisdropped || att->attgenerated == '\0')
+			continue;
+		foreach(lc, table->options->excluded_columns)
+			excluded = excluded || strcmp(lfirst(lc), NameStr(att->attname)) == 0;
+		if (!excluded)
+			appendStringInfo(names, "%s\"%s\"", names->len > 0 ? ", " : "",
+							 NameStr(att->attname));
+	}
+	if (stored.len > 0)
+		check_add(check, FINDING_INFO, 0, table->name, NULL,
+				  "generated columns that are stored are mirrored as they are: %s", stored.data);
+	if (virtual.len > 0)
+		check_add(check, FINDING_INFO, 0, table->name,
+				  "Make them STORED, or let ClickHouse compute them: add columns with ALIAS to the target.",
+				  "generated columns that are virtual are in no row of the WAL, and are left out: %s",
+				  virtual.data);
 }
 
 /* Says what the owner of the pipe needs in PostgreSQL. */

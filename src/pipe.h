@@ -85,6 +85,7 @@ typedef struct PipeTable
 	char		replaces_uuid[40];	/* resync: of the target, when it began; "": not known */
 	bool		stray_ddl;		/* so may an exchange */
 	bool		blocked;		/* an exchange: nothing is sent until it is made */
+	bool		shape_altered;	/* what is recorded, and is not durable yet */
 	bool		resync_later;	/* a resync that nobody ordered is due, and not durable yet */
 	int			resyncs_later;	/* so many since the target was complete */
 	int			resync_delay_ms;	/* before the set-up of the next one */
@@ -375,6 +376,12 @@ extern void pipe_table_resync_later(Pipe *pipe, PipeTable *table, const char *hi
  * is set aside or resynced later.  Callable anywhere where a relation can be open.
  */
 extern bool pipe_table_fits(Pipe *pipe, PipeTable *table, Relation rel);
+
+/*
+ * Notes, durably before the slot can pass it, that a history with a key gets a change without
+ * the whole old row.  Callable anywhere.
+ */
+extern void pipe_table_not_full(Pipe *pipe, PipeTable *table);
 
 /* Does what a change of a table's shape calls for; "difference" is source_shape_difference's. */
 extern void pipe_table_redefined(Pipe *pipe, PipeTable *table, const char *difference,

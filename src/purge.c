@@ -87,6 +87,7 @@ static void fail(Pipe *pipe, PipeTable *table, const ChError *err);
 static void finish(Pipe *pipe, TimestampTz at);
 static bool settle(Pipe *pipe, PipeTable *table, ChError *err);
 static void append_target(StringInfo sql, PipeTable *table);
+static void append_is_purge(Pipe *pipe, StringInfo sql, PipeTable *table);
 static char *purge_sql(PipeTable *table);
 
 /* Takes the next step, if there is one to take now.  From the loop; one table at a time. */
@@ -98,14 +99,11 @@ purge_advance(Pipe *pipe)
 	/* else they would become many */
 	if (pipe->purge_deletes != NIL)
 		(void) purge_invisible_delete(pipe, table);
+	/* what nobody wants any more may be waiting for other merges */
+	if (pipe->options->purge_tombstones_interval_seconds == 0 && pipe->purge_table != NULL)
+		purge_kill(pipe);
 	if (pipe->purge.running)
-	{
-		/* what nobody wants any more may be waiting for other merges */
-		if (pipe->purge_step == PURGE_RUNNING &&
-			pipe->options->purge_tombstones_interval_seconds == 0 && !pipe->purge_killed)
-			purge_kill(pipe);
 		return;
-	}
 	switch (pipe->purge_step)
 	{
 		case PURGE_IDLE:
@@ -154,7 +152,9 @@ begin_next(Pipe *pipe)
 			lose(pipe);
 			return;
 		}
-	if (pipe->options->purge_tombstones_interval_seconds == 0)
+	/* at a start, what was not acknowledged before comes first */
+	if (pipe->options->purge_tombstones_interval_seconds == 0 ||
+		pipe->acked_lsn < pipe->start_lsn)
 		return;
 	now = GetCurrentTimestamp();
 	for (int i = 0; i < pipe->ntables; i++)
@@ -390,6 +390,7 @@ lose(Pipe *pipe)
 	pipe->purge.answered = false;
 	pipe->purge_asked = 0;
 	pipe->purge_quiet = 0;
+	pipe->purge_killed = false;
 }
 
 /* Finds out whether such a purge still runs; it may also not have begun yet. */
@@ -406,9 +407,8 @@ ask_for_lost(Pipe *pipe, PipeTable *table)
 			pipe->purge_quiet = 0;
 		else if (++pipe->purge_quiet >= QUIET_ANSWERS)
 		{
-			/* the next one will find what it has left */
-			table->purge_at = TimestampTzPlusMilliseconds(now, PATIENCE_MS);
-			finish(pipe, 0);
+			/* it was expensive, and the next one will find what it has left */
+			finish(pipe, now);
 			return;
 		}
 	}
@@ -418,12 +418,21 @@ ask_for_lost(Pipe *pipe, PipeTable *table)
 	pipe->purge_asked = now;
 	purge_show(pipe);
 	initStringInfo(&sql);
-	appendStringInfoString(&sql, "SELECT count() FROM system.processes WHERE startsWith(query_id, ");
-	append_ch_literal(&sql, pipe_query_prefix(pipe));
-	appendStringInfoString(&sql, ") AND startsWith(query, ");
-	append_ch_literal(&sql, purge_sql(table));
-	appendStringInfoString(&sql, ") FORMAT TabSeparated");
+	appendStringInfoString(&sql, "SELECT count() FROM system.processes WHERE ");
+	append_is_purge(pipe, &sql, table);
+	appendStringInfoString(&sql, " FORMAT TabSeparated");
 	statement_start(pipe, &pipe->purge, sql.data);
+}
+
+/* Appends the condition for the purges of a table, of any life, in system.processes. */
+static void
+append_is_purge(Pipe *pipe, StringInfo sql, PipeTable *table)
+{
+	appendStringInfoString(sql, "startsWith(query_id, ");
+	append_ch_literal(sql, pipe_query_prefix(pipe));
+	appendStringInfoString(sql, ") AND startsWith(query, ");
+	append_ch_literal(sql, purge_sql(table));
+	appendStringInfoChar(sql, ')');
 }
 
 /* Gives a try up; the next one comes when the interval is over. */
@@ -537,13 +546,18 @@ purge_kill(Pipe *pipe)
 	StringInfoData sql;
 	ChError		err;
 
-	if (pipe->purge_step != PURGE_RUNNING || !pipe->purge.running || pipe->purge_killed)
+	if (pipe->purge_killed || pipe->ch == NULL)
 		return;
 	initStringInfo(&sql);
-	appendStringInfoString(&sql, "KILL QUERY WHERE query_id = ");
-	append_ch_literal(&sql, pipe->purge.request.query_id);
-	appendStringInfoString(&sql, " ASYNC");
-	(void) ch_query(pipe->ch, sql.data, false, KILL_TIMEOUT_MS, NULL, &err);
+	for (int i = 0; i < pipe->ntables; i++)
+		if (pipe->tables[i]->purging)
+		{
+			resetStringInfo(&sql);
+			appendStringInfoString(&sql, "KILL QUERY WHERE ");
+			append_is_purge(pipe, &sql, pipe->tables[i]);
+			appendStringInfoString(&sql, " ASYNC");
+			(void) ch_query(pipe->ch, sql.data, false, KILL_TIMEOUT_MS, NULL, &err);
+		}
 	/* unless an order has interrupted it */
 	pipe->purge_killed = true;
 }

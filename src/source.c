@@ -466,6 +466,17 @@ source_shape_key(List *shape, SourceKey *key)
 	}
 }
 
+/* See source.h. */
+void
+source_shape_not_full(List *shape)
+{
+	ListCell   *lc;
+
+	foreach(lc, shape)
+		if (strcmp(lfirst(lc), IDENTITY_LINE("f")) == 0)
+			lfirst(lc) = MemoryContextStrdup(GetMemoryChunkContext(shape), IDENTITY_LINE("d"));
+}
+
 /* Names the columns of a key, as the shape has them. */
 static char *
 key_columns(List *shape, const SourceKey *key)

@@ -84,6 +84,9 @@ typedef enum ShapeChange
  */
 extern char *source_shape_difference(List *then, List *now, bool history, ShapeChange *change);
 
+/* Records in a shape that the old rows are not whole any more.  In the list's memory context. */
+extern void source_shape_not_full(List *shape);
+
 /* Takes the key out of a shape; key->full is as it was then. */
 extern void source_shape_key(List *shape, SourceKey *key);
 

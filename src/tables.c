@@ -416,6 +416,20 @@ pipe_table_fits(Pipe *pipe, PipeTable *table, Relation rel)
 
 /* See pipe.h. */
 void
+pipe_table_not_full(Pipe *pipe, PipeTable *table)
+{
+	SourceKey	recorded;
+
+	source_shape_key(table->shape, &recorded);
+	if (!recorded.full)
+		return;
+	source_shape_not_full(table->shape);
+	table->shape_altered = true;
+	pipe->failure_pending = true;
+}
+
+/* See pipe.h. */
+void
 pipe_table_redefined(Pipe *pipe, PipeTable *table, const char *difference, ShapeChange change)
 {
 	if (change == SHAPE_OTHER_KEY)
@@ -432,8 +446,8 @@ pipe_table_redefined(Pipe *pipe, PipeTable *table, const char *difference, Shape
 }
 
 /*
- * Makes the failures of tables durable, and which of them are resynced by
- * themselves.  Not in a callback or transaction.
+ * Makes the failures of tables durable, which of them are resynced by
+ * themselves, and shapes that were altered.  Not in a callback or transaction.
  */
 void
 pipe_flush_failures(Pipe *pipe)
@@ -450,12 +464,14 @@ pipe_flush_failures(Pipe *pipe)
 			catalog_fail_table(table->id, failure->code, failure->message, failure->hint);
 		if (table->resync_later)
 			catalog_order_resync(table->id, table->info->resync_done);
+		if (table->shape_altered)
+			catalog_set_shape(table->id, table->shape);
 	}
 	worker_commit();
 	for (int i = 0; i < pipe->ntables; i++)
 	{
 		pipe->tables[i]->failure.durable = pipe->tables[i]->failure.failed;
-		pipe->tables[i]->resync_later = false;
+		pipe->tables[i]->resync_later = pipe->tables[i]->shape_altered = false;
 	}
 	pipe->failure_pending = false;
 }

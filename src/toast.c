@@ -96,8 +96,9 @@ toast_resolve(Pipe *pipe, bool more_wal)
 
 		if (!toast_pending(table) || table->toast->retry_at > now)
 			continue;
-		/* the loop waits for room */
-		if (inserts_unacked_bytes(pipe) > pipe->options->max_unacked_bytes)
+		/* the loop waits for room, as long as there are blocks to wait for */
+		if (inserts_unacked_bytes(pipe) > pipe->options->max_unacked_bytes &&
+			inserts_unacked_bytes(pipe) > pipe->toast_bytes)
 			return true;
 		more |= resolve_table(pipe, table);
 	}

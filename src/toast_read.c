@@ -233,6 +233,14 @@ open_look_up(Pipe *pipe, PipeTable *table, Oid relid, LookUp *look_up)
 	if (relid != table->relid && !ConditionalLockRelationOid(relid, AccessShareLock))
 		return ROWS_BUSY;
 	look_up->rel = try_relation_open(relid, NoLock);
+	/* rows of a partition that was detached must not come back after they were deleted */
+	if (look_up->rel != NULL && relid != table->relid &&
+		pipe->options->on_partition_removal != REMOVAL_KEEP &&
+		!list_member_oid(partition_ancestors(relid), table->relid))
+	{
+		relation_close(look_up->rel, NoLock);
+		look_up->rel = NULL;
+	}
 	if (look_up->rel == NULL)
 		return ROWS_READ;		/* and its rows are gone with it */
 	indexoid = source_key_index(look_up->rel);

@@ -117,7 +117,7 @@ truncate_targets(Pipe *pipe, List *removals)
 		 * Rows that were changed before, and only the loop could read.  (Of a
 		 * partition it will find them gone, and send nothing.)
 		 */
-		if (removal->condition == NULL)
+		if (removal->condition == NULL && removal->table->target->engine != ENGINE_NULL)
 			toast_discard(pipe, removal->table);
 		inserts_seal(pipe, removal->table);
 		all[n].mcxt = mcxt;
@@ -259,6 +259,11 @@ advance(Pipe *pipe, Truncation *t, int *running, List **strays)
 	}
 	if (t->running)
 		(*running)++;
+	if (!t->done && table->target->engine == ENGINE_NULL)
+	{
+		t->done = true;
+		pipe_log(pipe, LOG, table, 0, NULL, "was truncated; its target keeps no rows");
+	}
 	if (t->running || t->done || !rows_settled(pipe, t))
 		return;
 	if (t->retry_at > now || pipe->net_retry_at > now || *running >= MAX_RUNNING)

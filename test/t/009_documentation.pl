@@ -165,7 +165,7 @@ same_names([ chapter($readme, '### Server and user mapping') =~ /^User mapping: 
 # What a target has besides the source's columns.
 $node->safe_psql('shop', 'CREATE TABLE keyed (id int PRIMARY KEY); CREATE TABLE keyless (id int)');
 my $plan = $node->safe_psql('shop', "SELECT finding FROM clickpipe_check('warehouse', '{keyed, keyless}',"
-	  . q( '{"tables": {"keyless": {"table_engine": "MergeTree"}}}') . ") WHERE finding LIKE 'CREATE TABLE%'");
+	  . q( '{"metadata_columns": ["xid"], "tables": {"keyless": {"table_engine": "MergeTree"}}}') . ") WHERE finding LIKE 'CREATE TABLE%'");
 $node->safe_psql('shop', 'DROP TABLE keyed, keyless');
 my %target_column = map { $_ => 1 } $plan =~ /\b(_clickpipe_\w+)/g;
 same_names([ chapter($readme, '### Targets') =~ /^Columns: (.*)$/m ? $1 =~ /`(_\w+)`/g : () ],

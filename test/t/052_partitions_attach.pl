@@ -186,20 +186,20 @@ is(sql(q{SELECT state FROM clickpipe.tables WHERE source = 'r'::regclass}), 'Run
 parity_ok($node, $ch, 'r', ch_where => 'id < 400000', name => 'the others are as they were');
 
 # Decoded long before it is visible: the commit waits for a standby
-$attach = filled('r_450', 450000, 1000);
+$attach = filled('r_900', 900000, 1000);
 sql(q{ALTER SYSTEM SET synchronous_standby_names = 'nobody'});
 $node->reload;
 my $waiting = $node->background_psql('postgres');
 $waiting->query_until(qr/begun/, "\\echo begun\nBEGIN; DELETE FROM r WHERE id = 4; $attach; COMMIT;\n\\echo ended\n");
-ok(wait_until(sub { sql(q{SELECT count(*) FROM clickpipe.partitions WHERE leaf_name ~ 'r_450' AND state = 'Snapshot'}) eq '1' }),
+ok(wait_until(sub { sql(q{SELECT count(*) FROM clickpipe.partitions WHERE leaf_name ~ 'r_900' AND state = 'Snapshot'}) eq '1' }),
 	'an attachment that waits for a standby is known');
 is($node->safe_psql('postgres', q{SELECT clickpipe_wait('p', timeout => '1 s')}), 'f', 'and waited for');
-is($ch->query('SELECT count() FROM analytics.public_r WHERE id BETWEEN 450000 AND 499999'), '0', 'not loaded');
+is($ch->query('SELECT count() FROM analytics.public_r WHERE id BETWEEN 900000 AND 999999'), '0', 'not loaded');
 is(sql(q{SELECT count(*) FROM pg_stat_activity WHERE backend_type LIKE 'clickpipe snapshot%'}), '0', 'nobody tries');
 sql('ALTER SYSTEM RESET synchronous_standby_names');
 $node->reload;
 wait_caught_up($node, 'p');
-is($ch->query('SELECT count() FROM analytics.public_r FINAL WHERE id BETWEEN 450000 AND 499999'), '1000', 'loaded when it is visible');
+is($ch->query('SELECT count() FROM analytics.public_r FINAL WHERE id BETWEEN 900000 AND 999999'), '1000', 'loaded when it is visible');
 $waiting->quit;
 
 # Pauses
@@ -214,7 +214,7 @@ sql('DROP TABLE r_600');
 sql(q{SELECT clickpipe_resume('p')});
 wait_for_state($node, 'p', 'Running');
 wait_caught_up($node, 'p');
-parity_ok($node, $ch, 'r', ch_where => 'id < 400000 OR id >= 450000', name => 'attached, and attached and dropped, while the pipe was paused');
+parity_ok($node, $ch, 'r', ch_where => 'id < 400000 OR id >= 500000', name => 'attached, and attached and dropped, while the pipe was paused');
 
 # What cannot be mirrored
 sql('CREATE UNLOGGED TABLE r_700 (id int PRIMARY KEY, v text, n int);

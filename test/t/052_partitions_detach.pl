@@ -91,24 +91,29 @@ is_kept('c', 'SELECT * FROM c_kept', 'after a restart, concurrently');
 
 # What happened to them meanwhile is not known
 sql(q{BEGIN; ALTER TABLE e DETACH PARTITION e_2; DELETE FROM e_2 WHERE id < 1500; ALTER TABLE e ATTACH PARTITION e_2 FOR VALUES FROM (1000) TO (2000); COMMIT});
-ok(wait_until(sub { sql(q{SELECT count(*) FROM clickpipe.log WHERE message LIKE '%resynced because its partition public.e_2 was detached, and is attached again'}) eq '1' }),
-	'changed while it was none: the table is resynced');
+wait_for_table_state($node, 'p', 'e', 'Failed');
+like(sql(q{SELECT last_error || ' ' || last_error_hint FROM clickpipe.tables WHERE source = 'e'::regclass}),
+	qr/its partition public\.e_2 was detached, and is attached again .*clickpipe_resync/, 'changed while it was none: set aside, since a resync drops what is kept');
+sql(q{SELECT clickpipe_resync('p', ARRAY['e']::regclass[])});
+wait_for_table_state($node, 'p', 'e', 'Running');
+# who keeps nothing needs not be asked
 sql(q{ALTER TABLE f DETACH PARTITION f_1});
-wait_until(sub { removed('f') ne '' });
+ok(wait_until(sub { removed('f') ne '' }), 'detached');
+sql(q{SELECT clickpipe_alter('p', '{"on_partition_removal": "resync"}')});
+wait_caught_up($node, 'p');
 sql(q{DELETE FROM f_1 WHERE id < 500; ALTER TABLE f ATTACH PARTITION f_1 FOR VALUES FROM (0) TO (1000)});
 ok(wait_until(sub { sql(q{SELECT count(*) FROM clickpipe.log WHERE message LIKE '%public.f_1 was detached, and is attached again'}) eq '1' }),
 	'attached again later');
-for my $t (qw(e f))
-{
-	ok(wait_until(sub { sql("SELECT count(*) FROM clickpipe.log WHERE source = 'public.$t' AND message LIKE 'is resynced: %'") eq '1' }), "$t is resynced");
-	wait_for_table_state($node, 'p', $t, 'Running');
-}
+ok(wait_until(sub { sql(q{SELECT count(*) FROM clickpipe.log WHERE source = 'public.f' AND message LIKE 'is resynced: %'}) eq '1' }), 'resynced');
+wait_for_table_state($node, 'p', 'f', 'Running');
 sql(q{UPDATE f SET v = 'after the resync' WHERE id % 20 = 0; UPDATE e SET v = 'after the resync' WHERE id % 20 = 0});
 wait_caught_up($node, 'p');
 parity_ok($node, $ch, $_, name => "$_: resynced") for qw(e f);
 is(removed('f'), '', 'the new list has what there is');
 
 # The root is dropped
+sql(q{SELECT clickpipe_alter('p', '{"on_partition_removal": "keep"}')});
+wait_caught_up($node, 'p');
 sql('DROP TABLE f');
 wait_for_table_state($node, 'p', $node->safe_psql('postgres', q{SELECT source FROM clickpipe.tables WHERE target = 'analytics.public_f'}), 'Failed');
 like(sql(q{SELECT last_error FROM clickpipe.tables WHERE target = 'analytics.public_f'}), qr/was dropped/, 'a root that is dropped');

@@ -5,7 +5,7 @@
 #		than they began, and are spilled to disk each by itself.
 #
 # CLICKPIPE_TEST_LARGE is the number of rows of the large transaction, 200000.
-# With ten million it takes about ten minutes and 10 GB of disk.
+# With ten million it takes some minutes and 5 GB of disk.
 #
 use strict;
 use warnings;
@@ -48,17 +48,16 @@ sub memory
 
 # Wait until all is there, look at memory meanwhile; returns the peaks of private
 # memory, of what is unacknowledged (both in MB), and of spilled bytes.
-my $monitor = $node->background_psql('postgres');
 sub watch
 {
 	my ($since) = @_;
 	my ($rss, $unacked) = (0, 0);
-	my $lsn = $monitor->query_safe('SELECT pg_current_wal_flush_lsn()');
+	my $lsn = sql('SELECT pg_current_wal_flush_lsn()');
 	my $arrived = wait_until(
 		sub {
 			my $r = memory('RssAnon');
 			$rss = $r if $r > $rss;
-			my ($u, $visible) = split /\|/, $monitor->query_safe(
+			my ($u, $visible) = split /\|/, sql(
 				"SELECT unacked_bytes, coalesce(visible_lsn >= '$lsn', false) FROM clickpipe.pipe_activity()");
 			$unacked = $u / $mb if $u / $mb > $unacked;
 			return $visible eq 't';
@@ -147,6 +146,5 @@ contents_ok('ninety long transactions');
 is($ch->query(q{SELECT (SELECT countIf(v LIKE '%undone%') FROM analytics.public_t) + (SELECT countIf(v LIKE '%undone%') FROM analytics.public_log)}), '0',
 	'nothing undone was inserted');
 is(sql(q{SELECT count(*) FROM clickpipe.tables WHERE state <> 'Running' OR last_error IS NOT NULL}), '0', 'nothing is set aside');
-$monitor->quit;
 $node->stop;
 done_testing();

@@ -74,13 +74,11 @@ sub contents_ok
 	return;
 }
 
-contents_ok('load');
 my $before = rss();
-my $monitor = $node->background_psql('postgres');
 
 # All tables in turn, ten times: the changes of each are spread over the whole
 # transaction, and some are undone.
-my $first = $monitor->query_safe('SELECT coalesce(max(batch), 0) FROM clickpipe.batches');
+my $first = $node->safe_psql('postgres', 'SELECT coalesce(max(batch), 0) FROM clickpipe.batches');
 $begin = time();
 $node->safe_psql('postgres', qq{
 	DO \$\$
@@ -111,7 +109,7 @@ my $arrived = wait_until(
 	sub {
 		my $r = rss();
 		$max = $r if $r > $max;
-		my ($u, $visible) = split /\|/, $monitor->query_safe(
+		my ($u, $visible) = split /\|/, $node->safe_psql('postgres', 
 			"SELECT unacked_bytes, coalesce(visible_lsn >= '$lsn', false) FROM clickpipe.pipe_activity()");
 		$max_unacked = $u if $u > $max_unacked;
 		return $visible eq 't';
@@ -126,7 +124,7 @@ cmp_ok($max - $before, '<', 32 * 3 + 64, 'memory is bounded');
 
 # A second begins with its first insert, so whatever the time, this holds.
 my $seconds = time() - $begin;
-my $inserts = $monitor->query_safe('SELECT max(batch) FROM clickpipe.batches') - $first;
+my $inserts = $node->safe_psql('postgres', 'SELECT max(batch) FROM clickpipe.batches') - $first;
 note(sprintf '%d inserts in %.1f s', $inserts, $seconds);
 cmp_ok($inserts, '>', $limit, 'more inserts than a second may have');
 cmp_ok($inserts, '<=', $limit * (int($seconds) + 1), 'max_inserts_per_second is respected');
@@ -139,6 +137,5 @@ contents_ok('a transaction for each of some tables');
 is($node->safe_psql('postgres', q{SELECT count(*) FROM clickpipe.tables WHERE state <> 'Running'}), '0',
 	'nothing is set aside');
 
-$monitor->quit;
 $node->stop;
 done_testing();

@@ -124,8 +124,8 @@ for my $crash (0, 1)
 	wait_for_state($node, 'p', 'Running');
 	ok(eval { wait_caught_up($node, 'p', 60); 1 }, 'the stream goes on' . ($crash ? ' after a crash' : '')) or diag($@);
 	is(sql(q{SELECT string_agg(source || ': ' || last_error, '; ') FROM clickpipe.tables WHERE state <> 'Running'}), '', 'all tables are Running');
-	each_table(sub { my ($m, $t) = @_; same($t, "$t" . ($crash ? ', crash' : '')); });
-	same('plain', 'plain' . ($crash ? ', crash' : ''));
+	each_table(sub { my ($m, $t) = @_; parity_ok($node, $ch, $t, name => $t . ($crash ? ', crash' : '')); });
+	parity_ok($node, $ch, 'plain', name => 'plain' . ($crash ? ', crash' : ''));
 	sql(q{SELECT clickpipe_drop('p', drop_targets => true)});
 	wait_sql(q{SELECT count(*) FROM clickpipe.pipe}, 0);
 }
