@@ -860,12 +860,12 @@ sub _parity
 	my $final = exists $opt{final} ? $opt{final} : !$opt{multiset};
 
 	# What output functions depend on; search_path for the names of others'
-	# types in their text.
+	# types in their text.  Compiling expressions of so many columns takes minutes.
 	my $settings = join '', map { "SET $_;" } (
 		"TimeZone = 'UTC'",        "DateStyle = 'ISO, YMD'",
 		"IntervalStyle = postgres", 'extra_float_digits = 1',
 		"bytea_output = hex",      "lc_monetary = 'C'",
-		"client_encoding = 'UTF8'");
+		"client_encoding = 'UTF8'", 'jit = off');
 
 	my $pg_row  = join " || $sep || ", map { $_->{pg} } @columns;
 	my $pg_from = 'FROM ' . ($opt{only} ? 'ONLY ' : '') . $table . ' r'
