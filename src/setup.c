@@ -546,6 +546,12 @@ capture(Pipe *pipe, PipeTable *table, XLogRecPtr lsn)
 	worker_begin();
 	catalog_set_capture(table->id, lsn);
 	catalog_set_table_state(table->id, state);
+	/* a slot that was taken over brings changes of before the table was described */
+	if (lsn < table->info->shape_lsn)
+	{
+		table->info->shape_lsn = lsn;
+		catalog_set_shape(table->id, table->shape, lsn, InvalidXLogRecPtr);
+	}
 	worker_commit();
 	table->capture_lsn = table->info->capture_lsn = lsn;
 	table->state = state;
