@@ -23,7 +23,7 @@ my $edges = 0;
 for (@types) { $edges = @{ $_->{edges} } if @{ $_->{edges} } > $edges; }
 
 # Half of the rows are loaded, the others come as changes.
-my $rows = 120;
+my $rows = 400;
 ok($rows / 2 > $edges, 'each half has all edges');
 
 # One table of columns that may be NULL, one of NOT NULL arrays (which have no
