@@ -56,6 +56,7 @@ typedef struct AlterPlan
 	List	   *statements;		/* of char *: what comes after ALTER TABLE name */
 	StringInfoData what;		/* for people */
 	const char *obstacle;		/* not NULL: why ALTER TABLE cannot do it */
+	bool		changes_columns;	/* that are there already */
 } AlterPlan;
 
 static const char *find_obstacle(List *then, List *now, bool history);
@@ -115,6 +116,9 @@ alter_follow(Pipe *pipe, PipeTable *table, Relation rel, List *now, List *watch)
 								 &pipe->ch->caps, mcxt);
 		shape = target_complete_decisions(shape, target);
 		make_plan(pipe, table, rel, target, &plan);
+		/* an insert of a chunk may be at work with the old columns, whatever we kill */
+		if (plan.obstacle == NULL && plan.changes_columns && table->state == TABLE_SNAPSHOT)
+			plan.obstacle = psprintf("it was altered during its load (%s)", plan.what.data);
 	}
 	if (plan.obstacle != NULL)
 	{
@@ -260,6 +264,7 @@ make_plan(Pipe *pipe, PipeTable *table, Relation rel, Target *new, AlterPlan *pl
 			appendStringInfoString(&sql, "DROP COLUMN IF EXISTS ");
 			append_ch_identifier(&sql, then->columns[i].name);
 			plan->statements = lappend(plan->statements, sql.data);
+			plan->changes_columns = true;
 		}
 	for (int i = 0; i < now->ncolumns - now->ndropped && plan->obstacle == NULL; i++)
 		plan_column(pipe, table, rel, new, i, plan);
@@ -303,6 +308,7 @@ plan_column(Pipe *pipe, PipeTable *table, Relation rel, Target *new, int column,
 		appendStringInfoString(&sql, " TO ");
 		append_ch_identifier(&sql, now->name);
 		plan->statements = lappend(plan->statements, sql.data);
+		plan->changes_columns = true;
 		note(plan, "column \"%s\" was renamed to \"%s\"", then->columns[before].attname, now->attname);
 		plan_type(&then->columns[before], now, false, plan);
 		return;
@@ -355,6 +361,7 @@ plan_type(const ColumnMap *then, const ColumnMap *now, bool is_place, AlterPlan 
 	append_ch_identifier(&sql, now->name);
 	appendStringInfo(&sql, " %s", now->type);
 	plan->statements = lappend(plan->statements, sql.data);
+	plan->changes_columns = true;
 	note(plan, "column \"%s\" is %s now", now->attname, now->type);
 }
 
