@@ -49,6 +49,9 @@
 #define KILL_TIMEOUT_MS		10000
 #define MAX_NAP_MS			1000
 #define PATIENCE_MS			60000
+#define ASK_TIMEOUT_MS		10000
+#define MUTATIONS_MS		10000
+#define MUTATION_POLL_MS	20
 
 /* What a change of the definition means for the target. */
 typedef struct AlterPlan
@@ -75,6 +78,7 @@ static bool default_clause(Pipe *pipe, Relation rel, const ColumnMap *column, St
 static char *unhex(const char *digits);
 static void note(AlterPlan *plan, const char *fmt,...) pg_attribute_printf(2, 3);
 static bool alter_target(Pipe *pipe, PipeTable *table, List *statements);
+static void wait_for_mutations(Pipe *pipe, PipeTable *table, uint32 wait_event);
 static bool rows_settled(Pipe *pipe, PipeTable *table);
 static bool try_again(Pipe *pipe, PipeTable *table, const ChError *err, int *tries,
 					  TimestampTz since);
@@ -604,9 +608,34 @@ alter_target(Pipe *pipe, PipeTable *table, List *statements)
 				return false;
 		}
 	}
+	wait_for_mutations(pipe, table, wait_event);
+	if (table->failure.failed)
+		return false;
 	entry_set_activity(pipe->entry, "%s", activity);
 	inserts_clear_error(pipe);
 	return true;
+}
+
+/*
+ * Gives ClickHouse time to rewrite its parts: readers see renamed columns of
+ * parts that are not rewritten yet as well, but the fewer of these there are the
+ * less can go wrong.  What takes long, as the change of a type in a large table does,
+ * goes on in the background.
+ */
+static void
+wait_for_mutations(Pipe *pipe, PipeTable *table, uint32 wait_event)
+{
+	TimestampTz begin = GetCurrentTimestamp();
+	bool		pending = true;
+	ChError		err;
+
+	while (!table->failure.failed &&
+		   target_has_mutations(pipe->ch, table->target, ASK_TIMEOUT_MS, &pending, &err) && pending &&
+		   !TimestampDifferenceExceeds(begin, GetCurrentTimestamp(), MUTATIONS_MS))
+	{
+		inserts_pump(pipe);
+		inserts_wait(pipe, MUTATION_POLL_MS, wait_event);
+	}
 }
 
 /* Are all rows of a table acknowledged?  If ClickHouse refuses them for long, it is set aside. */

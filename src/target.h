@@ -240,6 +240,10 @@ extern bool target_is_marked(ChClient *ch, int32 pipe_id, const char *database,
 extern bool target_alter(ChClient *ch, const Target *target, const char *action, int timeout_ms,
 						 ChError *err);
 
+/* Does the target still have parts that are not rewritten as ALTERs of before say? */
+extern bool target_has_mutations(ChClient *ch, const Target *target, int timeout_ms,
+								 bool *pending, ChError *err);
+
 /* Puts a new, empty table of the same definition in the target's place. */
 extern bool target_renew(ChClient *ch, const Target *target, int timeout_ms, ChError *err);
 

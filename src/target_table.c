@@ -243,6 +243,23 @@ target_alter(ChClient *ch, const Target *target, const char *action, int timeout
 
 /* See target.h. */
 bool
+target_has_mutations(ChClient *ch, const Target *target, int timeout_ms, bool *pending, ChError *err)
+{
+	StringInfoData sql;
+	StringInfoData answer;
+
+	initStringInfo(&sql);
+	initStringInfo(&answer);
+	appendStringInfoString(&sql, "SELECT count() FROM system.mutations WHERE NOT is_done AND ");
+	target_append_where(&sql, "table", target);
+	if (!ch_query(ch, sql.data, false, timeout_ms, &answer, err))
+		return false;
+	*pending = (atoi(answer.data) != 0);
+	return true;
+}
+
+/* See target.h. */
+bool
 target_renew(ChClient *ch, const Target *target, int timeout_ms, ChError *err)
 {
 	StringInfoData sql;

@@ -150,7 +150,9 @@ whole('paused in its exchange');
 #
 # A table that has failed.
 #
-sql(q{ALTER TABLE a ADD COLUMN more integer DEFAULT 5});
+sql(q{SELECT clickpipe_alter('p', '{"on_rewrite": "fail"}')});
+wait_caught_up($node, 'p');
+sql(q{ALTER TABLE a ADD COLUMN more integer DEFAULT (5 + 0 * random())});
 wait_for_table_state($node, 'p', 'a', 'Failed');
 change();
 my $old = chq(q{SELECT count() FROM analytics.public_a FINAL});

@@ -109,6 +109,8 @@ my $seen = stop_reader($reader);
 no_errors($seen, 'another key: the target could always be read');
 is(scalar(grep { $_->[1] < 2998 } @{ $seen->{rows} }), 0, 'another key: and never had fewer rows');
 
+sql(q{SELECT clickpipe_alter('p', '{"on_rewrite": "fail"}')});
+wait_caught_up($node, 'p');
 sql(q{ALTER TABLE keyed DROP COLUMN w, ALTER n TYPE numeric(10, 2)});
 wait_for_table_state($node, 'p', 'keyed', 'Failed');
 sql(q{UPDATE keyed SET n = n + 0.25});

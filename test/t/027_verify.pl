@@ -358,7 +358,9 @@ SKIP:
 }
 
 # Set aside
-$node->safe_psql('postgres', 'ALTER TABLE acc ADD late int');
+$node->safe_psql('postgres', q{SELECT clickpipe_alter('t', '{"on_rewrite": "fail"}')});
+wait_caught_up($node, 't');
+$node->safe_psql('postgres', 'ALTER TABLE acc ADD late float DEFAULT random()');
 wait_for_table_state($node, 't', 'acc', 'Failed');
 $rows = verify('t');
 is($rows->{acc}{result}, 'not compared', 'a table that is set aside is not compared');

@@ -137,7 +137,9 @@ sql(q{TRUNCATE b CASCADE});
 same_ok('followed again', b => 0);
 
 # Tables that are set aside take no notice.
-sql(q{ALTER TABLE b ADD COLUMN more int});
+sql(q{SELECT clickpipe_alter('p', '{"on_rewrite": "fail"}')});
+wait_caught_up($node, 'p');
+sql(q{INSERT INTO b VALUES (1, NULL, 'x'); ALTER TABLE b ADD COLUMN more float DEFAULT random()});
 wait_for_table_state($node, 'p', 'b', 'Failed');
 sql(q{TRUNCATE a CASCADE; INSERT INTO a (v) VALUES ('end')});
 wait_until(sub { $ch->query('SELECT groupArray(v) FROM analytics.public_a FINAL') eq "['end']" });
