@@ -31,8 +31,10 @@
 #include "clickpipe.h"
 
 #include "access/tupdesc_details.h"
+#include "catalog/pg_class.h"
 #include "catalog/pg_type.h"
 #include "utils/builtins.h"
+#include "utils/datum.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
@@ -41,6 +43,7 @@
 
 #include "compat.h"
 #include "hints.h"
+#include "partition_tree.h"
 #include "partitions.h"
 #include "rowbinary.h"
 #include "shape.h"
@@ -75,6 +78,8 @@ static bool has_target_column(const RowMap *rows, const char *name);
 static bool type_keeps_values(Oid then, Oid now);
 static bool default_clause(Pipe *pipe, Relation rel, const ColumnMap *column, StringInfo out,
 						   AlterPlan *plan);
+static bool get_missing_value(Relation rel, const ColumnMap *column, Datum *value);
+static bool copy_missing_value(TupleDesc desc, AttrNumber attnum, Datum *value);
 static char *unhex(const char *digits);
 static void note(AlterPlan *plan, const char *fmt,...) pg_attribute_printf(2, 3);
 static bool alter_target(Pipe *pipe, PipeTable *table, List *statements);
@@ -168,6 +173,15 @@ alter_follow(Pipe *pipe, PipeTable *table, Relation rel, List *now, List *watch)
 	if (plan.what.len > 0)
 		pipe_log(pipe, LOG, table, 0, NULL, "was altered: %s", plan.what.data);
 	return true;
+}
+
+/* See pipe.h. */
+void
+alter_dropped(Pipe *pipe, PipeTable *table)
+{
+	if (alter_target(pipe, table, NIL))
+		pipe_table_fail(pipe, table, 0, hint_remove(pipe->info->name, table->relid),
+						"the table was dropped");
 }
 
 /*
@@ -430,7 +444,7 @@ static bool
 default_clause(Pipe *pipe, Relation rel, const ColumnMap *column, StringInfo out, AlterPlan *plan)
 {
 	int			att = column->attnum - 1;
-	TupleConstr *constr = RelationGetDescr(rel)->constr;
+	Datum		missing = (Datum) 0;
 	RowMap		one = {.ncolumns = 1, .columns = (ColumnMap *) column, .is_key = &(bool) {false}};
 	RowEncoder *encoder;
 	Datum	   *values;
@@ -441,7 +455,7 @@ default_clause(Pipe *pipe, Relation rel, const ColumnMap *column, StringInfo out
 	ChError		err;
 	bool		same;
 
-	if (constr == NULL || constr->missing == NULL || !constr->missing[att].am_present)
+	if (!get_missing_value(rel, column, &missing))
 	{
 		/* the rows of before have NULL */
 		if (column->is_array && !column->attnotnull && !column->null_to_default)
@@ -451,7 +465,7 @@ default_clause(Pipe *pipe, Relation rel, const ColumnMap *column, StringInfo out
 	}
 	values = palloc0(sizeof(Datum) * (att + 1));
 	isnull = palloc0(sizeof(bool) * (att + 1));
-	values[att] = constr->missing[att].am_value;
+	values[att] = missing;
 	encoder = row_encoder_create(&one, CurrentMemoryContext);
 	if (!row_encode(encoder, values, isnull, &error))
 	{
@@ -506,6 +520,50 @@ default_clause(Pipe *pipe, Relation rel, const ColumnMap *column, StringInfo out
 	appendStringInfoString(out, " DEFAULT CAST(");
 	append_ch_literal(out, unhex(answer.data));
 	appendStringInfo(out, " AS %s)", column->type);
+	return true;
+}
+
+/*
+ * Finds the value that a column which was added has in the rows of before; false
+ * if it is NULL.  A partitioned table has no rows: its partitions know.
+ */
+static bool
+get_missing_value(Relation rel, const ColumnMap *column, Datum *value)
+{
+	bool		found = false;
+	ListCell   *lc;
+
+	if (rel->rd_rel->relkind != RELKIND_PARTITIONED_TABLE)
+		return copy_missing_value(RelationGetDescr(rel), column->attnum, value);
+	foreach(lc, partition_leaves(RelationGetRelid(rel), NULL, NULL, NULL))
+	{
+		Relation	leaf = RelationIdGetRelation(((TreeLeaf *) lfirst(lc))->relid);
+		TupleDesc	desc;
+
+		if (leaf == NULL)
+			continue;
+		desc = RelationGetDescr(leaf);
+		for (int i = 0; i < desc->natts && !found; i++)
+			if (!TupleDescAttr(desc, i)->attisdropped &&
+				strcmp(NameStr(TupleDescAttr(desc, i)->attname), column->attname) == 0)
+				found = copy_missing_value(desc, i + 1, value);
+		RelationClose(leaf);
+		if (found)
+			break;
+	}
+	return found;
+}
+
+/* The same of one relation with rows; the value is copied. */
+static bool
+copy_missing_value(TupleDesc desc, AttrNumber attnum, Datum *value)
+{
+	Form_pg_attribute att = TupleDescAttr(desc, attnum - 1);
+
+	if (desc->constr == NULL || desc->constr->missing == NULL ||
+		!desc->constr->missing[attnum - 1].am_present)
+		return false;
+	*value = datumCopy(desc->constr->missing[attnum - 1].am_value, att->attbyval, att->attlen);
 	return true;
 }
 

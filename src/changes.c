@@ -154,8 +154,7 @@ follow_definitions(Pipe *pipe)
 			RelationClose(rel);
 		}
 		else if (!table->info->automatic)
-			pipe_table_fail(pipe, table, 0, hint_remove(pipe->info->name, table->relid),
-							"the table was dropped");
+			alter_dropped(pipe, table);
 		MemoryContextReset(pipe->row_mcxt);
 	}
 	MemoryContextSwitchTo(old);

@@ -466,6 +466,9 @@ extern long toast_next_try(Pipe *pipe);
  */
 extern bool alter_follow(Pipe *pipe, PipeTable *table, Relation rel, List *now, List *watch);
 
+/* The table was dropped: sets it aside when the rows of before are there.  As alter_follow. */
+extern void alter_dropped(Pipe *pipe, PipeTable *table);
+
 /* truncate.c: rows that a target loses at a place in the stream */
 typedef struct Removal
 {

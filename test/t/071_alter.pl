@@ -153,6 +153,23 @@ for my $name ('names swapped', 'a dropped name used again', 'volatile default', 
 	followed($name, resyncs => 1);
 }
 
+# A partitioned table: only its partitions know what the rows of before have.
+sql(q{
+	CREATE TABLE part (k int PRIMARY KEY, v text) PARTITION BY RANGE (k);
+	CREATE TABLE part_1 PARTITION OF part FOR VALUES FROM (0) TO (100);
+	CREATE TABLE part_2 (v text, gone int, k int PRIMARY KEY);
+	ALTER TABLE part_2 DROP COLUMN gone;
+	ALTER TABLE part ATTACH PARTITION part_2 FOR VALUES FROM (100) TO (200);
+	INSERT INTO part SELECT g, 'row ' || g FROM generate_series(50, 150) g;
+	SELECT clickpipe_add_table('p', 'part')});
+wait_for_table_state($node, 'p', 'part', 'Running');
+sql(q{ALTER TABLE part ADD COLUMN a int DEFAULT 7, ADD COLUMN b text});
+sql(q{INSERT INTO part VALUES (1, 'x', 8, 'b'), (199, 'y', DEFAULT, 'b'); UPDATE part SET b = 'c' WHERE k % 10 = 0});
+sql(q{ALTER TABLE part RENAME COLUMN v TO vv; UPDATE part SET k = 198 WHERE k = 1; DELETE FROM part WHERE k % 11 = 0});
+followed('a partitioned table', table => 'part');
+sql(q{BEGIN; INSERT INTO part VALUES (2, 'x', 8, 'b'); ALTER TABLE part DROP COLUMN b; INSERT INTO part VALUES (3, 'z', 9); COMMIT});
+followed('a partitioned table, altered and changed at once', table => 'part', resyncs => 1);
+
 # Dropped, and made anew under the same name: another table.
 sql(q{INSERT INTO other VALUES (1); DROP TABLE other; CREATE TABLE other (id int PRIMARY KEY)});
 ok(wait_until(sub { sql(q{SELECT count(*) FROM clickpipe.tables WHERE state = 'Failed' AND last_error = 'the table was dropped'}) eq '1' }), 'DROP TABLE');
