@@ -84,7 +84,6 @@ static char *unhex(const char *digits);
 static void note(AlterPlan *plan, const char *fmt,...) pg_attribute_printf(2, 3);
 static bool alter_target(Pipe *pipe, PipeTable *table, List *statements);
 static void wait_for_mutations(Pipe *pipe, PipeTable *table, uint32 wait_event);
-static bool rows_settled(Pipe *pipe, PipeTable *table);
 static bool try_again(Pipe *pipe, PipeTable *table, const ChError *err, int *tries,
 					  TimestampTz since);
 
@@ -630,7 +629,8 @@ alter_target(Pipe *pipe, PipeTable *table, List *statements)
 		(void) inserts_settle_cursors(pipe);
 		if (table->failure.failed)
 			return false;
-		if (rows_settled(pipe, table))
+		/* rows whose large values are still to be read will be of the new columns */
+		if (inserts_settled(pipe, table, "a change of its definition"))
 		{
 			bool		settled = !table->stray_inserts;
 
@@ -694,29 +694,6 @@ wait_for_mutations(Pipe *pipe, PipeTable *table, uint32 wait_event)
 		inserts_pump(pipe);
 		inserts_wait(pipe, MUTATION_POLL_MS, wait_event);
 	}
-}
-
-/* Are all rows of a table acknowledged?  If ClickHouse refuses them for long, it is set aside. */
-static bool
-rows_settled(Pipe *pipe, PipeTable *table)
-{
-	/* only the loop, or the next start, can end an exchange */
-	if (table->blocked)
-		ereport(ERROR,
-				(errcode(ERRCODE_CONNECTION_FAILURE),
-				 errmsg("the exchange of %s.%s has an unknown fate",
-						table->info->target_database, table->info->target_table),
-				 errdetail("The pipe starts over and looks which table is which.")));
-	/* rows whose large values are still to be read will be of the new columns */
-	if (!inserts_has_blocks(table))
-		return true;
-	if (inserts_refused_too_long(pipe, table))
-		pipe_table_fail(pipe, table, table->refused_code,
-						hint_resync(pipe->info->name, table->info->source_name,
-									"Repair the target in ClickHouse"),
-						"ClickHouse keeps refusing rows for %s.%s, for which a change of its definition waits",
-						table->target->database, table->target->table);
-	return false;
 }
 
 /* Shall a statement be tried again?  Else the table is set aside, because all others wait. */

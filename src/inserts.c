@@ -446,6 +446,33 @@ inserts_has_blocks(PipeTable *table)
 		(table->block != NULL && table->block->nrows > 0);
 }
 
+/*
+ * For a barrier in a callback: are all rows of the table's blocks acknowledged?
+ * (Those that wait for their large values are read later.)  If ClickHouse refuses
+ * them for long the table is set aside, because all others wait.  what: that for which
+ * they must be.
+ */
+bool
+inserts_settled(Pipe *pipe, PipeTable *table, const char *what)
+{
+	/* only the loop, or the next start, can end an exchange */
+	if (table->blocked)
+		ereport(ERROR,
+				(errcode(ERRCODE_CONNECTION_FAILURE),
+				 errmsg("the exchange of %s.%s has an unknown fate",
+						table->info->target_database, table->info->target_table),
+				 errdetail("The pipe starts over and looks which table is which.")));
+	if (!inserts_has_blocks(table))
+		return true;
+	if (inserts_refused_too_long(pipe, table))
+		pipe_table_fail(pipe, table, table->refused_code,
+						hint_resync(pipe->info->name, table->info->source_name,
+									"Repair the target in ClickHouse"),
+						"ClickHouse keeps refusing rows for %s.%s, for which %s waits",
+						table->target->database, table->target->table, what);
+	return false;
+}
+
 /* Ends the waits before another try: the user has done something that may have helped. */
 void
 inserts_try_now(Pipe *pipe)

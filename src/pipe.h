@@ -497,6 +497,7 @@ extern void inserts_discard(Pipe *pipe, PipeTable *table);
 extern bool inserts_settle_cursors(Pipe *pipe);
 extern bool inserts_pending(Pipe *pipe, PipeTable *table);
 extern bool inserts_has_blocks(PipeTable *table);
+extern bool inserts_settled(Pipe *pipe, PipeTable *table, const char *what);
 extern void inserts_reconnect(Pipe *pipe);
 extern void inserts_try_now(Pipe *pipe);
 extern bool block_is_full(Pipe *pipe, PipeTable *table);

@@ -72,7 +72,6 @@ typedef struct Truncation
 
 static bool end_load(Pipe *pipe, PipeTable *table, bool all_rows);
 static void advance(Pipe *pipe, Truncation *t, int *running, List **strays);
-static bool rows_settled(Pipe *pipe, Truncation *t);
 static void take_answer(Pipe *pipe, Truncation *t);
 static void try_again(Pipe *pipe, Truncation *t, const ChError *err);
 static void set_aside(Pipe *pipe, Truncation *t, const ChError *err);
@@ -264,7 +263,7 @@ advance(Pipe *pipe, Truncation *t, int *running, List **strays)
 		t->done = true;
 		pipe_log(pipe, LOG, table, 0, NULL, "was truncated; its target keeps no rows");
 	}
-	if (t->running || t->done || !rows_settled(pipe, t))
+	if (t->running || t->done || !inserts_settled(pipe, table, "a TRUNCATE"))
 		return;
 	if (t->retry_at > now || pipe->net_retry_at > now || *running >= MAX_RUNNING)
 		return;
@@ -287,33 +286,6 @@ advance(Pipe *pipe, Truncation *t, int *running, List **strays)
 	t->running = true;
 	t->started = now;
 	(*running)++;
-}
-
-/*
- * Are all rows of a table acknowledged?  If ClickHouse keeps refusing them the
- * table is set aside, because all others wait.
- */
-static bool
-rows_settled(Pipe *pipe, Truncation *t)
-{
-	PipeTable  *table = t->table;
-
-	/* only the loop, or the next start, can end an exchange */
-	if (table->blocked)
-		ereport(ERROR,
-				(errcode(ERRCODE_CONNECTION_FAILURE),
-				 errmsg("the exchange of %s.%s has an unknown fate",
-						table->info->target_database, table->info->target_table),
-				 errdetail("The pipe starts over and looks which table is which.")));
-	if (t->removal->condition != NULL ? !inserts_has_blocks(table) : !inserts_pending(pipe, table))
-		return true;
-	if (inserts_refused_too_long(pipe, table))
-		pipe_table_fail(pipe, table, table->refused_code,
-						hint_resync(pipe->info->name, table->info->source_name,
-									"Repair the target in ClickHouse"),
-						"ClickHouse keeps refusing rows for %s.%s, for which a TRUNCATE waits",
-						table->target->database, table->target->table);
-	return false;
 }
 
 /* Looks whether a TRUNCATE has been answered, and takes the answer. */
