@@ -179,7 +179,8 @@ is(sql(q{SELECT rows_updated >= 600 FROM clickpipe.status}), 't', 'many: all of 
 #
 # The table is set aside, with rows waiting, and resynced.
 #
-$locker = lock_behind('UPDATE t SET n = 6000 WHERE id < 100', 'ALTER TABLE t ADD COLUMN more int');
+sql(q{SELECT clickpipe_alter('p', '{"on_rewrite": "fail"}')});
+$locker = lock_behind('UPDATE t SET n = 6000 WHERE id < 100', 'ALTER TABLE t ADD COLUMN more float DEFAULT random()');
 wait_for_status($node, 'p', q{activity ~ 'rows of public\.t wait for a lock'});
 $locker->query_safe('COMMIT');
 $locker->quit;
