@@ -18,8 +18,9 @@
  * before is passed over, since it is there (but for rows that wait for their large
  * values: see toast.c).  If a crash comes before it is recorded, the rows of before
  * are inserted once more into a target that was altered already (columns that it
- * has more are not named in those INSERTs), and all statements are made once more:
- * they do nothing the second time.
+ * has more are not named in those INSERTs), and ADD COLUMN is made once more: it does
+ * nothing the second time.  A column that was renamed, dropped or retyped in the
+ * target only is found missing at the start: the table is set aside, for a resync.
  *
  * What ClickHouse cannot follow without reading the rows again is left to a
  * resync (option on_rewrite).
