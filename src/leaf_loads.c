@@ -32,10 +32,8 @@
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/ruleutils.h"
-#include "utils/syscache.h"
 #include "utils/timestamp.h"
 
-#include "catalog/pg_class.h"
 
 #include "compat.h"
 #include "hints.h"
@@ -322,22 +320,11 @@ describe_leaf(Pipe *pipe, PipeTable *table, Leaf *leaf, char **reason, char **hi
 static char *
 bound_text(Oid relid)
 {
-	HeapTuple	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(relid));
-	char	   *result = NULL;
-	Datum		bound;
-	bool		isnull;
+	text	   *bound = partition_stored_bound(relid);
 
-	if (!HeapTupleIsValid(tuple))
-		return NULL;
-	bound = SysCacheGetAttr(RELOID, tuple, Anum_pg_class_relpartbound, &isnull);
-	if (!isnull)
-	{
-		Datum		shown = DirectFunctionCall2(pg_get_expr, bound, ObjectIdGetDatum(relid));
-
-		result = TextDatumGetCString(shown);
-	}
-	ReleaseSysCache(tuple);
-	return result;
+	return bound == NULL ? NULL :
+		TextDatumGetCString(DirectFunctionCall2(pg_get_expr, PointerGetDatum(bound),
+												ObjectIdGetDatum(relid)));
 }
 
 /* Records how much there is to load in all leaves.  In a transaction. */
