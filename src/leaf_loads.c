@@ -34,7 +34,6 @@
 #include "utils/ruleutils.h"
 #include "utils/timestamp.h"
 
-
 #include "compat.h"
 #include "hints.h"
 #include "partition_tree.h"
@@ -321,10 +320,16 @@ static char *
 bound_text(Oid relid)
 {
 	text	   *bound = partition_stored_bound(relid);
+	Datum		shown;
+	char	   *result;
 
-	return bound == NULL ? NULL :
-		TextDatumGetCString(DirectFunctionCall2(pg_get_expr, PointerGetDatum(bound),
-												ObjectIdGetDatum(relid)));
+	if (bound == NULL)
+		return NULL;
+	shown = DirectFunctionCall2(pg_get_expr, PointerGetDatum(bound), ObjectIdGetDatum(relid));
+	result = TextDatumGetCString(shown);
+	pfree(DatumGetPointer(shown));
+	pfree(bound);
+	return result;
 }
 
 /* Records how much there is to load in all leaves.  In a transaction. */
