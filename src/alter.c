@@ -119,8 +119,6 @@ alter_follow(Pipe *pipe, PipeTable *table, Relation rel, List *now, List *watch)
 	/* of a history whole rows are queued, in the old way */
 	if (plan.obstacle == NULL && pipe_table_is_history(table) && toast_pending(table))
 		plan.obstacle = "it was altered while rows with large values waited to be read";
-	if (plan.obstacle == NULL && table->partitions != NULL && !pipe->in_commit)
-		plan.obstacle = "it has partitions and was altered in a transaction that also changed rows";
 	mcxt = AllocSetContextCreate(table->mcxt, "clickpipe target", ALLOCSET_SMALL_SIZES);
 	if (plan.obstacle == NULL)
 	{
@@ -138,7 +136,8 @@ alter_follow(Pipe *pipe, PipeTable *table, Relation rel, List *now, List *watch)
 		shape = target_complete_decisions(shape, target);
 		make_plan(pipe, table, rel, target, &plan);
 		/* an insert of a chunk may be at work with the old columns, whatever we kill */
-		if (plan.obstacle == NULL && plan.changes_columns && table->state == TABLE_SNAPSHOT)
+		if (plan.obstacle == NULL && plan.changes_columns &&
+			(table->state == TABLE_SNAPSHOT || table->load_slot >= 0))
 			plan.obstacle = psprintf("it was altered during its load (%s)", plan.what.data);
 	}
 	/* also if nothing is altered: blocks of before are described by what is replaced here */

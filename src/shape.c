@@ -203,9 +203,9 @@ shape_keep_target(List *then, List *now, const TableOptions *options, bool drop_
 
 		if (target_is_decision(line, &decided))
 		{
-			/* of another type something else is decided, of one that was dropped nothing */
-			if (decided == InvalidAttrNumber || find_column(now, decided, &successor) == NULL ||
-				is_same_type(then, now, decided))
+			/* of another type something else is decided, of what is in the target only nothing */
+			if (decided == InvalidAttrNumber || is_same_type(then, now, decided) ||
+				(find_column(now, decided, &successor) == NULL && !drop_columns))
 				shape = lappend(shape, line);
 		}
 		else if (sscanf(line, OPTIONS_LINE, &attnum) == 1)
