@@ -792,9 +792,13 @@ wait_for_mutations(Pipe *pipe, PipeTable *table, const char *statement, uint32 w
 			break;
 		else if (!told && TimestampDifferenceExceeds(since, GetCurrentTimestamp(), MUTATION_TOLD_MS))
 		{
-			pipe_log(pipe, WARNING, table, 0, NULL,
-					 "ALTER TABLE %s.%s waits for a mutation that is not done: %s",
-					 table->target->database, table->target->table, pending);
+			char	   *message = psprintf("ALTER TABLE %s.%s waits for a mutation that is not done: %s",
+										   table->target->database, table->target->table, pending);
+
+			pipe_log(pipe, WARNING, table, 0, NULL, "%s", message);
+			/* the log is not written before we are out of the callback */
+			entry_set_error(pipe->entry, 0, message, 0, 0);
+			pipe->has_error = true;
 			told = true;
 		}
 		inserts_pump(pipe);
