@@ -167,7 +167,7 @@ followed('DROP EXTENSION');
 
 # Parents and partitions, each in the middle of a transaction that changes rows
 sql(q{BEGIN; INSERT INTO part VALUES (200, 'before'), (3001, 'before');
-	ALTER TABLE part ADD COLUMN a int DEFAULT 4; INSERT INTO part VALUES (201, 'behind', 5); UPDATE part SET a = 6 WHERE id % 10 = 0; UPDATE part SET id = 49 + id WHERE id = 7;
+	ALTER TABLE part ADD COLUMN a int DEFAULT 4; INSERT INTO part VALUES (201, 'behind', 5); UPDATE part SET a = 6 WHERE id % 10 = 0; UPDATE part SET id = 490 + id WHERE id = 7;
 	ALTER TABLE part RENAME COLUMN v TO w; UPDATE part SET w = 'w' WHERE id % 10 = 1; DELETE FROM part WHERE id % 10 = 2;
 	ALTER TABLE part_2 ALTER w SET STORAGE EXTERNAL, ALTER w SET DEFAULT 'default of a leaf';
 	CREATE TABLE part_3 PARTITION OF part FOR VALUES FROM (4000) TO (5000);
@@ -188,7 +188,7 @@ $node->safe_psql('postgres', 'CREATE DATABASE elsewhere');
 my $bytes = $node->safe_psql('elsewhere', q{CREATE TABLE x (id int PRIMARY KEY); INSERT INTO x VALUES (1); SELECT pg_current_wal_insert_lsn()});
 $node->safe_psql('elsewhere', q{ALTER TABLE x ADD COLUMN y int DEFAULT 1; ALTER TABLE x DROP COLUMN y});
 is($node->safe_psql('postgres', "CREATE EXTENSION pg_walinspect; SELECT count(*) FROM pg_get_wal_records_info('$bytes', pg_current_wal_flush_lsn()) WHERE resource_manager = 'LogicalMessage'"),
-	'0', 'no message in the WAL') if $node->pg_version >= 15;
+	'0', 'no message in the WAL') if sql(q{SELECT count(*) FROM pg_available_extensions WHERE name = 'pg_walinspect'});
 is(sql(q{SELECT count(*) FROM clickpipe.tables WHERE state <> 'Running'}), '0', 'all run');
 
 $node->stop;
