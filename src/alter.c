@@ -16,11 +16,10 @@
  * way.  The new shape is recorded by the loop before the slot can pass the
  * transaction, together with its place: what is decoded again of the time
  * before is passed over, since it is there (but for rows that wait for their large
- * values: see toast.c).  If a crash comes before it is recorded, the rows of before
- * are inserted once more into a target that was altered already (columns that it
- * has more are not named in those INSERTs), and ADD COLUMN is made once more: it does
- * nothing the second time.  A column that was renamed, dropped or retyped in the
- * target only is found missing at the start: the table is set aside, for a resync.
+ * values: see toast.c).  If a crash comes before it is recorded, all statements are
+ * made once more, and do nothing the second time.  The rows of before are inserted once
+ * more, if the target still takes them (columns that it has more are not named in
+ * those INSERTs); if it does not, the place is found in the target (target_alter.c).
  *
  * What ClickHouse cannot follow without reading the rows again is left to a
  * resync (option on_rewrite).
@@ -56,6 +55,7 @@
 #define ASK_TIMEOUT_MS		10000
 #define MUTATIONS_MS		10000
 #define MUTATION_POLL_MS	20
+#define MISFIT_POLL_MS		200
 
 /* What a change of the definition means for the target. */
 typedef struct AlterPlan
@@ -83,9 +83,13 @@ static bool get_missing_value(Relation rel, const ColumnMap *column, Datum *valu
 static bool copy_missing_value(TupleDesc desc, AttrNumber attnum, Datum *value);
 static char *unhex(const char *digits);
 static void note(AlterPlan *plan, const char *fmt,...) pg_attribute_printf(2, 3);
-static bool alter_target(Pipe *pipe, PipeTable *table, List *statements);
-static void wait_for_mutations(Pipe *pipe, PipeTable *table, uint32 wait_event);
-static bool try_again(Pipe *pipe, PipeTable *table, const ChError *err, int *tries,
+static bool alter_target(Pipe *pipe, PipeTable *table, const AlterPlan *plan, const AlterNote *place);
+static bool run_statement(Pipe *pipe, PipeTable *table, const char *statement,
+						  const AlterNote *place, uint32 wait_event);
+static bool wait_for_target(Pipe *pipe, PipeTable *table, const Target *target, bool mutates,
+							char **misfit);
+static bool is_mutating(Pipe *pipe, PipeTable *table);
+static bool try_again(Pipe *pipe, PipeTable *table, const ChError *err, bool may_pass, int *tries,
 					  TimestampTz since);
 
 /* See pipe.h. */
@@ -97,6 +101,14 @@ alter_follow(Pipe *pipe, PipeTable *table, Relation rel, List *now, List *watch)
 	MemoryContext mcxt;
 	MemoryContext old;
 	Target	   *target = NULL;
+	char	   *misfit = NULL;
+	AlterNote	place = {
+		.timeline = GetWALInsertionTimeLine(),
+		.from_lsn = table->info->shape_lsn,
+		.from_change_lsn = table->info->shape_change_lsn,
+		.to_lsn = pipe->commit_lsn,
+		.to_change_lsn = pipe->in_commit ? PG_UINT64_MAX : pipe->change_lsn - 1
+	};
 	ListCell   *lc;
 
 	initStringInfo(&plan.what);
@@ -129,6 +141,17 @@ alter_follow(Pipe *pipe, PipeTable *table, Relation rel, List *now, List *watch)
 		if (plan.obstacle == NULL && plan.changes_columns && table->state == TABLE_SNAPSHOT)
 			plan.obstacle = psprintf("it was altered during its load (%s)", plan.what.data);
 	}
+	/* also if nothing is altered: blocks of before are described by what is replaced here */
+	if (plan.obstacle == NULL &&
+		(!alter_target(pipe, table, &plan, &place) ||
+		 (plan.statements != NIL &&
+		  !wait_for_target(pipe, table, target, plan.changes_columns, &misfit))))
+	{
+		MemoryContextDelete(mcxt);
+		return false;
+	}
+	if (misfit != NULL)
+		plan.obstacle = psprintf("its target cannot follow it (%s): %s", plan.what.data, misfit);
 	if (plan.obstacle != NULL)
 	{
 		MemoryContextDelete(mcxt);
@@ -138,12 +161,6 @@ alter_follow(Pipe *pipe, PipeTable *table, Relation rel, List *now, List *watch)
 			pipe_table_fail(pipe, table, 0,
 							hint_resync(pipe->info->name, table->info->source_name, NULL),
 							"%s", plan.obstacle);
-		return false;
-	}
-	/* also if nothing is altered: blocks of before are described by what is replaced here */
-	if (!alter_target(pipe, table, plan.statements))
-	{
-		MemoryContextDelete(mcxt);
 		return false;
 	}
 	if (table->block != NULL)
@@ -167,8 +184,9 @@ alter_follow(Pipe *pipe, PipeTable *table, Relation rel, List *now, List *watch)
 	table->target = target;
 	table->unchecked = false;
 	/* all changes up to here are in the target, and need not be encoded in the old way again */
-	table->info->shape_lsn = pipe->commit_lsn;
-	table->info->shape_change_lsn = pipe->in_commit ? PG_UINT64_MAX : pipe->change_lsn - 1;
+	table->info->shape_lsn = place.to_lsn;
+	table->info->shape_change_lsn = place.to_change_lsn;
+	table->altered_ahead = false;
 	table->shape_altered = pipe->failure_pending = true;
 	if (plan.what.len > 0)
 		pipe_log(pipe, LOG, table, 0, NULL, "was altered: %s", plan.what.data);
@@ -179,7 +197,9 @@ alter_follow(Pipe *pipe, PipeTable *table, Relation rel, List *now, List *watch)
 void
 alter_dropped(Pipe *pipe, PipeTable *table)
 {
-	if (alter_target(pipe, table, NIL))
+	AlterPlan	plan = {0};
+
+	if (alter_target(pipe, table, &plan, NULL))
 		pipe_table_fail(pipe, table, 0, hint_remove(pipe->info->name, table->relid),
 						"the table was dropped");
 }
@@ -594,10 +614,11 @@ note(AlterPlan *plan, const char *fmt,...)
 }
 
 /*
- * The barrier, and then the statements.  False: the table is set aside.
+ * The barrier, and then the statements, before which the place is noted if they
+ * change columns.  False: the table is set aside.
  */
 static bool
-alter_target(Pipe *pipe, PipeTable *table, List *statements)
+alter_target(Pipe *pipe, PipeTable *table, const AlterPlan *plan, const AlterNote *place)
 {
 	static uint32 wait_event = 0;
 	TimestampTz since = GetCurrentTimestamp();
@@ -641,7 +662,7 @@ alter_target(Pipe *pipe, PipeTable *table, List *statements)
 									  target_change_texts(table->target->ch_database,
 														  table->target->ch_table),
 									  KILL_TIMEOUT_MS, &err);
-				if (!settled && !try_again(pipe, table, &err, &tries, since))
+				if (!settled && !try_again(pipe, table, &err, false, &tries, since))
 					return false;
 			}
 			if (settled)
@@ -653,58 +674,128 @@ alter_target(Pipe *pipe, PipeTable *table, List *statements)
 	}
 	table->stray_inserts = false;
 
-	foreach(lc, statements)
-	{
-		tries = 0;
-		since = GetCurrentTimestamp();
-		while (!target_alter(pipe->ch, table->target, lfirst(lc), DDL_TIMEOUT_MS, &err))
-		{
-			if (!try_again(pipe, table, &err, &tries, since))
-				return false;
-			inserts_pump(pipe);
-			inserts_wait(pipe, Min(ch_retry_delay(err.class, tries), MAX_NAP_MS), wait_event);
-			if (table->failure.failed)
-				return false;
-		}
-	}
-	wait_for_mutations(pipe, table, wait_event);
-	if (table->failure.failed)
+	/* what an earlier life has noted is said of the definition that is recorded */
+	if (plan->changes_columns && !table->altered_ahead &&
+		!run_statement(pipe, table, NULL, place, wait_event))
 		return false;
+	foreach(lc, plan->statements)
+		if (!run_statement(pipe, table, lfirst(lc), NULL, wait_event))
+			return false;
 	entry_set_activity(pipe->entry, "%s", activity);
 	inserts_clear_error(pipe);
 	return true;
 }
 
 /*
- * Gives ClickHouse time to rewrite its parts: readers see renamed columns of
- * parts that are not rewritten yet as well, but the fewer of these there are the
- * less can go wrong.  What takes long, as the change of a type in a large table does,
- * goes on in the background.
+ * Alters the target (NULL: notes the place), and tries again while that may help.
+ * False: the table is set aside.
  */
-static void
-wait_for_mutations(Pipe *pipe, PipeTable *table, uint32 wait_event)
+static bool
+run_statement(Pipe *pipe, PipeTable *table, const char *statement, const AlterNote *place,
+			  uint32 wait_event)
 {
-	TimestampTz begin = GetCurrentTimestamp();
-	bool		pending = true;
+	TimestampTz since = GetCurrentTimestamp();
+	MemoryContext mcxt = AllocSetContextCreate(CurrentMemoryContext, "clickpipe alter",
+											   ALLOCSET_SMALL_SIZES);
+	MemoryContext old = MemoryContextSwitchTo(mcxt);
+	int			tries = 0;
+	bool		may_pass;
+	bool		done;
 	ChError		err;
 
-	while (!table->failure.failed &&
-		   target_has_mutations(pipe->ch, table->target, ASK_TIMEOUT_MS, &pending, &err) && pending &&
-		   !TimestampDifferenceExceeds(begin, GetCurrentTimestamp(), MUTATIONS_MS))
+	for (;;)
 	{
+		done = (statement != NULL ?
+				target_alter(pipe->ch, table->target, statement, DDL_TIMEOUT_MS, &err) :
+				target_note_alter(pipe->ch, table->target, place, DDL_TIMEOUT_MS, &err));
+		/* without that right a crash, at worst, costs a resync */
+		if (!done && statement == NULL && err.class == CH_PERMANENT)
+			done = true;
+		if (done)
+			break;
+		/* once more in any case: the parts may have been finished just now */
+		may_pass = (err.class == CH_PERMANENT && (tries == 0 || is_mutating(pipe, table)));
+		if (!try_again(pipe, table, &err, may_pass, &tries, since))
+			break;
 		inserts_pump(pipe);
-		inserts_wait(pipe, MUTATION_POLL_MS, wait_event);
+		inserts_wait(pipe, Min(ch_retry_delay(err.class, tries), MAX_NAP_MS), wait_event);
+		if (table->failure.failed)
+			break;
+		MemoryContextReset(mcxt);
 	}
+	MemoryContextSwitchTo(old);
+	MemoryContextDelete(mcxt);
+	return done;
 }
 
-/* Shall a statement be tried again?  Else the table is set aside, because all others wait. */
+/*
+ * Waits until the target has the columns that it shall have: replicas take a while, and
+ * somebody else may have altered it.  *misfit: it does not get them.  Then (mutates) gives
+ * ClickHouse time to rewrite its parts: readers see renamed columns of parts that are not
+ * rewritten yet as well, but the fewer of these there are the less can go wrong.  What takes
+ * long, as the change of a type in a large table does, goes on in the background.  False:
+ * the table is set aside.
+ */
 static bool
-try_again(Pipe *pipe, PipeTable *table, const ChError *err, int *tries, TimestampTz since)
+wait_for_target(Pipe *pipe, PipeTable *table, const Target *target, bool mutates, char **misfit)
+{
+	static uint32 wait_event = 0;
+	TimestampTz begin = GetCurrentTimestamp();
+	MemoryContext mcxt = AllocSetContextCreate(CurrentMemoryContext, "clickpipe alter",
+											   ALLOCSET_SMALL_SIZES);
+	MemoryContext old = MemoryContextSwitchTo(mcxt);
+	bool		misfits;
+	const char *hint;
+	ChError		err;
+
+	if (wait_event == 0)
+		wait_event = compat_wait_event("ClickpipeMutations");
+	for (;;)
+	{
+		bool		fits = target_check_columns(pipe->ch, target, &err, &hint);
+		bool		pending = mutates;
+
+		misfits = (!fits && err.class == CH_PERMANENT);
+		if (fits && (!mutates || (target_has_mutations(pipe->ch, target, ASK_TIMEOUT_MS, &pending,
+													   &err) && !pending)))
+			break;
+		if ((fits || misfits) &&
+			TimestampDifferenceExceeds(begin, GetCurrentTimestamp(), MUTATIONS_MS))
+			break;
+		inserts_pump(pipe);
+		inserts_wait(pipe, fits ? MUTATION_POLL_MS : MISFIT_POLL_MS, wait_event);
+		if (table->failure.failed)
+			break;
+		MemoryContextReset(mcxt);
+	}
+	MemoryContextSwitchTo(old);
+	MemoryContextDelete(mcxt);
+	*misfit = misfits ? pstrdup(err.message) : NULL;
+	return !table->failure.failed;
+}
+
+/* Are parts still rewritten?  Until then ClickHouse refuses to change the same columns again. */
+static bool
+is_mutating(Pipe *pipe, PipeTable *table)
+{
+	bool		pending;
+	ChError		err;
+
+	return target_has_mutations(pipe->ch, table->target, ASK_TIMEOUT_MS, &pending, &err) && pending;
+}
+
+/*
+ * Shall a statement be tried again?  Else the table is set aside, because all others wait.
+ * may_pass: what ClickHouse refuses now it may take later.
+ */
+static bool
+try_again(Pipe *pipe, PipeTable *table, const ChError *err, bool may_pass, int *tries,
+		  TimestampTz since)
 {
 	TimestampTz now = GetCurrentTimestamp();
 
 	(*tries)++;
-	if (err->class == CH_PERMANENT || err->class == CH_REFRESH ||
+	if (((err->class == CH_PERMANENT || err->class == CH_REFRESH) && !may_pass) ||
 		(err->code != 0 && !ch_error_is_of_server(err->code) &&
 		 TimestampDifferenceExceeds(since, now, PATIENCE_MS)))
 	{

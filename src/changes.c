@@ -823,12 +823,7 @@ append_guarded(Pipe *pipe, PipeTable *table, RowMeta *meta, const Datum *values,
 		ErrorData  *edata;
 
 		MemoryContextSwitchTo(old);
-		edata = CopyErrorData();
-		if (edata->sqlerrcode == ERRCODE_QUERY_CANCELED ||
-			edata->sqlerrcode == ERRCODE_ADMIN_SHUTDOWN ||
-			edata->sqlerrcode == ERRCODE_OUT_OF_MEMORY)
-			PG_RE_THROW();
-		FlushErrorState();
+		edata = refused_catch();
 		pipe_table_fail(pipe, table, 0,
 						hint_resync(pipe->info->name, table->info->source_name,
 									refused_hint),

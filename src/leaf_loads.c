@@ -32,10 +32,7 @@
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/ruleutils.h"
-#include "utils/syscache.h"
 #include "utils/timestamp.h"
-
-#include "catalog/pg_class.h"
 
 #include "compat.h"
 #include "hints.h"
@@ -322,21 +319,16 @@ describe_leaf(Pipe *pipe, PipeTable *table, Leaf *leaf, char **reason, char **hi
 static char *
 bound_text(Oid relid)
 {
-	HeapTuple	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(relid));
-	char	   *result = NULL;
-	Datum		bound;
-	bool		isnull;
+	text	   *bound = partition_stored_bound(relid);
+	Datum		shown;
+	char	   *result;
 
-	if (!HeapTupleIsValid(tuple))
+	if (bound == NULL)
 		return NULL;
-	bound = SysCacheGetAttr(RELOID, tuple, Anum_pg_class_relpartbound, &isnull);
-	if (!isnull)
-	{
-		Datum		shown = DirectFunctionCall2(pg_get_expr, bound, ObjectIdGetDatum(relid));
-
-		result = TextDatumGetCString(shown);
-	}
-	ReleaseSysCache(tuple);
+	shown = DirectFunctionCall2(pg_get_expr, PointerGetDatum(bound), ObjectIdGetDatum(relid));
+	result = TextDatumGetCString(shown);
+	pfree(DatumGetPointer(shown));
+	pfree(bound);
 	return result;
 }
 

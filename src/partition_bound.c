@@ -32,12 +32,12 @@
 #include "utils/lsyscache.h"
 #include "utils/partcache.h"
 #include "utils/rel.h"
-#include "utils/syscache.h"
 #include "utils/timestamp.h"
 #include "utils/uuid.h"
 
 #include "compat.h"
 #include "partition_bound.h"
+#include "partition_tree.h"
 #include "utf8.h"
 
 #define MAX_DECIMAL_SCALE	76
@@ -63,7 +63,6 @@ typedef enum Place
 	PLACE_UNKNOWN				/* there is no telling */
 } Place;
 
-static PartitionBoundSpec *get_bound(Oid partition);
 static bool describe_column(PartitionKey key, Oid parent, int i, const RowMap *rows,
 							BoundColumn *column, const char **why);
 static const char *base_type(const char *type);
@@ -89,7 +88,8 @@ partition_condition(Oid partition, List *ancestors, Oid root, const RowMap *rows
 	foreach(lc, ancestors)
 	{
 		Oid			parent = lfirst_oid(lc);
-		PartitionBoundSpec *bound = get_bound(partition);
+		text	   *stored = partition_stored_bound(partition);
+		PartitionBoundSpec *bound = stored != NULL ? stringToNode(text_to_cstring(stored)) : NULL;
 		Relation	rel = bound != NULL ? RelationIdGetRelation(parent) : NULL;
 		PartitionKey key = rel != NULL ? RelationGetPartitionKey(rel) : NULL;
 		BoundColumn columns[PARTITION_MAX_KEYS];
@@ -129,24 +129,6 @@ partition_condition(Oid partition, List *ancestors, Oid root, const RowMap *rows
 		ok = false;
 	}
 	return ok ? sql.data : NULL;
-}
-
-/* Returns a partition's bounds, NULL if it has none. */
-static PartitionBoundSpec *
-get_bound(Oid partition)
-{
-	HeapTuple	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(partition));
-	PartitionBoundSpec *bound = NULL;
-	Datum		stored;
-	bool		isnull;
-
-	if (!HeapTupleIsValid(tuple))
-		return NULL;
-	stored = SysCacheGetAttr(RELOID, tuple, Anum_pg_class_relpartbound, &isnull);
-	if (!isnull)
-		bound = stringToNode(TextDatumGetCString(stored));
-	ReleaseSysCache(tuple);
-	return bound;
 }
 
 /* Finds a column of a partition key in the target; false: *why it cannot be used. */

@@ -24,6 +24,7 @@
 #include "utils/fmgroids.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
+#include "utils/syscache.h"
 
 #include "compat.h"
 #include "partition_tree.h"
@@ -108,6 +109,24 @@ children_of(Relation pg_inherits, Oid parent, XidTest is_ours, void *arg)
 	}
 	systable_endscan(scan);
 	return children;
+}
+
+/* See partition_tree.h. */
+text *
+partition_stored_bound(Oid relid)
+{
+	HeapTuple	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(relid));
+	text	   *bound = NULL;
+	Datum		stored;
+	bool		isnull;
+
+	if (!HeapTupleIsValid(tuple))
+		return NULL;
+	stored = SysCacheGetAttr(RELOID, tuple, Anum_pg_class_relpartbound, &isnull);
+	if (!isnull)
+		bound = DatumGetTextPCopy(stored);
+	ReleaseSysCache(tuple);
+	return bound;
 }
 
 /* See partition_tree.h. */

@@ -43,6 +43,9 @@ extern List *partition_leaves(Oid root, List **parents, XidTest is_ours, void *a
 /* Returns the partitioned tables that a table is a partition of, the nearest first (oids). */
 extern List *partition_ancestors(Oid relid);
 
+/* The bound of a partition as the catalogs store it (pg_node_tree), palloc'ed; NULL if it has none. */
+extern text *partition_stored_bound(Oid relid);
+
 /*
  * Why the changes of a leaf cannot go to its root's target: NULL if they can, else the
  * reason, about the root ("its partition ..."), and *hint.  root and key are the root's.

@@ -56,6 +56,7 @@ typedef struct PipeTable
 	List	   *watch;			/* other relations that matter for the shape */
 	MemoryContext target_mcxt;	/* of target and shape, if they have changed; else NULL */
 	bool		unchecked;		/* invalidated: compare the shape before the next row */
+	bool		altered_ahead;	/* the target has the columns of a change still to be decoded */
 	bool		recheck_now;	/* compare with what the catalogs say now ... */
 	XLogRecPtr	recheck_lsn;	/* ... when the stream has come to here; 0: to the end of the WAL */
 	XLogRecPtr	capture_lsn;	/* P; invalid: not fixed yet */

@@ -23,6 +23,20 @@
 
 const char *const refused_hint = "Change the value, or let the column have another type (remove the table and add it with the table option \"columns\", as in {\"c\": {\"type\": \"String\"}}; String holds the text of every value) or none (excluded_columns)";
 
+/* See refused.h. */
+ErrorData *
+refused_catch(void)
+{
+	ErrorData  *edata = CopyErrorData();
+
+	if (edata->sqlerrcode == ERRCODE_QUERY_CANCELED ||
+		edata->sqlerrcode == ERRCODE_ADMIN_SHUTDOWN ||
+		edata->sqlerrcode == ERRCODE_OUT_OF_MEMORY)
+		PG_RE_THROW();
+	FlushErrorState();
+	return edata;
+}
+
 /*
  * Appends a value's text, or what can be said of it.
  */
@@ -45,15 +59,8 @@ append_value(StringInfo buf, Oid type, Datum value, bool in_decoding)
 	}
 	PG_CATCH();
 	{
-		ErrorData  *edata;
-
 		MemoryContextSwitchTo(old);
-		edata = CopyErrorData();
-		if (edata->sqlerrcode == ERRCODE_QUERY_CANCELED ||
-			edata->sqlerrcode == ERRCODE_ADMIN_SHUTDOWN ||
-			edata->sqlerrcode == ERRCODE_OUT_OF_MEMORY)
-			PG_RE_THROW();
-		FlushErrorState();
+		(void) refused_catch();
 		text = pstrdup("(without text)");
 	}
 	PG_END_TRY();

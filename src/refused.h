@@ -21,6 +21,12 @@
 extern char *refused_message(const RowMap *rows, const RowError *error, const Datum *values,
 							 const bool *isnull, const char *where, bool in_decoding);
 
+/*
+ * In PG_CATCH, in the context in which the error shall be copied: ends the error that an output
+ * function raised about a value, and returns it.  What is not about the value is raised again.
+ */
+extern ErrorData *refused_catch(void);
+
 /* What to do about it, apart from the resync. */
 extern const char *const refused_hint;
 

@@ -29,6 +29,7 @@
 #include "shape.h"
 #include "utf8.h"
 
+#define NOTE_TIMEOUT_MS	30000
 #define BUSY_RETRY_MS	100		/* somebody has locked the table, or drops a target */
 
 /* How long a round of the loop may set tables up. */
@@ -47,6 +48,7 @@ static bool describe(Pipe *pipe, PipeTable *table);
 static void describe_recorded(Pipe *pipe, PipeTable *table);
 static bool describe_source(Pipe *pipe, PipeTable *table);
 static void make_scratch(PipeTable *table, int natts);
+static bool was_altered_ahead(Pipe *pipe, PipeTable *table, ChError *err, const char **hint);
 static bool target_is_taken(Pipe *pipe, PipeTable *table);
 static bool drops_going_on(Pipe *pipe);
 static void remember(PipeTable *table, List *lines);
@@ -188,7 +190,10 @@ set_up(Pipe *pipe, PipeTable *table)
 		ok = target_prepare(pipe->ch, table->target, pipe->options, pipe->id,
 							table->info->target_ours,
 							XLogRecPtrIsInvalid(table->capture_lsn),
-							!pipe_table_is_loaded(pipe, table), &err, &hint);
+							!pipe_table_is_loaded(pipe, table), &err, &hint) ||
+			was_altered_ahead(pipe, table, &err, &hint);
+	if (table->failure.failed)
+		return SETUP_DONE;
 	if (!ok)
 	{
 		if (err.class == CH_PERMANENT || err.class == CH_REFRESH)
@@ -224,6 +229,45 @@ set_up(Pipe *pipe, PipeTable *table)
 	table->prepared = true;
 	pipe->watch_at = 0;
 	return SETUP_DONE;
+}
+
+/*
+ * The target is not as recorded (*err, *hint).  Did we alter it, in a life that ended
+ * before that was recorded?  Then it has all rows up to there, and from there on alter_follow
+ * will make of it what is missing.  If more than one change was not recorded, the table is set
+ * aside for a resync, if that is wished for.
+ */
+static bool
+was_altered_ahead(Pipe *pipe, PipeTable *table, ChError *err, const char **hint)
+{
+	TableInfo  *info = table->info;
+	AlterNote	altered;
+	ChError		note_err;
+
+	if (err->class != CH_PERMANENT || XLogRecPtrIsInvalid(table->capture_lsn))
+		return false;
+	if (!target_read_note(pipe->ch, table->target, NOTE_TIMEOUT_MS, &altered, &note_err))
+	{
+		if (note_err.class != CH_PERMANENT)
+			*err = note_err;
+		return false;
+	}
+	if (altered.timeline != GetWALInsertionTimeLine() || altered.to_lsn <= info->shape_lsn)
+		return false;
+	if (altered.from_lsn != info->shape_lsn || altered.from_change_lsn != info->shape_change_lsn)
+	{
+		if (pipe->options->on_rewrite == REWRITE_RESYNCS)
+			pipe_table_resync_later(pipe, table, NULL, "%s, after several changes of its definition",
+									err->message);
+		return false;
+	}
+	if (!target_check_engine(pipe->ch, table->target, pipe->options, err, hint) ||
+		!target_learn_partitions(pipe->ch, table->target, err, hint))
+		return false;
+	info->shape_lsn = altered.to_lsn;
+	info->shape_change_lsn = altered.to_change_lsn;
+	table->altered_ahead = table->unchecked = true;
+	return true;
 }
 
 /*

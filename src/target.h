@@ -236,6 +236,27 @@ extern const char *const target_adopt_hint;
 extern bool target_is_marked(ChClient *ch, int32 pipe_id, const char *database,
 							 const char *table, int timeout_ms, bool *marked, ChError *err);
 
+/*
+ * What is known of a target when it is altered: it has all rows up to the second place, and
+ * from there on it has other columns than those recorded for the first.
+ */
+typedef struct AlterNote
+{
+	unsigned int timeline;		/* 0: nothing was noted */
+	XLogRecPtr	from_lsn;		/* commit, and change, as shape_lsn and shape_change_lsn */
+	XLogRecPtr	from_change_lsn;
+	XLogRecPtr	to_lsn;
+	XLogRecPtr	to_change_lsn;
+} AlterNote;
+
+/* Notes in the target itself what shall be known if a crash comes.  In target_alter.c. */
+extern bool target_note_alter(ChClient *ch, const Target *target, const AlterNote *altered,
+							  int timeout_ms, ChError *err);
+
+/* Reads the last such note. */
+extern bool target_read_note(ChClient *ch, const Target *target, int timeout_ms,
+							 AlterNote *altered, ChError *err);
+
 /* ALTER TABLE, with what comes after its name.  Does not wait for the rows to be rewritten. */
 extern bool target_alter(ChClient *ch, const Target *target, const char *action, int timeout_ms,
 						 ChError *err);

@@ -230,36 +230,6 @@ target_is_marked(ChClient *ch, int32 pipe_id, const char *database, const char *
 
 /* See target.h. */
 bool
-target_alter(ChClient *ch, const Target *target, const char *action, int timeout_ms, ChError *err)
-{
-	StringInfoData sql;
-
-	initStringInfo(&sql);
-	appendStringInfoString(&sql, "ALTER TABLE ");
-	target_append_name(&sql, target->ch_database, target->ch_table);
-	appendStringInfo(&sql, " %s SETTINGS alter_sync = 0, mutations_sync = 0", action);
-	return ch_query(ch, sql.data, false, timeout_ms, NULL, err);
-}
-
-/* See target.h. */
-bool
-target_has_mutations(ChClient *ch, const Target *target, int timeout_ms, bool *pending, ChError *err)
-{
-	StringInfoData sql;
-	StringInfoData answer;
-
-	initStringInfo(&sql);
-	initStringInfo(&answer);
-	appendStringInfoString(&sql, "SELECT count() FROM system.mutations WHERE NOT is_done AND ");
-	target_append_where(&sql, "table", target);
-	if (!ch_query(ch, sql.data, false, timeout_ms, &answer, err))
-		return false;
-	*pending = (atoi(answer.data) != 0);
-	return true;
-}
-
-/* See target.h. */
-bool
 target_renew(ChClient *ch, const Target *target, int timeout_ms, ChError *err)
 {
 	StringInfoData sql;

@@ -203,6 +203,8 @@ check_table(Pipe *pipe, PipeTable *table)
 	List	   *watch;
 	char	   *hint;
 
+	if (table->altered_ahead)
+		return ROWS_DIFFERENT;
 	if (!ConditionalLockRelationOid(table->relid, AccessShareLock))
 		return ROWS_BUSY;
 	rel = try_relation_open(table->relid, NoLock);

@@ -43,10 +43,23 @@
 #include "verbs.h"
 #include "wake.h"
 
-static bool pipe_loads_done(int32 pipe_id);
 
 /* How long clickpipe_wait waits for the counts when all else is there. */
 #define COUNTS_MS		1000
+
+/* How far a pipe has come, as clickpipe_wait sees it. */
+typedef struct Progress
+{
+	XLogRecPtr	visible;		/* all that was committed before is in ClickHouse */
+	XLogRecPtr	saved;			/* and clickpipe.tables shows it */
+	bool		loads_done;
+	int			failed;			/* tables that stay set aside */
+} Progress;
+
+static bool read_progress(int32 pipe_id, PipeEntry **entry, Progress *progress);
+static void wait_for_counts(PipeEntry *entry);
+static bool check_wait(const PipeInfo *pipe, XLogRecPtr lsn, bool has_entry, bool all_known);
+static bool pipe_loads_done(int32 pipe_id);
 
 PG_FUNCTION_INFO_V1(clickpipe_create);
 PG_FUNCTION_INFO_V1(clickpipe_pause);
@@ -95,16 +108,10 @@ clickpipe_create(PG_FUNCTION_ARGS)
 					  psprintf("created by %s", GetUserNameFromId(owner, false)), NULL);
 	catalog_leave(&access);
 
+	entry = entry_of(pipe_id, true);
 	LWLockAcquire(ClickpipeShmem->lock, LW_EXCLUSIVE);
-	entry = shmem_add_pipe(MyDatabaseId, pipe_id, true);
-	if (entry != NULL)
-		entry->owner = owner;
+	entry->owner = owner;
 	LWLockRelease(ClickpipeShmem->lock);
-	if (entry == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
-				 errmsg("too many pipes"),
-				 errhint("Increase \"clickpipe.max_pipes\" and restart the server.")));
 	wake_at_commit(pipe_id, true, true);
 	PG_RETURN_TEXT_P(cstring_to_text(pipe_state_name(PIPE_PROVISIONING)));
 }
@@ -184,7 +191,6 @@ clickpipe_drop(PG_FUNCTION_ARGS)
 	char	   *name = text_to_cstring(PG_GETARG_TEXT_PP(0));
 	CatalogAccess access;
 	PipeInfo   *pipe;
-	PipeEntry  *entry;
 
 	require_preloaded();
 	catalog_enter(&access);
@@ -193,16 +199,94 @@ clickpipe_drop(PG_FUNCTION_ARGS)
 	catalog_leave(&access);
 
 	/* the worker that cleans up needs an entry, also if the launcher found none for it */
-	LWLockAcquire(ClickpipeShmem->lock, LW_EXCLUSIVE);
-	entry = shmem_add_pipe(MyDatabaseId, pipe->id, false);
-	LWLockRelease(ClickpipeShmem->lock);
-	if (entry == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
-				 errmsg("too many pipes"),
-				 errhint("Increase \"clickpipe.max_pipes\" and restart the server.")));
+	(void) entry_of(pipe->id, false);
 	wake_at_commit(pipe->id, false, true);
 	PG_RETURN_VOID();
+}
+
+/*
+ * Reads how far the pipe has come.  *entry: its entry in shared memory, whose condition variable
+ * is waited for; NULL: it has none.  Returns whether the launcher knows all databases.
+ */
+static bool
+read_progress(int32 pipe_id, PipeEntry **entry, Progress *progress)
+{
+	PipeEntry  *now;
+	bool		all_known;
+
+	memset(progress, 0, sizeof(*progress));
+	LWLockAcquire(ClickpipeShmem->lock, LW_SHARED);
+	all_known = ClickpipeShmem->launcher_ready;
+	now = shmem_find_pipe(MyDatabaseId, pipe_id);
+	LWLockRelease(ClickpipeShmem->lock);
+	if (now != *entry && now != NULL)
+		ConditionVariablePrepareToSleep(&now->progress);
+	*entry = now;
+
+	/* once more, so that the numbers are not those of a pipe that has taken its place */
+	LWLockAcquire(ClickpipeShmem->lock, LW_SHARED);
+	if (now != NULL && now == shmem_find_pipe(MyDatabaseId, pipe_id))
+	{
+		bool		followed;
+
+		SpinLockAcquire(&now->mutex);
+		progress->visible = now->visible_lsn;
+		progress->saved = now->saved_lsn;
+		/* what the worker says counts when it has seen all orders */
+		followed = now->followed == now->generation && !now->tables_made;
+		progress->loads_done = now->loads_done && followed;
+		progress->failed = followed ? now->tables_failed - now->tables_failed_later : 0;
+		SpinLockRelease(&now->mutex);
+	}
+	LWLockRelease(ClickpipeShmem->lock);
+	return all_known;
+}
+
+/* Lets the worker save its counts, and waits a moment for it. */
+static void
+wait_for_counts(PipeEntry *entry)
+{
+	LWLockAcquire(ClickpipeShmem->lock, LW_SHARED);
+	entry->save_wanted = true;
+	if (entry->worker_latch != NULL)
+		SetLatch(entry->worker_latch);
+	LWLockRelease(ClickpipeShmem->lock);
+	(void) ConditionVariableTimedSleep(&entry->progress, COUNTS_MS / 10, PG_WAIT_EXTENSION);
+}
+
+/*
+ * Raises an ERROR if waiting is in vain; has the pipe ended with all that was waited for?
+ */
+static bool
+check_wait(const PipeInfo *pipe, XLogRecPtr lsn, bool has_entry, bool all_known)
+{
+	if (pipe->state == PIPE_FAILED && pipe->resync_done == pipe->resync_wanted)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("pipe \"%s\" has failed", pipe->name),
+				 errhint("See last_error in clickpipe.status. %s",
+						 hint_resync_pipe(pipe->name, NULL))));
+	if (pipe->state == PIPE_COMPLETED && pipe->resync_done == pipe->resync_wanted)
+	{
+		if (pipe->confirmed_lsn < lsn)
+			ereport(ERROR,
+					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+					 errmsg("pipe \"%s\" is completed as of %X/%X and gets no later changes",
+							pipe->name, LSN_FORMAT_ARGS(pipe->confirmed_lsn)),
+					 errhint("%s", hint_resync_pipe(pipe->name, NULL))));
+		return true;
+	}
+	if (pipe->paused && pipe->state != PIPE_FAILED)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("pipe \"%s\" is paused", pipe->name),
+				 errhint("Use clickpipe_resume('%s').", pipe->name)));
+	if (!has_entry && all_known)
+		ereport(ERROR,
+				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+				 errmsg("pipe \"%s\" cannot run: too many pipes", pipe->name),
+				 errhint("Increase \"clickpipe.max_pipes\" and restart the server.")));
+	return false;
 }
 
 /*
@@ -214,7 +298,7 @@ clickpipe_wait(PG_FUNCTION_ARGS)
 {
 	char	   *name;
 	XLogRecPtr	lsn;
-	TimestampTz deadline;
+	TimestampTz deadline = PG_INT64_MAX;
 	CatalogAccess access;
 	PipeInfo   *pipe;
 	PipeEntry  *entry = NULL;
@@ -236,14 +320,10 @@ clickpipe_wait(PG_FUNCTION_ARGS)
 				 errmsg("clickpipe_wait cannot be called in a transaction that has written"),
 				 errhint("Commit first: its own changes could never become visible while it waits.")));
 
-	deadline = GetCurrentTimestamp();
 	if (!PG_ARGISNULL(2))
 		deadline = DatumGetTimestampTz(DirectFunctionCall2(timestamptz_pl_interval,
-														   TimestampTzGetDatum(deadline),
+														   TimestampTzGetDatum(GetCurrentTimestamp()),
 														   PG_GETARG_DATUM(2)));
-	else
-		deadline = PG_INT64_MAX;
-
 	catalog_enter(&access);
 	pipe = require_pipe(name, access.save_userid);
 	catalog_leave(&access);
@@ -252,99 +332,38 @@ clickpipe_wait(PG_FUNCTION_ARGS)
 	if (PG_ARGISNULL(1))
 		XLogFlush(lsn);			/* only flushed WAL is decoded */
 
-	for (;;)
+	while (!reached)
 	{
-		PipeEntry  *now;
+		Progress	progress;
 		bool		all_known;
-		XLogRecPtr	visible = InvalidXLogRecPtr;
-		XLogRecPtr	saved = InvalidXLogRecPtr;
-		bool		loads_done = false;
-		bool		followed;
-		int			failed = 0;
 		long		remaining;
 
 		CHECK_FOR_INTERRUPTS();
-		LWLockAcquire(ClickpipeShmem->lock, LW_SHARED);
-		all_known = ClickpipeShmem->launcher_ready;
-		now = shmem_find_pipe(MyDatabaseId, pipe->id);
-		LWLockRelease(ClickpipeShmem->lock);
-		if (now != entry && now != NULL)
-			ConditionVariablePrepareToSleep(&now->progress);
-		entry = now;
-
-		/* once more, so that the numbers are not those of a pipe that has taken its place */
-		LWLockAcquire(ClickpipeShmem->lock, LW_SHARED);
-		if (entry != NULL && entry == shmem_find_pipe(MyDatabaseId, pipe->id))
-		{
-			SpinLockAcquire(&entry->mutex);
-			visible = entry->visible_lsn;
-			saved = entry->saved_lsn;
-			/* what the worker says counts when it has seen all orders */
-			followed = entry->followed == entry->generation && !entry->tables_made;
-			loads_done = entry->loads_done && followed;
-			failed = followed ? entry->tables_failed - entry->tables_failed_later : 0;
-			SpinLockRelease(&entry->mutex);
-		}
-		LWLockRelease(ClickpipeShmem->lock);
-
-		if (failed > 0)
+		all_known = read_progress(pipe->id, &entry, &progress);
+		if (progress.failed > 0)
 			ereport(ERROR,
 					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 					 errmsg_plural("%d table of pipe \"%s\" is set aside",
-								   "%d tables of pipe \"%s\" are set aside", failed, failed, name),
+								   "%d tables of pipe \"%s\" are set aside", progress.failed,
+								   progress.failed, name),
 					 errhint("See last_error in clickpipe.tables.")));
-		if (loads_done && visible >= lsn)
+		if (progress.loads_done && progress.visible >= lsn)
 		{
 			/* clickpipe.tables shall show what the caller knows now */
-			if (saved >= lsn || GetCurrentTimestamp() >= counted_by)
-			{
-				reached = true;
-				break;
-			}
 			if (counted_by == PG_INT64_MAX)
 				counted_by = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), COUNTS_MS);
-			LWLockAcquire(ClickpipeShmem->lock, LW_SHARED);
-			entry->save_wanted = true;
-			if (entry->worker_latch != NULL)
-				SetLatch(entry->worker_latch);
-			LWLockRelease(ClickpipeShmem->lock);
-			(void) ConditionVariableTimedSleep(&entry->progress, COUNTS_MS / 10, PG_WAIT_EXTENSION);
+			reached = (progress.saved >= lsn || GetCurrentTimestamp() >= counted_by);
+			if (!reached)
+				wait_for_counts(entry);
 			continue;
 		}
 
 		catalog_enter(&access);
 		pipe = require_pipe(name, access.save_userid);
 		catalog_leave(&access);
-		if (pipe->state == PIPE_FAILED && pipe->resync_done == pipe->resync_wanted)
-			ereport(ERROR,
-					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-					 errmsg("pipe \"%s\" has failed", name),
-					 errhint("See last_error in clickpipe.status. %s", hint_resync_pipe(name, NULL))));
-		if (pipe->state == PIPE_COMPLETED && pipe->resync_done == pipe->resync_wanted)
-		{
-			if (pipe->confirmed_lsn < lsn)
-				ereport(ERROR,
-						(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-						 errmsg("pipe \"%s\" is completed as of %X/%X and gets no later changes", name,
-								LSN_FORMAT_ARGS(pipe->confirmed_lsn)),
-						 errhint("%s", hint_resync_pipe(name, NULL))));
-			reached = true;
-			break;
-		}
-
-		if (pipe->paused && pipe->state != PIPE_FAILED)
-			ereport(ERROR,
-					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-					 errmsg("pipe \"%s\" is paused", name),
-					 errhint("Use clickpipe_resume('%s').", name)));
-		if (now == NULL && all_known)
-			ereport(ERROR,
-					(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
-					 errmsg("pipe \"%s\" cannot run: too many pipes", name),
-					 errhint("Increase \"clickpipe.max_pipes\" and restart the server.")));
-
+		reached = check_wait(pipe, lsn, entry != NULL, all_known);
 		remaining = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), deadline);
-		if (remaining <= 0)
+		if (reached || remaining <= 0)
 			break;
 		if (entry != NULL)
 			(void) ConditionVariableTimedSleep(&entry->progress, Min(remaining, 1000),
@@ -537,14 +556,14 @@ qualified_name(Oid relid)
 	return quote_qualified_identifier(schema, name);
 }
 
-/* Returns the pipe's entry in shared memory, making one if the launcher has not yet. */
+/* See verbs.h. */
 PipeEntry *
-entry_of(const PipeInfo *pipe)
+entry_of(int32 pipe_id, bool pending)
 {
 	PipeEntry  *entry;
 
 	LWLockAcquire(ClickpipeShmem->lock, LW_EXCLUSIVE);
-	entry = shmem_add_pipe(MyDatabaseId, pipe->id, false);
+	entry = shmem_add_pipe(MyDatabaseId, pipe_id, pending);
 	LWLockRelease(ClickpipeShmem->lock);
 	if (entry == NULL)
 		ereport(ERROR,

@@ -53,7 +53,10 @@ extern void check_source(Oid relid, Oid owner, Jsonb *json);
 /* A table's name with its schema, quoted. */
 extern char *qualified_name(Oid relid);
 
-/* The pipe's entry in shared memory; one is made if the launcher has not yet. */
-extern PipeEntry *entry_of(const PipeInfo *pipe);
+/*
+ * The pipe's entry in shared memory; one is made if the launcher has not yet (pending: for a pipe
+ * that this transaction creates).
+ */
+extern PipeEntry *entry_of(int32 pipe_id, bool pending);
 
 #endif							/* CLICKPIPE_VERBS_H */

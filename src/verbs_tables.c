@@ -28,7 +28,6 @@
 
 static void require_free_target(const PipeInfo *pipe, List *tables, Oid relid, Jsonb *json);
 static bool is_in_schemas(const PipeInfo *pipe, Oid relid);
-static void show_entry(const PipeInfo *pipe);
 
 PG_FUNCTION_INFO_V1(clickpipe_add_table);
 PG_FUNCTION_INFO_V1(clickpipe_remove_table);
@@ -215,25 +214,10 @@ clickpipe_resync(PG_FUNCTION_ARGS)
 		next = PIPE_SETUP;
 	else
 		next = PIPE_SNAPSHOT;
-	show_entry(pipe);
+	/* a pipe that was restored from a dump has none yet */
+	(void) entry_of(pipe->id, false);
 	wake_at_commit(pipe->id, false, was_paused);
 	PG_RETURN_TEXT_P(cstring_to_text(pipe_state_name(next)));
-}
-
-/* A pipe that was restored from a dump has no entry in shared memory yet. */
-static void
-show_entry(const PipeInfo *pipe)
-{
-	PipeEntry  *entry;
-
-	LWLockAcquire(ClickpipeShmem->lock, LW_EXCLUSIVE);
-	entry = shmem_add_pipe(MyDatabaseId, pipe->id, false);
-	LWLockRelease(ClickpipeShmem->lock);
-	if (entry == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
-				 errmsg("too many pipes"),
-				 errhint("Increase \"clickpipe.max_pipes\" and restart the server.")));
 }
 
 /* clickpipe_alter(name, options) returns the state. */

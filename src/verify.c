@@ -82,7 +82,7 @@ clickpipe_verify(PG_FUNCTION_ARGS)
 	verify.pipe = require_pipe(text_to_cstring(PG_GETARG_TEXT_PP(0)), access.save_userid);
 	catalog_leave(&access);
 	verify.options = pipe_options_parse(verify.pipe->options);
-	verify.entry = entry_of(verify.pipe);
+	verify.entry = entry_of(verify.pipe->id, false);
 	tables = choose_tables(&verify, PG_ARGISNULL(1) ? NULL : PG_GETARG_ARRAYTYPE_P(1), &ntables);
 
 	/* a pipe that stands still is asked nothing, and neither is its ClickHouse */

@@ -65,6 +65,8 @@ $node->safe_psql('ascii', q{
 wait_for_state($node, 'a', 'Running', undef, db => 'ascii');
 $node->safe_psql('ascii', q{INSERT INTO a VALUES (3, '漢字', '\xe4', '{größe,NULL}'); INSERT INTO c VALUES (5, '', '', ARRAY[E'\\xc3'])});
 ok(wait_until(sub { $node->safe_psql('ascii', q{SELECT count(*) FROM clickpipe.tables WHERE state = 'Failed'}) eq '2' }), 'SQL_ASCII: bytes that are not UTF-8 set their table aside');
+# that others are set aside does not say that this one's row has arrived
+wait_until(sub { $ch->query('SELECT count() FROM ascii.public_a FINAL') >= 3 });
 is($ch->query('SELECT id, v, hex(b), l FROM ascii.public_a FINAL ORDER BY id'), "1\tplain\tFF\t['x']\n2\tgröße\t00\t['漢字']\n3\t漢字\tE4\t['größe',NULL]", 'SQL_ASCII: UTF-8 passes');
 like($node->safe_psql('ascii', q{SELECT last_error FROM clickpipe.tables WHERE source = 'b'::regclass}), qr/column "v".*bytes are not UTF8.*SQL_ASCII: x\\xe4\\xff \(row with id = 4\)/, 'SQL_ASCII: in a load, with the reason');
 like($node->safe_psql('ascii', q{SELECT last_error FROM clickpipe.tables WHERE source = 'c'::regclass}), qr/column "l".*bytes are not UTF8.*SQL_ASCII: \{\\xc3\} \(row with id = 5\)/, 'SQL_ASCII: in a change');

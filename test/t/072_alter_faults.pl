@@ -139,23 +139,5 @@ wait_for_sql($node, q{SELECT count(*) > 0 FROM clickpipe.log WHERE message LIKE 
 $relay->release('load');
 same_rows('a column renamed during a resync', resyncs => 3);
 
-# A RENAME that only ClickHouse knows of when the server crashes: rows of before have
-# no place under the old name, which is said, and a resync repairs it.
-{
-	$relay->rule('rename', match => 'ALTER TABLE .*RENAME COLUMN', do => 'hold_after');
-	my $c = 'c' . ++$n;
-	sql("INSERT INTO t (id, v) VALUES ($n + 100000, 'x'); ALTER TABLE t RENAME COLUMN $columns[-1] TO $c; INSERT INTO t (id, v) VALUES ($n + 200000, 'y')");
-	ok($relay->wait_answered('rename'), 'ClickHouse has renamed the column');
-	$node->stop('immediate');
-	$relay->release('rename');
-	$node->start;
-	wait_for_server($node);
-	wait_for_sql($node, q{SELECT state FROM clickpipe.tables WHERE source = 't'::regclass}, 'Failed');
-	like(sql(q{SELECT last_error FROM clickpipe.tables WHERE source = 't'::regclass}),
-		qr/has no column "\Q$columns[-1]\E"/, 'it is said what is missing');
-	sql(q{SELECT clickpipe_resync('p', '{t}')});
-	same_rows('crash between a RENAME and its record', resyncs => 4);
-}
-
 $node->stop;
 done_testing();
