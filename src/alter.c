@@ -62,6 +62,7 @@
 typedef struct AlterPlan
 {
 	List	   *statements;		/* of char *: what comes after ALTER TABLE name */
+	List	   *columns;		/* of NewColumn *: what the target gets by them */
 	StringInfoData what;		/* for people */
 	const char *obstacle;		/* not NULL: why ALTER TABLE cannot do it */
 	bool		changes_columns;	/* that are there already */
@@ -74,12 +75,15 @@ static void make_plan(Pipe *pipe, PipeTable *table, Relation rel, Target *new, A
 static void plan_column(Pipe *pipe, PipeTable *table, Relation rel, Target *new, int column,
 						AlterPlan *plan);
 static void plan_type(const ColumnMap *then, const ColumnMap *now, bool is_place, AlterPlan *plan);
+static void expect_column(AlterPlan *plan, const char *name, const char *type,
+						  const char *default_sql, const char *renamed_from);
+static void check_names(Pipe *pipe, PipeTable *table, AlterPlan *plan);
 static void keep_places(const Target *then, Target *now);
 static int	find_attribute(const RowMap *rows, AttrNumber attnum);
 static bool has_target_column(const RowMap *rows, const char *name);
 static bool type_keeps_values(Oid then, Oid now);
-static bool default_clause(Pipe *pipe, Relation rel, const ColumnMap *column, StringInfo out,
-						   AlterPlan *plan);
+static bool default_value(Pipe *pipe, Relation rel, const ColumnMap *column, StringInfo out,
+						  AlterPlan *plan);
 static bool get_missing_value(Relation rel, const ColumnMap *column, Datum *value);
 static bool copy_missing_value(TupleDesc desc, AttrNumber attnum, Datum *value);
 static char *unhex(const char *digits);
@@ -310,6 +314,8 @@ make_plan(Pipe *pipe, PipeTable *table, Relation rel, Target *new, AlterPlan *pl
 		}
 	for (int i = 0; i < now->ncolumns - now->ndropped && plan->obstacle == NULL; i++)
 		plan_column(pipe, table, rel, new, i, plan);
+	if (plan->obstacle == NULL)
+		check_names(pipe, table, plan);
 	if (plan->obstacle != NULL)
 		plan->obstacle = psprintf("its definition changed (%s)", plan->obstacle);
 }
@@ -322,8 +328,10 @@ plan_column(Pipe *pipe, PipeTable *table, Relation rel, Target *new, int column,
 	const ColumnMap *now = &new->rows.columns[column];
 	int			before = find_attribute(then, now->attnum);
 	StringInfoData sql;
+	StringInfoData value;
 
 	initStringInfo(&sql);
+	initStringInfo(&value);
 	if (before >= 0 && strcmp(then->columns[before].name, now->name) == 0)
 	{
 		plan_type(&then->columns[before], now, then->is_place[before], plan);
@@ -351,6 +359,7 @@ plan_column(Pipe *pipe, PipeTable *table, Relation rel, Target *new, int column,
 		append_ch_identifier(&sql, now->name);
 		plan->statements = lappend(plan->statements, sql.data);
 		plan->changes_columns = true;
+		expect_column(plan, now->name, now->type, NULL, then->columns[before].name);
 		note(plan, "column \"%s\" was renamed to \"%s\"", then->columns[before].attname, now->attname);
 		plan_type(&then->columns[before], now, false, plan);
 		return;
@@ -364,11 +373,56 @@ plan_column(Pipe *pipe, PipeTable *table, Relation rel, Target *new, int column,
 			 then->columns[before].attname, now->attname);
 	else
 	{
-		if (!default_clause(pipe, rel, now, &sql, plan))
+		if (!default_value(pipe, rel, now, &value, plan))
 			return;
+		if (value.len > 0)
+			appendStringInfo(&sql, " DEFAULT %s", value.data);
 		note(plan, "column \"%s\" was added", now->attname);
 	}
+	expect_column(plan, now->name, now->type, value.len > 0 ? value.data : NULL, NULL);
 	plan->statements = lappend(plan->statements, sql.data);
+}
+
+/* Remembers that the target gets a column. */
+static void
+expect_column(AlterPlan *plan, const char *name, const char *type, const char *default_sql,
+			  const char *renamed_from)
+{
+	NewColumn  *column = palloc(sizeof(NewColumn));
+
+	column->name = name;
+	column->type = type;
+	column->default_sql = default_sql;
+	column->renamed_from = renamed_from;
+	plan->columns = lappend(plan->columns, column);
+}
+
+/*
+ * A column that we do not know of may have a name that is wanted now: users have added it,
+ * or a resync has taken it over from the target before.  Its values are not ours.
+ */
+static void
+check_names(Pipe *pipe, PipeTable *table, AlterPlan *plan)
+{
+	char	   *taken;
+	ChError		err;
+
+	if (plan->columns == NIL)
+		return;
+	/* it waits for an answer, and must not hold back vacuum */
+	InvalidateCatalogSnapshot();
+	if (!target_find_taken(pipe->ch, table->target, plan->columns, ASK_TIMEOUT_MS, &taken, &err))
+	{
+		/* the worker starts over, and comes here again */
+		if (err.class != CH_PERMANENT)
+			ereport(ERROR,
+					(errcode(ERRCODE_CONNECTION_FAILURE),
+					 errmsg("the columns of target %s.%s cannot be asked for: %s",
+							table->target->database, table->target->table, err.message)));
+		plan->obstacle = psprintf("the columns of its target cannot be asked for: %s", err.message);
+	}
+	else if (taken != NULL)
+		plan->obstacle = psprintf("the target has another column \"%s\" already", taken);
 }
 
 /* Plans a change of a column's type. */
@@ -460,12 +514,12 @@ type_keeps_values(Oid then, Oid now)
 }
 
 /*
- * Appends the DEFAULT of a column that was added: the value that PostgreSQL
- * shows in the rows of before.  ClickHouse itself writes the value down, from
+ * Appends the DEFAULT of a column that was added, nothing if it is NULL: the value that
+ * PostgreSQL shows in the rows of before.  ClickHouse itself writes the value down, from
  * the bytes that we would insert, and reads it back.  False: it cannot.
  */
 static bool
-default_clause(Pipe *pipe, Relation rel, const ColumnMap *column, StringInfo out, AlterPlan *plan)
+default_value(Pipe *pipe, Relation rel, const ColumnMap *column, StringInfo out, AlterPlan *plan)
 {
 	int			att = column->attnum - 1;
 	Datum		missing = (Datum) 0;
@@ -541,7 +595,7 @@ default_clause(Pipe *pipe, Relation rel, const ColumnMap *column, StringInfo out
 								  column->attname);
 		return false;
 	}
-	appendStringInfoString(out, " DEFAULT CAST(");
+	appendStringInfoString(out, "CAST(");
 	append_ch_literal(out, unhex(answer.data));
 	appendStringInfo(out, " AS %s)", column->type);
 	return true;

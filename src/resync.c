@@ -25,6 +25,7 @@
 #include "compat.h"
 #include "hints.h"
 #include "pipe.h"
+#include "shape.h"
 #include "utf8.h"
 
 #define KILL_TIMEOUT_MS	10000
@@ -42,6 +43,7 @@ typedef struct ExchangeNames
 
 static void get_names(PipeTable *table, ExchangeNames *names);
 static char *to_utf8(const char *name);
+static const Target *describe_replaced(Pipe *pipe, PipeTable *table, MemoryContext mcxt);
 static bool settle_ddl(Pipe *pipe, PipeTable *table, ChError *err);
 static bool settle_strays(Pipe *pipe, PipeTable *table, ExchangeNames *names, ChError *err);
 static bool begin_exchange(Pipe *pipe, PipeTable *table, ExchangeNames *names, ChError *err);
@@ -134,6 +136,8 @@ resync_prepare_target(Pipe *pipe, PipeTable *table, ChError *err, const char **h
 	List	   *lost;
 	ListCell   *lc;
 	char	   *old;
+	MemoryContext mcxt;
+	bool		prepared;
 	TargetIdentity identity;
 
 	get_names(table, &names);
@@ -153,13 +157,40 @@ resync_prepare_target(Pipe *pipe, PipeTable *table, ChError *err, const char **h
 	table->stray_inserts = false;
 	old = pnstrdup(table->info->target_table,
 				   strlen(table->info->target_table) - strlen(RESYNC_SUFFIX));
-	if (!target_prepare_resync(pipe->ch, table->target, old, pipe->options, pipe->id,
-							   table->main->info->target_ours, &lost, err, hint))
+	mcxt = AllocSetContextCreate(CurrentMemoryContext, "clickpipe target", ALLOCSET_SMALL_SIZES);
+	prepared = target_prepare_resync(pipe->ch, table->target, old,
+									 describe_replaced(pipe, table->main, mcxt), pipe->options,
+									 pipe->id, table->main->info->target_ours, &lost, err, hint);
+	MemoryContextDelete(mcxt);
+	if (!prepared)
 		return false;
 	foreach(lc, lost)
 		pipe_log(pipe, WARNING, table, 0, "Add it by hand, if it still makes sense.",
 				 "the new target could not get what the old one had: %s", (char *) lfirst(lc));
 	return true;
+}
+
+/*
+ * Returns how a target that will be replaced is described, NULL if that cannot be known.  One
+ * that was set aside before this worker started is described from its record, in mcxt.
+ */
+static const Target *
+describe_replaced(Pipe *pipe, PipeTable *table, MemoryContext mcxt)
+{
+	Target	   *target = table->target;
+	TupleDesc	desc;
+	Oid			missing;
+
+	if (target != NULL || table->shape == NIL)
+		return target;
+	worker_begin();
+	desc = shape_tuple_desc(table->shape, &missing);
+	if (desc != NULL)
+		target = target_describe(table->relid, desc, table->options, pipe->options, table->shape,
+								 pipe->server->dbname, table->info->target_database,
+								 table->info->target_table, &pipe->ch->caps, mcxt);
+	worker_commit();
+	return target;
 }
 
 /* Drops a target that was not exchanged yet, as far as ClickHouse lets us. */

@@ -144,11 +144,14 @@ extern bool target_prepare(ChClient *ch, Target *target, const PipeOptions *opti
  * Makes the table that will take the place of "old_table" (of the same database): like it if
  * it is ours and fits, so that what users added to it is kept, else from the source, with
  * their indexes, projections and TTL as far as they fit.  *lost: what did not (char *).
+ * replaced: how the old one is described, NULL if that is not known: columns that the source
+ * had are dropped (option drop_columns), or lose their DEFAULT.
  * Otherwise as target_prepare.  In target_resync.c, as are the exchange and what goes with it.
  */
 extern bool target_prepare_resync(ChClient *ch, Target *target, const char *old_table,
-								  const PipeOptions *options, int32 pipe_id, bool old_ours,
-								  List **lost, ChError *err, const char **hint);
+								  const Target *replaced, const PipeOptions *options,
+								  int32 pipe_id, bool old_ours, List **lost, ChError *err,
+								  const char **hint);
 
 /* Who a table in ClickHouse is: in an exchange, its id must not be its name. */
 typedef struct TargetIdentity
@@ -256,6 +259,23 @@ extern bool target_note_alter(ChClient *ch, const Target *target, const AlterNot
 /* Reads the last such note. */
 extern bool target_read_note(ChClient *ch, const Target *target, int timeout_ms,
 							 AlterNote *altered, ChError *err);
+
+/* A column that a target shall get. */
+typedef struct NewColumn
+{
+	const char *name;
+	const char *type;
+	const char *default_sql;	/* NULL: without DEFAULT */
+	const char *renamed_from;	/* NULL: added */
+} NewColumn;
+
+/*
+ * Finds one of these columns (of NewColumn *) whose name is that of another one in the
+ * target: one that others have added, or that a resync has taken over.  *taken: its name, or
+ * NULL.  What was added, or renamed, by an earlier attempt at the same is no other one.
+ */
+extern bool target_find_taken(ChClient *ch, const Target *target, List *columns, int timeout_ms,
+							  char **taken, ChError *err);
 
 /* ALTER TABLE, with what comes after its name.  Does not wait for the rows to be rewritten. */
 extern bool target_alter(ChClient *ch, const Target *target, const char *action, int timeout_ms,

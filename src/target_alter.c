@@ -104,3 +104,60 @@ target_read_note(ChClient *ch, const Target *target, int timeout_ms, AlterNote *
 	}
 	return true;
 }
+
+/* See target.h. */
+bool
+target_find_taken(ChClient *ch, const Target *target, List *columns, int timeout_ms,
+				  char **taken, ChError *err)
+{
+	StringInfoData sql;
+	StringInfoData answer;
+	ListCell   *lc;
+
+	*taken = NULL;
+	if (columns == NIL)
+		return true;
+	initStringInfo(&sql);
+	initStringInfo(&answer);
+	appendStringInfoString(&sql, "SELECT name FROM system.columns WHERE ");
+	target_append_where(&sql, "table", target);
+	appendStringInfoString(&sql, " AND (0");
+	foreach(lc, columns)
+	{
+		const NewColumn *column = lfirst(lc);
+
+		appendStringInfoString(&sql, " OR (name = ");
+		append_ch_literal(&sql, column->name);
+		if (column->renamed_from != NULL)
+		{
+			appendStringInfoString(&sql, " AND ");
+			append_ch_literal(&sql, column->renamed_from);
+			appendStringInfoString(&sql, " IN (SELECT name FROM system.columns WHERE ");
+			target_append_where(&sql, "table", target);
+			appendStringInfoString(&sql, "))");
+			continue;
+		}
+		appendStringInfoString(&sql, " AND NOT (type = ");
+		append_ch_literal(&sql, column->type);
+		appendStringInfoString(&sql, " AND default_kind = ");
+		append_ch_literal(&sql, column->default_sql != NULL ? "DEFAULT" : "");
+		appendStringInfoString(&sql, " AND default_expression = ");
+		if (column->default_sql != NULL)
+		{
+			/* as ClickHouse itself spells it */
+			appendStringInfoString(&sql, "substring(formatQuerySingleLine(");
+			append_ch_literal(&sql, psprintf("SELECT %s", column->default_sql));
+			appendStringInfoString(&sql, "), 8)");
+		}
+		else
+			append_ch_literal(&sql, "");
+		appendStringInfoString(&sql, "))");
+	}
+	appendStringInfoString(&sql, ") LIMIT 1 FORMAT TabSeparatedRaw");
+	if (!ch_query(ch, sql.data, false, timeout_ms, &answer, err))
+		return false;
+	answer.data[strcspn(answer.data, "\n")] = '\0';
+	if (answer.data[0] != '\0')
+		*taken = answer.data;
+	return true;
+}

@@ -24,6 +24,8 @@
 static bool create_like(ChClient *ch, const Target *target, const char *old_table,
 						const char *mark, ChError *err);
 static bool take_partitions(ChClient *ch, Target *target, const char *old_table, ChError *err);
+static bool leave_columns(ChClient *ch, const Target *target, const Target *replaced,
+						  bool drop_columns, List **lost, ChError *err);
 static bool add_extras(ChClient *ch, const Target *target, const char *old_table,
 					   List **lost, ChError *err);
 static bool alter_each(ChClient *ch, const Target *target, const char *select,
@@ -32,8 +34,8 @@ static bool alter_each(ChClient *ch, const Target *target, const char *select,
 /* See target.h. */
 bool
 target_prepare_resync(ChClient *ch, Target *target, const char *old_table,
-					  const PipeOptions *options, int32 pipe_id, bool old_ours,
-					  List **lost, ChError *err, const char **hint)
+					  const Target *replaced, const PipeOptions *options, int32 pipe_id,
+					  bool old_ours, List **lost, ChError *err, const char **hint)
 {
 	char	   *mark = target_mark(pipe_id);
 	Target		old = *target;
@@ -79,7 +81,8 @@ target_prepare_resync(ChClient *ch, Target *target, const char *old_table,
 	{
 		*hint = NULL;
 		if (create_like(ch, target, old.ch_table, mark, err))
-			return target_learn_or_drop(ch, target, err, hint);
+			return leave_columns(ch, target, replaced, options->drop_columns, lost, err) &&
+				target_learn_or_drop(ch, target, err, hint);
 		/* an engine with explicit paths cannot have a twin */
 	}
 	*hint = NULL;
@@ -113,6 +116,42 @@ create_like(ChClient *ch, const Target *target, const char *old_table, const cha
 	appendStringInfoString(&sql, " MODIFY COMMENT ");
 	append_ch_literal(&sql, mark);
 	return ch_query(ch, sql.data, false, DDL_TIMEOUT_MS, NULL, err);
+}
+
+/*
+ * Does with columns that the source had, and that came with the definition of the old target,
+ * what was done, or would have been done, when they were dropped: they go, or are NULL or zero.
+ */
+static bool
+leave_columns(ChClient *ch, const Target *target, const Target *replaced, bool drop_columns,
+			  List **lost, ChError *err)
+{
+	StringInfoData names;
+	StringInfoData sql;
+
+	initStringInfo(&names);
+	for (int i = 0; replaced != NULL && i < replaced->rows.ncolumns; i++)
+	{
+		const char *name = replaced->rows.columns[i].name;
+		bool		stays = false;
+
+		for (int j = 0; j < target->rows.ncolumns && !stays; j++)
+			stays = (strcmp(target->rows.columns[j].name, name) == 0);
+		if (stays)
+			continue;
+		if (names.len > 0)
+			appendStringInfoString(&names, ", ");
+		append_ch_literal(&names, name);
+	}
+	if (names.len == 0)
+		return true;
+	initStringInfo(&sql);
+	appendStringInfo(&sql, "SELECT concat('%s COLUMN ', " QUOTED_NAME ", '%s') FROM system.columns WHERE ",
+					 drop_columns ? "DROP" : "MODIFY", drop_columns ? "" : " REMOVE DEFAULT");
+	target_append_where(&sql, "table", target);
+	appendStringInfo(&sql, " AND name IN (%s)%s", names.data,
+					 drop_columns ? "" : " AND default_kind <> ''");
+	return alter_each(ch, target, sql.data, lost, err);
 }
 
 /* A target that its users have partitioned stays so. */

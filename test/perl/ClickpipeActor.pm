@@ -542,6 +542,7 @@ sub operation
 #	seed, actors (3)
 #	features	[of operations: truncate, partitions, attach]
 #	first		number of the first actor, so that other rounds have other ones
+#	operation	a function of the actor and its random numbers in place of these operations
 sub start_actors
 {
 	my ($node, %opt) = @_;
@@ -557,7 +558,7 @@ sub start_actors
 		my $number = ($opt{first} // 0) + $i;
 		my $log = "$PostgreSQL::Test::Utils::log_path/actor_$opt{seed}_$number.log";
 		my $state = { number => $number, open => [], prepared => 0, weight => \%weight, log => $log, dir => $dir,
-			stop => $self->{stop}, random => random_numbers($opt{seed}, $number) };
+			stop => $self->{stop}, random => random_numbers($opt{seed}, $number), operation => $opt{operation} // \&operation };
 		open(my $fh, '>', $log) or die "$log: $!";
 		close $fh;
 		my $parent = $$;
@@ -599,7 +600,7 @@ sub act
 		{
 			for (1 .. 15)
 			{
-				my ($what, $sql) = operation($a, $a->{random});
+				my ($what, $sql) = $a->{operation}->($a, $a->{random});
 				$n++;
 				push @ops, [ $n, "\\echo \@$a->{number}.$n $what\n" =~ s/['"\\](?!echo|n$)/_/gr, $sql ];
 			}
@@ -733,7 +734,7 @@ sub show_rows
 		my ($rc, $out, $err) = $node->psql('postgres', "SELECT 'PostgreSQL: xmin ' || xmin || ', ctid ' || ctid, left(t::text, 300) FROM $t->{name} t WHERE $where");
 		diag($out . $err);
 		my @rows = eval { $ch->query_rows("SELECT toString(toUInt64(bitShiftRight(_clickpipe_version, 64))), toString(toUInt64(bitAnd(_clickpipe_version, toUInt128(18446744073709551615)))),"
-			  . " _clickpipe_is_deleted, _clickpipe_synced_at, substring(toString(tuple(* EXCEPT (_clickpipe_version))), 1, 200) FROM $ch->{db}.public_$t->{name} WHERE $ch_where ORDER BY _clickpipe_version") };
+			  . " _clickpipe_is_deleted, _clickpipe_synced_at, substring(toString(tuple(* EXCEPT (_clickpipe_version))), 1, 200) FROM " . ($t->{target} // "$ch->{db}.public_$t->{name}") . " WHERE $ch_where ORDER BY _clickpipe_version") };
 		diag($@) if $@;
 		diag(sprintf('ClickHouse: commit %X/%X change %X/%X deleted %s at %s: %s', $_->[0] >> 32, $_->[0] & 0xffffffff, $_->[1] >> 32, $_->[1] & 0xffffffff, @$_[ 2 .. 4 ])) for @rows;
 		diag(witnessed($node, $t, map { $v{$_} } @key));
@@ -751,6 +752,7 @@ sub witnessed
 		timeout => 60);
 	return "witness: $err" if $rc != 0;
 	my (@shown, @txn);
+	my $table = $t->{name} =~ s/.*\.//r;
 	for my $line (split /\n/, $out)
 	{
 		if ($line =~ /^\S+ \d+ BEGIN/) { @txn = (); next; }
@@ -760,7 +762,7 @@ sub witnessed
 			@txn = ();
 			next;
 		}
-		next unless $line =~ /table public\.\Q$t->{name}\E\w*:/;
+		next unless $line =~ /table \w+\.\Q$table\E\w*:/;
 		my $all = 1;
 		for my $v (@values) { (my $q = $v) =~ s/'/''/g; $all &&= $line =~ /\]:'?\Q$q\E(?:'| |$)/; }
 		push @txn, substr($line, 0, 300) if $all || $line =~ /TRUNCATE/;
