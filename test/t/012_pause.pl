@@ -9,7 +9,7 @@ use ClickpipeTest;
 use ClickpipeTraffic;
 use PostgreSQL::Test::Utils;
 use Test::More;
-use Time::HiRes qw(time);
+
 
 my $ch   = start_clickhouse();
 my $node = new_node('pg');
@@ -20,16 +20,17 @@ create_source($node, rows => 60_000);
 sub pause_ok
 {
 	my ($pipe, $when) = @_;
-	my $start = time();
+	my $watch = stopwatch();
 	my ($rc, $out, $err) = $node->psql('postgres', "SELECT clickpipe_pause('$pipe')");
 	like($out, qr/^(?:Pausing|Paused)$/, "pause $when: returns the state");
-	my $took = seconds_to_state($node, $pipe, 'Paused', $start);
+	wait_for_state($node, $pipe, 'Paused');
+	my $took = $watch->();
 	cmp_ok($took, '<', 5, sprintf('pause %s: Paused after %.2f s', $when, $took));
 	is( $node->safe_psql('postgres',
 			"SELECT active FROM pg_replication_slots WHERE slot_name = '" . slot_of($node, $pipe) . "'"),
 		'f', "pause $when: nobody reads the slot") if slot_of($node, $pipe);
 	is(pipe_status($node, $pipe, 'worker_pid IS NULL'), 't', "pause $when: there is no worker");
-	ok(wait_until(sub { !pg_worker_pids($node, 'clickpipe snapshot') }, 5),
+	ok(wait_until(sub { !pg_worker_pids($node, 'clickpipe snapshot') }),
 		"pause $when: snapshot workers are gone");
 	return $err;
 }
@@ -38,10 +39,11 @@ sub resume_ok
 {
 	my ($pipe, $when, $state) = @_;
 	$state //= 'Running';
-	my $start = time();
+	my $watch = stopwatch();
 	is($node->safe_psql('postgres', "SELECT clickpipe_resume('$pipe')"),
 		$state, "resume $when: returns the state");
-	my $took = seconds_to_state($node, $pipe, $state, $start);
+	wait_for_state($node, $pipe, $state);
+	my $took = $watch->();
 	cmp_ok($took, '<', 5, sprintf('resume %s: %s after %.2f s', $when, $state, $took));
 	return;
 }
