@@ -5,6 +5,7 @@
 use strict;
 use warnings;
 
+use ClickpipeRelay;
 use ClickpipeTest;
 use ClickpipeTraffic;
 use PostgreSQL::Test::Utils;
@@ -188,12 +189,15 @@ SKIP:
 	$node->safe_psql('postgres', q{SELECT clickpipe_drop('b')});
 
 	#
-	# During a load.
+		# During a load.
 	#
+	my $relay = start_relay($ch);
+	setup_server($node, $ch, 'analytics', port => $relay->port, server => 'slow');
+	$relay->rule('slow', match => 'query_id=[^&]*-load', do => 'delay', seconds => 0.1, times => undef);
 	$node->safe_psql('postgres', q{
 		CREATE TABLE slow (id integer PRIMARY KEY, v text);
 		INSERT INTO slow SELECT i, md5(i::text) FROM generate_series(1, 500000) i;
-		SELECT clickpipe_create('s', 'warehouse', '{slow}',
+				SELECT clickpipe_create('s', 'slow', '{slow}',
 			'{"snapshot_num_rows_per_partition": 1000, "initial_load_parallelism": 2}')});
 	my ($done, $total) = wait_for_chunks($node, 's', 'slow', 5);
 	pause_ok('s', 'during the load');
@@ -222,7 +226,9 @@ SKIP:
 	($at_pause) = table_status($node, 's', 'slow', 'chunks_done');
 	cmp_ok($at_pause, '>=', $before, 'no chunk is forgotten');
 	$ch->cont_signal;
-	resume_ok('s', 'after ClickHouse hung during the load', 'Snapshot');
+		resume_ok('s', 'after ClickHouse hung during the load', 'Snapshot');
+	$relay->release('slow');
+
 	my $least = $at_pause;
 	wait_until(
 		sub {

@@ -16,7 +16,7 @@ plan skip_all => 'ClickHouse is not ours' if $ENV{CLICKPIPE_CLICKHOUSE_URL};
 my $ch   = start_clickhouse();
 my $node = new_node('pg');
 setup_server($node, $ch, 'analytics');
-create_source($node, rows => 150_000);
+create_source($node, rows => 300_000);
 
 sub parity
 {
