@@ -100,6 +100,25 @@ sub try_psql
 	};
 }
 
+# Its sessions have their timeout for each query, not for all of them together:
+# how long a test takes is a matter of the machine.
+{
+	no warnings 'redefine';
+	my $session = \&PostgreSQL::Test::Cluster::background_psql;
+	my $quit    = \&PostgreSQL::Test::BackgroundPsql::quit;
+
+	*PostgreSQL::Test::Cluster::background_psql = sub {
+		my $psql = $session->(@_);
+		$psql->set_query_timer_restart();
+		return $psql;
+	};
+	*PostgreSQL::Test::BackgroundPsql::quit = sub {
+		my ($self) = @_;
+		$self->{timeout}->start();
+		return $quit->(@_);
+	};
+}
+
 # Call a function until it returns true; its value, or undef at the timeout.
 sub wait_until
 {
