@@ -55,6 +55,7 @@
 #define ASK_TIMEOUT_MS		10000
 #define MUTATIONS_MS		10000
 #define MUTATION_POLL_MS	20
+#define MUTATION_LATER_MS	200
 #define MUTATION_TOLD_MS	1000
 #define MISFIT_POLL_MS		200
 
@@ -798,8 +799,9 @@ run_statement(Pipe *pipe, PipeTable *table, const char *statement, const AlterNo
 			done = true;
 		if (done)
 			break;
-		/* once more in any case: the parts may have been finished just now */
-		may_pass = (err.class == CH_PERMANENT && (tries == 0 || is_mutating(pipe, table)));
+		/* once more in any case: the parts may have been finished just now; a target may come back */
+		may_pass = (err.class == CH_REFRESH ||
+					(err.class == CH_PERMANENT && (tries == 0 || is_mutating(pipe, table))));
 		if (!try_again(pipe, table, &err, may_pass, &tries, since))
 			break;
 		inserts_pump(pipe);
@@ -858,7 +860,7 @@ wait_for_mutations(Pipe *pipe, PipeTable *table, const char *statement, uint32 w
 		inserts_pump(pipe);
 		confirm_advance(pipe);
 		inserts_flush_due(pipe);
-		inserts_wait(pipe, MUTATION_POLL_MS, wait_event);
+		inserts_wait(pipe, told ? MUTATION_LATER_MS : MUTATION_POLL_MS, wait_event);
 		if (table->failure.failed)
 			return false;
 	}

@@ -557,13 +557,13 @@ recheck_table(Pipe *pipe, PipeTable *table)
 	rel = try_relation_open(table->relid, NoLock);
 	if (rel == NULL)
 	{
-		if (table->info->automatic)
-			return tables_let_go(pipe, table);
 		/* what was changed before is delivered */
 		if (XLogRecPtrIsInvalid(table->recheck_lsn))
 			table->recheck_lsn = compat_wal_insert_end();
 		if (pipe->read_lsn < table->recheck_lsn)
 			return false;
+		if (table->info->automatic)
+			return !inserts_has_blocks(table) && tables_let_go(pipe, table);
 		pipe_table_fail(pipe, table, 0, hint_remove(pipe->info->name, table->relid),
 						"the table was dropped");
 		return true;
