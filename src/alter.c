@@ -55,6 +55,7 @@
 #define ASK_TIMEOUT_MS		10000
 #define MUTATIONS_MS		10000
 #define MUTATION_POLL_MS	20
+#define MUTATION_TOLD_MS	1000
 #define MISFIT_POLL_MS		200
 
 /* What a change of the definition means for the target. */
@@ -87,9 +88,12 @@ static bool get_missing_value(Relation rel, const ColumnMap *column, Datum *valu
 static bool copy_missing_value(TupleDesc desc, AttrNumber attnum, Datum *value);
 static char *unhex(const char *digits);
 static void note(AlterPlan *plan, const char *fmt,...) pg_attribute_printf(2, 3);
+static void log_plan(Pipe *pipe, PipeTable *table, AlterPlan *plan);
 static bool alter_target(Pipe *pipe, PipeTable *table, const AlterPlan *plan, const AlterNote *place);
 static bool run_statement(Pipe *pipe, PipeTable *table, const char *statement,
 						  const AlterNote *place, uint32 wait_event);
+static bool wait_for_mutations(Pipe *pipe, PipeTable *table, const char *statement,
+							   uint32 wait_event);
 static bool wait_for_target(Pipe *pipe, PipeTable *table, const Target *target, bool mutates,
 							char **misfit);
 static bool is_mutating(Pipe *pipe, PipeTable *table);
@@ -123,8 +127,6 @@ alter_follow(Pipe *pipe, PipeTable *table, Relation rel, List *now, List *watch)
 	/* of a history whole rows are queued, in the old way */
 	if (plan.obstacle == NULL && pipe_table_is_history(table) && toast_pending(table))
 		plan.obstacle = "it was altered while rows with large values waited to be read";
-	if (plan.obstacle == NULL && table->partitions != NULL && !pipe->in_commit)
-		plan.obstacle = "it has partitions and was altered in a transaction that also changed rows";
 	mcxt = AllocSetContextCreate(table->mcxt, "clickpipe target", ALLOCSET_SMALL_SIZES);
 	if (plan.obstacle == NULL)
 	{
@@ -142,7 +144,8 @@ alter_follow(Pipe *pipe, PipeTable *table, Relation rel, List *now, List *watch)
 		shape = target_complete_decisions(shape, target);
 		make_plan(pipe, table, rel, target, &plan);
 		/* an insert of a chunk may be at work with the old columns, whatever we kill */
-		if (plan.obstacle == NULL && plan.changes_columns && table->state == TABLE_SNAPSHOT)
+		if (plan.obstacle == NULL && plan.changes_columns &&
+			(table->state == TABLE_SNAPSHOT || table->load_slot >= 0))
 			plan.obstacle = psprintf("it was altered during its load (%s)", plan.what.data);
 	}
 	/* also if nothing is altered: blocks of before are described by what is replaced here */
@@ -193,7 +196,7 @@ alter_follow(Pipe *pipe, PipeTable *table, Relation rel, List *now, List *watch)
 	table->altered_ahead = false;
 	table->shape_altered = pipe->failure_pending = true;
 	if (plan.what.len > 0)
-		pipe_log(pipe, LOG, table, 0, NULL, "was altered: %s", plan.what.data);
+		log_plan(pipe, table, &plan);
 	return true;
 }
 
@@ -298,7 +301,8 @@ make_plan(Pipe *pipe, PipeTable *table, Relation rel, Target *new, AlterPlan *pl
 	}
 	for (int i = 0; i < then->ncolumns && plan->obstacle == NULL; i++)
 		if (!has_target_column(now, then->columns[i].name) &&
-			find_attribute(now, then->columns[i].attnum) < 0)
+			(i >= then->ncolumns - then->ndropped ||
+			 find_attribute(now, then->columns[i].attnum) < 0))
 		{
 			StringInfoData sql;
 
@@ -656,15 +660,37 @@ unhex(const char *digits)
 static void
 note(AlterPlan *plan, const char *fmt,...)
 {
-	va_list		args;
-	char		text[512];
+	int			needed;
 
-	va_start(args, fmt);
-	vsnprintf(text, sizeof(text), fmt, args);
-	va_end(args);
 	if (plan->what.len > 0)
 		appendStringInfoString(&plan->what, "; ");
-	appendStringInfoString(&plan->what, text);
+	do
+	{
+		va_list		args;
+
+		va_start(args, fmt);
+		needed = appendStringInfoVA(&plan->what, fmt, args);
+		va_end(args);
+		if (needed > 0)
+			enlargeStringInfo(&plan->what, needed);
+	} while (needed > 0);
+}
+
+/* Says in the log what was changed, and what of it was done in ClickHouse. */
+static void
+log_plan(Pipe *pipe, PipeTable *table, AlterPlan *plan)
+{
+	StringInfoData sql;
+	char		shown[ERROR_TEXT_LEN];
+	ListCell   *lc;
+
+	initStringInfo(&sql);
+	foreach(lc, plan->statements)
+		appendStringInfo(&sql, "%s%s", sql.len > 0 ? ", " : " (ALTER TABLE: ", (char *) lfirst(lc));
+	if (sql.len > 0)
+		appendStringInfoChar(&sql, ')');
+	ch_clean_text(shown, sizeof(shown), sql.data, sql.len);
+	pipe_log(pipe, LOG, table, 0, NULL, "was altered: %s%s", plan->what.data, shown);
 }
 
 /*
@@ -759,6 +785,11 @@ run_statement(Pipe *pipe, PipeTable *table, const char *statement, const AlterNo
 
 	for (;;)
 	{
+		if (statement != NULL && !wait_for_mutations(pipe, table, statement, wait_event))
+		{
+			done = false;
+			break;
+		}
 		done = (statement != NULL ?
 				target_alter(pipe->ch, table->target, statement, DDL_TIMEOUT_MS, &err) :
 				target_note_alter(pipe->ch, table->target, place, DDL_TIMEOUT_MS, &err));
@@ -783,6 +814,68 @@ run_statement(Pipe *pipe, PipeTable *table, const char *statement, const AlterNo
 }
 
 /*
+ * Waits for mutations of the target that are not done, ours or somebody else's: ClickHouse
+ * itself would wait for them inside the ALTER, for ever if one fails, and hold the lock that
+ * all other ALTERs need.  Columns are added and widened while others are rewritten, but for
+ * those that are renamed or dropped.  False: it took too long, and the table is resynced, or
+ * set aside, because all others wait.
+ */
+static bool
+wait_for_mutations(Pipe *pipe, PipeTable *table, const char *statement, uint32 wait_event)
+{
+	bool		any = (strncmp(statement, "RENAME ", 7) == 0 || strncmp(statement, "DROP ", 5) == 0);
+	TimestampTz since = GetCurrentTimestamp();
+	bool		told = false;
+	int			tries = 0;
+	char		pending[MUTATION_LEN];
+	ChError		err;
+
+	for (;;)
+	{
+		if (!target_mutation(pipe->ch, table->target, any, ASK_TIMEOUT_MS, pending, &err))
+		{
+			/* who may not look cannot wait */
+			if (err.class == CH_PERMANENT)
+				return true;
+			if (!try_again(pipe, table, &err, true, &tries, since))
+				return false;
+		}
+		else if (pending[0] == '\0')
+			return true;
+		else if (TimestampDifferenceExceeds(since, GetCurrentTimestamp(), PATIENCE_MS))
+			break;
+		else if (!told && TimestampDifferenceExceeds(since, GetCurrentTimestamp(), MUTATION_TOLD_MS))
+		{
+			char	   *message = psprintf("ALTER TABLE %s.%s waits for a mutation that is not done: %s",
+										   table->target->database, table->target->table, pending);
+
+			pipe_log(pipe, WARNING, table, 0, NULL, "%s", message);
+			/* the log is not written before we are out of the callback */
+			entry_set_error(pipe->entry, 0, message, 0, 0);
+			pipe->has_error = true;
+			told = true;
+		}
+		inserts_pump(pipe);
+		confirm_advance(pipe);
+		inserts_flush_due(pipe);
+		inserts_wait(pipe, MUTATION_POLL_MS, wait_event);
+		if (table->failure.failed)
+			return false;
+	}
+	if (pipe->options->on_rewrite == REWRITE_RESYNCS)
+		pipe_table_resync_later(pipe, table, NULL,
+								"a change of its definition cannot be followed: a mutation of its target is not done: %s",
+								pending);
+	else
+		pipe_table_fail(pipe, table, 0,
+						hint_resync(pipe->info->name, table->info->source_name,
+									"See system.mutations, and use KILL MUTATION where one fails"),
+						"a change of its definition cannot be followed: a mutation of its target is not done: %s",
+						pending);
+	return false;
+}
+
+/*
  * Waits until the target has the columns that it shall have: replicas take a while, and
  * somebody else may have altered it.  *misfit: it does not get them.  Then (mutates) gives
  * ClickHouse time to rewrite its parts: readers see renamed columns of parts that are not
@@ -799,6 +892,7 @@ wait_for_target(Pipe *pipe, PipeTable *table, const Target *target, bool mutates
 											   ALLOCSET_SMALL_SIZES);
 	MemoryContext old = MemoryContextSwitchTo(mcxt);
 	bool		misfits;
+	char		pending[MUTATION_LEN];
 	const char *hint;
 	ChError		err;
 
@@ -807,15 +901,21 @@ wait_for_target(Pipe *pipe, PipeTable *table, const Target *target, bool mutates
 	for (;;)
 	{
 		bool		fits = target_check_columns(pipe->ch, target, &err, &hint);
-		bool		pending = mutates;
 
+		pending[0] = '\0';
 		misfits = (!fits && err.class == CH_PERMANENT);
-		if (fits && (!mutates || (target_has_mutations(pipe->ch, target, ASK_TIMEOUT_MS, &pending,
-													   &err) && !pending)))
+		if (fits && (!mutates || (target_mutation(pipe->ch, target, true, ASK_TIMEOUT_MS, pending,
+												  &err) && pending[0] == '\0')))
 			break;
 		if ((fits || misfits) &&
 			TimestampDifferenceExceeds(begin, GetCurrentTimestamp(), MUTATIONS_MS))
+		{
+			if (pending[0] != '\0')
+				pipe_log(pipe, WARNING, table, 0, NULL,
+						 "ClickHouse has not rewritten all parts of %s.%s yet, and goes on: %s",
+						 target->database, target->table, pending);
 			break;
+		}
 		inserts_pump(pipe);
 		inserts_wait(pipe, fits ? MUTATION_POLL_MS : MISFIT_POLL_MS, wait_event);
 		if (table->failure.failed)
@@ -832,10 +932,11 @@ wait_for_target(Pipe *pipe, PipeTable *table, const Target *target, bool mutates
 static bool
 is_mutating(Pipe *pipe, PipeTable *table)
 {
-	bool		pending;
+	char		pending[MUTATION_LEN];
 	ChError		err;
 
-	return target_has_mutations(pipe->ch, table->target, ASK_TIMEOUT_MS, &pending, &err) && pending;
+	return target_mutation(pipe->ch, table->target, true, ASK_TIMEOUT_MS, pending, &err) &&
+		pending[0] != '\0';
 }
 
 /*

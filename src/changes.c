@@ -235,6 +235,7 @@ apply_to_root(Pipe *pipe, PipeTable *table, Route *route, RouteTarget *target, R
 	table->tuple_desc = RelationGetDescr(rel);
 	table->route = route;
 	table->tuple_map = target->map;
+	table->tuple_map_natts = target->natts;
 	table->whole_old = target->whole_old;
 	apply_to_table(pipe, table, rel, change);
 }
@@ -264,8 +265,14 @@ apply_to_table(Pipe *pipe, PipeTable *table, Relation rel, ReorderBufferChange *
 							"the table was rewritten by ALTER TABLE");
 		return;
 	}
-	if (table->unchecked && !shape_fits(pipe, table, rel))
-		return;
+	if (table->unchecked)
+	{
+		if (!shape_fits(pipe, table, rel))
+			return;
+		/* the way of the row was found with the definition of now */
+		if (table->partitions != NULL)
+			desc = table->partitions->desc;
+	}
 
 	make_room(pipe, table, change->lsn);
 	if (table->failure.failed)
@@ -614,18 +621,26 @@ grow_scratch(PipeTable *table, int natts)
 	table->natts = natts;
 }
 
-/* Takes a tuple apart.  Its columns may be at other places than the table's. */
+/*
+ * Takes a tuple apart.  Its columns may be at other places than the table's, and
+ * fewer, if it is decoded again and the table got more since.
+ */
 static void
 deform(PipeTable *table, HeapTuple tuple, TupleDesc desc, Datum *values, bool *isnull)
 {
+	int			natts = table->tuple_desc->natts;
+
 	if (table->tuple_map == NULL)
-	{
 		heap_deform_tuple(tuple, table->tuple_desc, values, isnull);
-		return;
+	else
+	{
+		natts = Min(desc->natts, table->tuple_map_natts);
+		heap_deform_tuple(tuple, table->tuple_desc, table->route->values, table->route->isnull);
+		partition_map_row(table->tuple_map, natts, table->route->values, table->route->isnull,
+						  values, isnull);
 	}
-	heap_deform_tuple(tuple, table->tuple_desc, table->route->values, table->route->isnull);
-	partition_map_row(table->tuple_map, desc->natts, table->route->values, table->route->isnull,
-					  values, isnull);
+	for (; natts < table->natts; natts++)
+		isnull[natts] = true;
 }
 
 /*

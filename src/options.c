@@ -19,33 +19,7 @@
 
 #include "compat.h"
 #include "options.h"
-
-typedef enum OptionType
-{
-	OPTION_BOOL,
-	OPTION_INT,
-	OPTION_REAL,
-	OPTION_SIZE,				/* bytes, or a string with a unit */
-	OPTION_ENUM,
-	OPTION_ENUM_SET,			/* an array of an enum's values, as a bitmask; -1: not given */
-	OPTION_STRING,
-	OPTION_STRING_LIST,
-	OPTION_OBJECT,				/* kept as jsonb */
-	OPTION_COLUMNS				/* {"column": {"name": ...}} */
-} OptionType;
-
-typedef struct OptionDef
-{
-	const char *name;
-	OptionType	type;
-	size_t		offset;			/* of the field in the struct */
-	double		min;
-	double		max;
-	const char *const *values;	/* of an enum, NULL at the end */
-	const char *unit;			/* of a number, NULL: none */
-	bool		changeable;		/* while the pipe runs */
-	const char *description;
-} OptionDef;
+#include "options_internal.h"
 
 static const char *const replication_modes[] = {"cdc", "snapshot", "cdc_only", NULL};
 static const char *const flush_modes[] = {"latency", "interval", NULL};
@@ -137,12 +111,6 @@ static void parse_options(Jsonb *json, const OptionDef *defs, int ndefs,
 static void parse_member(const OptionDef *defs, int ndefs, const char *name,
 						 JsonbValue *value, void *result, const char *what);
 static void option_problem(List **problems, const char *message);
-static List *show_options(Jsonb *json, const OptionDef *defs, int ndefs,
-						  const void *values, const void *defaults);
-static char *option_text(const OptionDef *def, const void *field);
-static char *json_list(List *strings);
-static char *json_enum_set(int set, const char *const *values);
-static char *json_columns(List *columns);
 static void parse_option(const OptionDef *def, JsonbValue *value, void *field,
 						 const char *what);
 static bool parse_size(JsonbValue *value, int64 *size);
@@ -276,7 +244,7 @@ pipe_options_show(Jsonb *json)
 {
 	List	   *problems = NIL;
 
-	return show_options(json, pipe_option_defs, lengthof(pipe_option_defs),
+	return options_show(json, pipe_option_defs, lengthof(pipe_option_defs),
 						pipe_options_parse_all(json, &problems), pipe_options_parse(NULL));
 }
 
@@ -286,7 +254,7 @@ table_options_show(Jsonb *json)
 {
 	List	   *problems = NIL;
 
-	return show_options(json, table_option_defs, lengthof(table_option_defs),
+	return options_show(json, table_option_defs, lengthof(table_option_defs),
 						table_options_parse_all(json, "", &problems),
 						table_options_parse(NULL, ""));
 }
@@ -699,143 +667,5 @@ list_values(const char *const *values)
 	initStringInfo(&buf);
 	for (int i = 0; values[i] != NULL; i++)
 		appendStringInfo(&buf, "%s%s", i > 0 ? ", " : "", values[i]);
-	return buf.data;
-}
-
-/* Shows the options of two structs: as they are, and as they would be by default. */
-static List *
-show_options(Jsonb *json, const OptionDef *defs, int ndefs, const void *values,
-			 const void *defaults)
-{
-	List	   *list = NIL;
-	bool		is_object = json != NULL && JB_ROOT_IS_OBJECT(json) && !JB_ROOT_IS_SCALAR(json);
-
-	for (int i = 0; i < ndefs; i++)
-	{
-		OptionShown *shown = palloc(sizeof(OptionShown));
-		JsonbValue	key;
-
-		key.type = jbvString;
-		key.val.string.val = (char *) defs[i].name;
-		key.val.string.len = strlen(defs[i].name);
-		shown->name = defs[i].name;
-		shown->value = option_text(&defs[i], (const char *) values + defs[i].offset);
-		shown->default_value = option_text(&defs[i], (const char *) defaults + defs[i].offset);
-		shown->given = is_object &&
-			findJsonbValueFromContainer(&json->root, JB_FOBJECT, &key) != NULL;
-		shown->unit = defs[i].unit;
-		shown->changeable = defs[i].changeable;
-		shown->description = defs[i].description;
-		list = lappend(list, shown);
-	}
-	return list;
-}
-
-/* Returns a parsed value as text, NULL if there is none. */
-static char *
-option_text(const OptionDef *def, const void *field)
-{
-	switch (def->type)
-	{
-		case OPTION_BOOL:
-			return *(const bool *) field ? "true" : "false";
-		case OPTION_INT:
-			/* what must not be 0 is not set */
-			return *(const int *) field == 0 && def->min > 0 ? NULL :
-				psprintf("%d", *(const int *) field);
-		case OPTION_REAL:
-			return DatumGetCString(DirectFunctionCall1(float8out,
-													   Float8GetDatum(*(const double *) field)));
-		case OPTION_SIZE:
-			/* what must not be 0 is not set */
-			return *(const int64 *) field == 0 && def->min > 0 ? NULL :
-				psprintf(INT64_FORMAT, *(const int64 *) field);
-		case OPTION_ENUM:
-			return pstrdup(def->values[*(const int *) field]);
-		case OPTION_STRING:
-			return *(char *const *) field;
-		case OPTION_STRING_LIST:
-			return json_list(*(List *const *) field);
-		case OPTION_ENUM_SET:
-			return json_enum_set(*(const int *) field, def->values);
-		case OPTION_OBJECT:
-			{
-				Jsonb	   *object = *(Jsonb *const *) field;
-
-				return object == NULL ? NULL :
-					JsonbToCString(NULL, &object->root, VARSIZE(object));
-			}
-		case OPTION_COLUMNS:
-			return json_columns(*(List *const *) field);
-	}
-	return NULL;				/* keep compiler quiet */
-}
-
-/* Returns strings as a JSON array, NULL if there are none. */
-static char *
-json_list(List *strings)
-{
-	StringInfoData buf;
-	ListCell   *lc;
-
-	if (strings == NIL)
-		return NULL;
-	initStringInfo(&buf);
-	foreach(lc, strings)
-	{
-		appendStringInfoString(&buf, foreach_current_index(lc) > 0 ? ", " : "[");
-		escape_json(&buf, lfirst(lc));
-	}
-	appendStringInfoChar(&buf, ']');
-	return buf.data;
-}
-
-/* Returns a set of an enum's values as a JSON array, NULL if it was not given. */
-static char *
-json_enum_set(int set, const char *const *values)
-{
-	List	   *names = NIL;
-
-	if (set < 0)
-		return NULL;
-	for (int i = 0; values[i] != NULL; i++)
-		if (set & (1 << i))
-			names = lappend(names, (void *) values[i]);
-	return names != NIL ? json_list(names) : pstrdup("[]");
-}
-
-/* Returns what columns wish as a JSON object, NULL if there are none. */
-static char *
-json_columns(List *columns)
-{
-	StringInfoData buf;
-	ListCell   *lc;
-
-	if (columns == NIL)
-		return NULL;
-	initStringInfo(&buf);
-	foreach(lc, columns)
-	{
-		ColumnOption *column = lfirst(lc);
-
-		appendStringInfoString(&buf, foreach_current_index(lc) > 0 ? ", " : "{");
-		escape_json(&buf, column->column);
-		appendStringInfoString(&buf, ": {");
-		if (column->name != NULL)
-		{
-			appendStringInfoString(&buf, "\"name\": ");
-			escape_json(&buf, column->name);
-		}
-		if (column->type != NULL)
-		{
-			appendStringInfo(&buf, "%s\"type\": ", column->name != NULL ? ", " : "");
-			escape_json(&buf, column->type);
-		}
-		if (column->lossy)
-			appendStringInfo(&buf, "%s\"lossy\": true",
-							 column->name != NULL || column->type != NULL ? ", " : "");
-		appendStringInfoChar(&buf, '}');
-	}
-	appendStringInfoChar(&buf, '}');
 	return buf.data;
 }

@@ -122,6 +122,7 @@ typedef struct PipeTable
 	TupleDesc	tuple_desc;		/* of its tuples: of the table, or of a leaf */
 	struct Route *route;		/* NULL: not of a leaf */
 	const AttrNumber *tuple_map;	/* from the leaf's columns, NULL: at the same places */
+	int			tuple_map_natts;
 	bool		whole_old;		/* old rows are whole */
 
 	/* scratch space of the decoder */

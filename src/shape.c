@@ -18,6 +18,7 @@
  */
 #include "clickpipe.h"
 
+#include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/syscache.h"
 
@@ -42,7 +43,6 @@ typedef struct ShapeColumn
 #define DROPPED_LINE		TARGET_LINE "dropped "
 #define NOT_NULL			" not null"		/* at the end of a dropped column's line */
 
-static TupleDesc make_tuple_desc(List *shape, const char *prefix, Oid *missing);
 static bool parse_column(const char *line, ShapeColumn *column);
 static bool has_line(List *shape, const char *line);
 static const ShapeColumn *find_column(List *shape, int attnum, ShapeColumn *column);
@@ -53,29 +53,13 @@ static bool is_same_type(List *then, List *now, int attnum);
 TupleDesc
 shape_tuple_desc(List *shape, Oid *missing)
 {
-	return make_tuple_desc(shape, "", missing);
-}
-
-/* See shape.h. */
-TupleDesc
-shape_dropped_columns(List *shape, Oid *missing)
-{
-	return make_tuple_desc(shape, DROPPED_LINE, missing);
-}
-
-/* Puts the columns of all lines that begin with a prefix into their places. */
-static TupleDesc
-make_tuple_desc(List *shape, const char *prefix, Oid *missing)
-{
-	size_t		len = strlen(prefix);
 	TupleDesc	desc;
 	int			natts = 0;
 	ShapeColumn column;
 	ListCell   *lc;
 
 	foreach(lc, shape)
-		if (strncmp(lfirst(lc), prefix, len) == 0 &&
-			parse_column((char *) lfirst(lc) + len, &column))
+		if (parse_column(lfirst(lc), &column))
 			natts = Max(natts, column.attnum);
 	desc = CreateTemplateTupleDesc(natts);
 	for (int i = 0; i < natts; i++)
@@ -87,8 +71,7 @@ make_tuple_desc(List *shape, const char *prefix, Oid *missing)
 	{
 		Form_pg_attribute att;
 
-		if (strncmp(lfirst(lc), prefix, len) != 0 ||
-			!parse_column((char *) lfirst(lc) + len, &column))
+		if (!parse_column(lfirst(lc), &column))
 			continue;
 		if (!SearchSysCacheExists1(TYPEOID, ObjectIdGetDatum(column.type)))
 		{
@@ -98,9 +81,34 @@ make_tuple_desc(List *shape, const char *prefix, Oid *missing)
 		TupleDescInitEntry(desc, column.attnum, column.name, column.type, column.modifier, 0);
 		att = TupleDescAttr(desc, column.attnum - 1);
 		att->attgenerated = column.generated;
-		att->attnotnull = prefix[0] == '\0' ? is_not_null(shape, column.attnum) : column.notnull;
+		att->attnotnull = is_not_null(shape, column.attnum);
 	}
 	return desc;
+}
+
+/* See shape.h. */
+List *
+shape_dropped_columns(List *shape)
+{
+	size_t		len = strlen(DROPPED_LINE);
+	List	   *dropped = NIL;
+	ShapeColumn column;
+	ListCell   *lc;
+
+	foreach(lc, shape)
+		if (strncmp(lfirst(lc), DROPPED_LINE, len) == 0 &&
+			parse_column((char *) lfirst(lc) + len, &column))
+		{
+			FormData_pg_attribute *att = palloc0(sizeof(FormData_pg_attribute));
+
+			att->attnum = column.attnum;
+			namestrcpy(&att->attname, column.name);
+			att->atttypid = column.type;
+			att->atttypmod = column.modifier;
+			att->attnotnull = column.notnull;
+			dropped = lappend(dropped, att);
+		}
+	return dropped;
 }
 
 /* Takes a line of a column apart; false if it is another one. */
@@ -203,9 +211,9 @@ shape_keep_target(List *then, List *now, const TableOptions *options, bool drop_
 
 		if (target_is_decision(line, &decided))
 		{
-			/* of another type something else is decided, of one that was dropped nothing */
-			if (decided == InvalidAttrNumber || find_column(now, decided, &successor) == NULL ||
-				is_same_type(then, now, decided))
+			/* of another type something else is decided, of what is in the target only nothing */
+			if (decided == InvalidAttrNumber || is_same_type(then, now, decided) ||
+				(find_column(now, decided, &successor) == NULL && !drop_columns))
 				shape = lappend(shape, line);
 		}
 		else if (sscanf(line, OPTIONS_LINE, &attnum) == 1)

@@ -39,8 +39,11 @@ extern List *shape_keep_target(List *then, List *now, const TableOptions *option
  */
 extern char *shape_option_name(List *shape, AttrNumber attnum);
 
-/* The columns that are in the target only; as shape_tuple_desc. */
-extern TupleDesc shape_dropped_columns(List *shape, Oid *missing);
+/*
+ * The columns that are in the target only (Form_pg_attribute).  Several may have the number
+ * of one column, which had other names, and their types may be no more.
+ */
+extern List *shape_dropped_columns(List *shape);
 
 /* Is a line of a recorded shape one of these? */
 extern bool shape_line_is_of_target(const char *line);

@@ -218,8 +218,7 @@ target_describe(Oid relid, TupleDesc desc, const TableOptions *options,
 	Target	   *target = palloc0(sizeof(Target));
 	RowMap	   *rows = &target->rows;
 	TypeCaps	now = target_type_caps(caps, shape);
-	Oid			missing;
-	TupleDesc	dropped = shape_dropped_columns(shape, &missing);
+	List	   *dropped = shape_dropped_columns(shape);
 	int			natts;
 	ListCell   *lc;
 
@@ -237,7 +236,7 @@ target_describe(Oid relid, TupleDesc desc, const TableOptions *options,
 	/* which index it is from, and in which order, was decided at the capture point */
 	source_shape_key(shape, &target->key);
 
-	natts = Max(desc->natts + (dropped ? dropped->natts : 0), 1);
+	natts = Max(desc->natts + list_length(dropped), 1);
 	rows->columns = palloc0(sizeof(ColumnMap) * natts);
 	rows->is_key = palloc0(sizeof(bool) * natts);
 	rows->history = (target->engine != ENGINE_REPLACING_MERGE_TREE);
@@ -280,23 +279,16 @@ target_describe(Oid relid, TupleDesc desc, const TableOptions *options,
 			target->calls_output = true;
 		rows->ncolumns++;
 	}
-	for (int i = 0; dropped != NULL && i < dropped->natts; i++)
+	foreach(lc, dropped)
 	{
-		Form_pg_attribute att = TupleDescAttr(dropped, i);
-		TypeWish	wish;
+		Form_pg_attribute att = lfirst(lc);
 		const char *why;
-		ColumnMap  *column = &rows->columns[rows->ncolumns];
 
-		if (att->attisdropped)
-			continue;
-		target_column_wish(options, shape, att, NameStr(att->attname), &wish);
-		if (!column_map_init(column, att, NULL, &wish, false, pipe_options->allow_nullable_columns,
-							 &now, mcxt, &why))
+		if (!target_map_dropped(&rows->columns[rows->ncolumns], att, options, shape,
+								pipe_options, &now, mcxt, &why))
 			ereport(ERROR,
 					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
 					 errmsg("column \"%s\" cannot be mirrored: %s", NameStr(att->attname), why)));
-		/* NULL or the type's default from now on, never the default that the column has */
-		column->dropped = column->null_to_default = true;
 		rows->ncolumns++;
 		rows->ndropped++;
 	}

@@ -281,9 +281,14 @@ extern bool target_find_taken(ChClient *ch, const Target *target, List *columns,
 extern bool target_alter(ChClient *ch, const Target *target, const char *action, int timeout_ms,
 						 ChError *err);
 
-/* Does the target still have parts that are not rewritten as ALTERs of before say? */
-extern bool target_has_mutations(ChClient *ch, const Target *target, int timeout_ms,
-								 bool *pending, ChError *err);
+/*
+ * A mutation that ClickHouse has not carried out on all parts of the target, a failing one
+ * first; any, or only one that renames or drops columns.  "mutation" (MUTATION_LEN bytes) says
+ * what it does and why it fails; empty: there is none.
+ */
+#define MUTATION_LEN	512
+extern bool target_mutation(ChClient *ch, const Target *target, bool any, int timeout_ms,
+							char *mutation, ChError *err);
 
 /* Puts a new, empty table of the same definition in the target's place. */
 extern bool target_renew(ChClient *ch, const Target *target, int timeout_ms, ChError *err);

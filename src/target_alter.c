@@ -37,18 +37,25 @@ target_alter(ChClient *ch, const Target *target, const char *action, int timeout
 
 /* See target.h. */
 bool
-target_has_mutations(ChClient *ch, const Target *target, int timeout_ms, bool *pending, ChError *err)
+target_mutation(ChClient *ch, const Target *target, bool any, int timeout_ms, char *mutation,
+				ChError *err)
 {
 	StringInfoData sql;
 	StringInfoData answer;
 
 	initStringInfo(&sql);
 	initStringInfo(&answer);
-	appendStringInfoString(&sql, "SELECT count() FROM system.mutations WHERE NOT is_done AND ");
+	appendStringInfoString(&sql, "SELECT concat(command, if(latest_fail_reason = '', '', ' fails: '), latest_fail_reason) "
+						   "FROM system.mutations WHERE NOT is_done AND ");
 	target_append_where(&sql, "table", target);
+	if (!any)
+		appendStringInfoString(&sql, " AND (command LIKE '%RENAME COLUMN%' OR command LIKE '%DROP COLUMN%')");
+	appendStringInfoString(&sql, " ORDER BY latest_fail_reason = '' LIMIT 1 FORMAT TabSeparatedRaw");
 	if (!ch_query(ch, sql.data, false, timeout_ms, &answer, err))
 		return false;
-	*pending = (atoi(answer.data) != 0);
+	while (answer.len > 0 && answer.data[answer.len - 1] == '\n')
+		answer.len--;
+	ch_clean_text(mutation, MUTATION_LEN, answer.data, answer.len);
 	return true;
 }
 

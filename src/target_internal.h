@@ -44,6 +44,11 @@ extern void target_column_wish(const TableOptions *options, List *shape, Form_pg
 							   const char *option_name, TypeWish *wish);
 extern TypeCaps target_type_caps(const TypeCaps *caps, List *shape);
 
+/* Fills "map" for a column that is in the target only (see shape_dropped_columns). */
+extern bool target_map_dropped(ColumnMap *map, Form_pg_attribute att, const TableOptions *options,
+							   List *shape, const PipeOptions *pipe_options,
+							   const TypeCaps *caps, MemoryContext mcxt, const char **why);
+
 /* Adds what speaks against the types that the options wish (Refusal *). */
 extern List *target_type_refusals(List *refusals, Relation rel, const SourceKey *key,
 								  const TableOptions *options);

@@ -14,15 +14,19 @@
  */
 #include "clickpipe.h"
 
+#include "catalog/pg_type.h"
 #include "lib/stringinfo.h"
 #include "mb/pg_wchar.h"
 #include "utils/builtins.h"
+#include "utils/lsyscache.h"
+#include "utils/syscache.h"
 
 #include "compat.h"
 #include "shape.h"
 #include "target.h"
 #include "target_internal.h"
 #include "typemap.h"
+#include "utf8.h"
 
 /* Lines of a shape. */
 #define LINE_MONEY		SHAPE_TARGET "digits of money: "
@@ -34,6 +38,7 @@ const char *const target_adopt_hint = "Drop or change the target in ClickHouse, 
 
 static const ColumnOption *column_option(const TableOptions *options, const char *attname);
 static char *type_in_server(const char *utf8);
+static Oid	stand_in(const ChType *ch);
 
 /* Returns the line about a column's type after "is" or "keeps", NULL if there is none. */
 static const char *
@@ -198,6 +203,7 @@ target_types_refusal(TupleDesc desc, const TableOptions *options,
 {
 	TypeCaps	now = target_type_caps(caps, shape);
 	SourceKey	key;
+	ListCell   *lc;
 
 	source_shape_key(shape, &key);
 	for (int i = 0; i < desc->natts; i++)
@@ -220,7 +226,95 @@ target_types_refusal(TupleDesc desc, const TableOptions *options,
 							 pipe_options->allow_nullable_columns, &now, CurrentMemoryContext, &why))
 			return psprintf("column \"%s\": %s", NameStr(att->attname), why);
 	}
+	foreach(lc, shape_dropped_columns(shape))
+	{
+		Form_pg_attribute att = lfirst(lc);
+		ColumnMap	map;
+		const char *why;
+
+		if (!target_map_dropped(&map, att, options, shape, pipe_options, &now,
+								CurrentMemoryContext, &why))
+			return psprintf("column \"%s\", which was dropped: %s", NameStr(att->attname), why);
+	}
 	return NULL;
+}
+
+/* See target_internal.h. */
+bool
+target_map_dropped(ColumnMap *map, Form_pg_attribute att, const TableOptions *options,
+				   List *shape, const PipeOptions *pipe_options, const TypeCaps *caps,
+				   MemoryContext mcxt, const char **why)
+{
+	FormData_pg_attribute then = *att;
+	TypeWish	wish;
+
+	target_column_wish(options, shape, att, NameStr(att->attname), &wish);
+	if (!SearchSysCacheExists1(TYPEOID, ObjectIdGetDatum(att->atttypid)))
+	{
+		char	   *utf8 = wish.type != NULL ? utf8_cstring(wish.type) : NULL;
+		ChType	   *ch = utf8 != NULL ? ch_type_parse(utf8, why) : NULL;
+
+		then.atttypid = ch != NULL ? stand_in(ch) : InvalidOid;
+		then.atttypmod = -1;
+		wish.lossy = true;
+		if (!OidIsValid(then.atttypid))
+		{
+			*why = psprintf("its type (oid %u) was dropped", att->atttypid);
+			return false;
+		}
+	}
+	if (!column_map_init(map, &then, NULL, &wish, false, pipe_options->allow_nullable_columns,
+						 caps, mcxt, why))
+		return false;
+	/* NULL or the type's default from now on, never the default that the column has */
+	map->dropped = map->null_to_default = true;
+	return true;
+}
+
+/*
+ * Returns a type for a column whose own is no more, and of which only NULLs and
+ * defaults are written; InvalidOid if none goes there.
+ */
+static Oid
+stand_in(const ChType *ch)
+{
+	Oid			element;
+
+	switch (ch->kind)
+	{
+		case CH_BOOL:
+			return BOOLOID;
+		case CH_INT:
+		case CH_UINT:
+		case CH_FLOAT:
+		case CH_DECIMAL:
+			return NUMERICOID;
+		case CH_STRING:
+		case CH_FIXED_STRING:
+		case CH_ENUM:
+			return TEXTOID;
+		case CH_DATE:
+		case CH_DATE32:
+			return DATEOID;
+		case CH_DATETIME:
+		case CH_DATETIME64:
+			return TIMESTAMPTZOID;
+		case CH_TIME:
+		case CH_TIME64:
+			return TIMEOID;
+		case CH_UUID:
+			return UUIDOID;
+		case CH_IPV4:
+		case CH_IPV6:
+			return INETOID;
+		case CH_JSON:
+			return JSONBOID;
+		case CH_ARRAY:
+			element = stand_in(ch->children[0]);
+			return OidIsValid(element) ? get_array_type(element) : InvalidOid;
+		default:
+			return InvalidOid;
+	}
 }
 
 /* See target.h. */

@@ -85,7 +85,7 @@ sub slots_ok
 		  $node->safe_psql('postgres', 'SELECT slot_name FROM pg_replication_slots');
 		return $expected eq $actual;
 	};
-	wait_until($look, 60);
+	wait_until($look);
 	is($actual, $expected, "$name: slots are exactly those of the living pipes");
 	return;
 }

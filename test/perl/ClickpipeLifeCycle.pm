@@ -138,7 +138,9 @@ sub wait_for_all
 	my $prefix = lc $state;
 	wait_for_sql($node,
 		"SELECT coalesce(string_agg(format('%s is %s: %s, %s', pipe, state, activity, last_error), E'\\n'), 'ok')"
-		  . " FROM clickpipe.status WHERE pipe LIKE '$prefix\\_%' AND ($condition) IS NOT TRUE",
+		  . " FROM clickpipe.status WHERE pipe LIKE '$prefix\\_%' AND (($condition) IS NOT TRUE"
+		  # what rests has no worker any more, as for wait_for_state
+		  . " OR state IN ('Paused', 'Completed', 'Failed') AND worker_pid IS NOT NULL)",
 		'ok', undef, $timeout);
 	return;
 }
@@ -243,7 +245,7 @@ sub drive_state
 		$rest = 'Running' if $state eq 'Failed' && $verb eq 'resync';
 		if ($rest eq 'Paused')
 		{
-			wait_for_state($node, $pipe, 'Paused', 30);
+			wait_for_state($node, $pipe, 'Paused');
 			pass("$pipe: is Paused, and resumed");
 			$node->safe_psql('postgres', "SELECT clickpipe_resume('$pipe')");
 			$rest = 'Running';
@@ -251,9 +253,9 @@ sub drive_state
 		if ($over && $verb eq 'resync')
 		{
 			wait_for_sql($node, "SELECT count(*) > 0 FROM clickpipe.log WHERE pipe = '$pipe'"
-				  . " AND message LIKE 'goes from $state to Setup%'", 't', undef, 30);
+				  . " AND message LIKE 'goes from $state to Setup%'", 't');
 		}
-		wait_for_state($node, $pipe, $rest, 60);
+		wait_for_state($node, $pipe, $rest);
 		pass("$pipe: goes on and is $rest");
 		if ($verb eq 'alter')
 		{
@@ -276,13 +278,18 @@ sub drive_state
 		parity_ok($node, $ch, $table, target => "${pipe}_$table", name => "$pipe: same rows of $table");
 	}
 
-	# clickpipe.log and the server's log say the same
-	is( join("\n", sort split /\n/, $node->safe_psql('postgres',
-				"SELECT pipe || ': ' || substring(message FROM '^goes from \\w+ to \\w+') FROM clickpipe.log"
-				  . " WHERE pipe LIKE '$prefix\\_%' AND message LIKE 'goes from %'")),
-		join("\n", sort grep { !/^\Q${prefix}_drop\E:/ } map { "$_->[0]: goes from $_->[1] to $_->[2]" }
-			  grep { $_->[0] =~ /^\Q$prefix\E_/ } logged_transitions($node)),
-		"$state: clickpipe.log has all transitions");
+	# clickpipe.log and the server's log say the same, the former a moment later
+	my ($in_view, $in_log);
+	wait_until(
+		sub {
+			$in_view = join("\n", sort split /\n/, $node->safe_psql('postgres',
+					"SELECT pipe || ': ' || substring(message FROM '^goes from \\w+ to \\w+') FROM clickpipe.log"
+					  . " WHERE pipe LIKE '$prefix\\_%' AND message LIKE 'goes from %'"));
+			$in_log = join("\n", sort grep { !/^\Q${prefix}_drop\E:/ } map { "$_->[0]: goes from $_->[1] to $_->[2]" }
+				  grep { $_->[0] =~ /^\Q$prefix\E_/ } logged_transitions($node));
+			return $in_view eq $in_log;
+		});
+	is($in_view, $in_log, "$state: clickpipe.log has all transitions");
 
 	$node->safe_psql('postgres', join ';', map { "SELECT clickpipe_drop('$_')" } grep { !/_drop$/ } @pipes);
 	wait_for_sql($node, 'SELECT (SELECT count(*) FROM clickpipe.pipe) + (SELECT count(*) FROM pg_replication_slots)', '0');

@@ -71,7 +71,6 @@ sub end_writing
 	return unless $writing;
 	finish_pgbench($writing, kill => 1);
 	undef $writing;
-	wait_for_sql($node, q{SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pgbench'}, '0');
 	return;
 }
 
@@ -106,19 +105,11 @@ sub resync_whole
 {
 	my ($when, @tables) = @_;
 	@tables = qw(cnt acct hist) unless @tables;
-	wait_for_sql($node, q{SELECT count(*) FROM clickpipe.table_state s JOIN clickpipe.pipe_table t ON t.id = s.pipe_table
-		WHERE s.is_resync OR s.resync < t.resync OR s.state <> 'Running'}, '0');
+	wait_resynced($node);
 	wait_for_state($node, 'p', 'Running');
 	end_writing();
 	wait_caught_up($node, 'p');
-	my $names = '';
-	# the old target may be dropped a little later
-	wait_until(
-		sub {
-			$names = $ch->query("SELECT name FROM system.tables WHERE database = '$ch->{db}' ORDER BY name");
-			return $names eq "public_acct\npublic_cnt\npublic_hist";
-		}, 20);
-	is($names, "public_acct\npublic_cnt\npublic_hist", "$when: there is one target of each table");
+	is($ch->query("SELECT name FROM system.tables WHERE database = '$ch->{db}' ORDER BY name"), "public_acct\npublic_cnt\npublic_hist", "$when: there is one target of each table");
 	is(sql('SELECT count(*), count(old_uuid), count(new_uuid) FROM clickpipe.table_state'), '3|0|0', "$when: nothing is left in the catalog");
 	for my $table (@tables)
 	{
@@ -126,7 +117,7 @@ sub resync_whole
 		is($ch->query("SELECT count(), uniqExact(seq) FROM $ch->{db}.public_hist"), join("\t", (sql('SELECT count(*) FROM hist')) x 2),
 			"$when: each row of the history is there once") if $table eq 'hist';
 	}
-	is(pipe_status($node, 'p', 'last_error IS NULL AND retry_at IS NULL'), 't', "$when: no error is left");
+	wait_for_status($node, 'p', 'last_error IS NULL AND retry_at IS NULL');
 	return;
 }
 

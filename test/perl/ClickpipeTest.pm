@@ -32,6 +32,7 @@ use warnings;
 
 use Carp;
 use Exporter 'import';
+use File::Temp ();
 use HTTP::Tiny;
 use IPC::Run ();
 use POSIX qw(:sys_wait_h);
@@ -46,7 +47,7 @@ our @EXPORT = qw(
   try_psql parity_ok parity_columns
   pg_worker_pids kill_term
   start_pgbench finish_pgbench
-  free_port server_log_tail
+  stopwatch free_port server_log_tail
 );
 
 # Ended from outside, at the time limit for instance: die, so that the END
@@ -79,6 +80,45 @@ sub try_psql
 	return $@ ? (2, '', $@) : @result;
 }
 
+# Its psql gets long statements as a file.  One that ends in the middle of them,
+# because of an error, closes its standard input, and what is written there then
+# is an exception that hides its message.
+{
+	no warnings 'redefine';
+	my $psql = \&PostgreSQL::Test::Cluster::psql;
+
+	*PostgreSQL::Test::Cluster::psql = sub {
+		my ($self, $db, $sql, %params) = @_;
+		return $psql->(@_) if length $sql < 30_000;
+
+		my $file = File::Temp->new(SUFFIX => '.sql');
+		binmode $file;
+		print $file $sql;
+		close $file;
+		$params{extra_params} = [ @{ $params{extra_params} // [] }, '-f', "$file" ];
+		return $psql->($self, $db, '', %params);
+	};
+}
+
+# Its sessions have their timeout for each query, not for all of them together:
+# how long a test takes is a matter of the machine.
+{
+	no warnings 'redefine';
+	my $session = \&PostgreSQL::Test::Cluster::background_psql;
+	my $quit    = \&PostgreSQL::Test::BackgroundPsql::quit;
+
+	*PostgreSQL::Test::Cluster::background_psql = sub {
+		my $psql = $session->(@_);
+		$psql->set_query_timer_restart();
+		return $psql;
+	};
+	*PostgreSQL::Test::BackgroundPsql::quit = sub {
+		my ($self) = @_;
+		$self->{timeout}->start();
+		return $quit->(@_);
+	};
+}
+
 # Call a function until it returns true; its value, or undef at the timeout.
 sub wait_until
 {
@@ -92,6 +132,41 @@ sub wait_until
 		return undef if time() > $end;
 		sleep($poll);
 	}
+}
+
+# A stopwatch for what users are promised in seconds: a function that returns how
+# many have passed since now.  While somebody has to wait for a processor they
+# count for a quarter, as if the machine were four times as large: such a machine
+# may take longer, and still not for ever.
+sub stopwatch
+{
+	my $begin = time();
+	my $busy  = _busy_seconds();
+
+	return sub {
+		my $took = time() - $begin;
+		my $now  = _busy_seconds();
+		if (defined $now && defined $busy)
+		{
+			my $waited = $now - $busy;
+			$waited = $took if $waited > $took;
+			return $took - 0.75 * $waited;
+		}
+
+		# a kernel that does not tell: as busy as it has been for a minute
+		my ($load) = PostgreSQL::Test::Utils::slurp_file('/proc/loadavg') =~ /^(\S+)/;
+		my $cpus = () = PostgreSQL::Test::Utils::slurp_file('/proc/cpuinfo') =~ /^processor/mg;
+		my $times = $load / ($cpus || 1);
+		return $took / ($times < 1 ? 1 : $times > 4 ? 4 : $times);
+	};
+}
+
+# For how long somebody had to wait for a processor, since the machine was started.
+sub _busy_seconds
+{
+	open(my $fh, '<', '/proc/pressure/cpu') or return undef;
+	my $line = <$fh> // '';
+	return $line =~ /^some .*total=(\d+)/ ? $1 / 1e6 : undef;
 }
 
 #
@@ -529,13 +604,17 @@ sub _wait_for_value
 	  . server_log_tail($node, 60);
 }
 
-# Wait for the state of a pipe, Running for instance.
+# Wait for the state of a pipe, Running for instance.  States in which nobody is at
+# work are visible before the worker has put down all that it did, and has left
+# its slot: that it is gone is part of what is waited for.
 sub wait_for_state
 {
 	my ($node, $pipe, $state, $timeout, %opt) = @_;
 	my $where = 'WHERE pipe = ' . pg_quote($pipe);
 	return _wait_for_value($node, "the state of pipe $pipe",
-		"SELECT state FROM clickpipe.status $where",
+		q{SELECT state || CASE WHEN state IN ('Paused', 'Completed', 'Failed') AND (worker_pid IS NOT NULL
+			OR EXISTS (SELECT FROM pg_replication_slots r WHERE r.slot_name = status.slot_name AND r.active))
+			THEN ', but its worker is not gone' ELSE '' END FROM clickpipe.status } . $where,
 		$state, $timeout, "SELECT * FROM clickpipe.status $where",
 		$opt{db} // 'postgres');
 }
@@ -593,12 +672,15 @@ sub kill_term
 	return;
 }
 
+my $pgbenches = 0;
+
 # Run pgbench on the node in the background: start_pgbench($node, '-c', 2, ...).
 # A database other than postgres is the last argument.
 sub start_pgbench
 {
 	my ($node, @args) = @_;
-	my $run = { out => '', err => '', args => "@args" };
+	my $run = { node => $node, name => 'pgbench ' . ++$pgbenches, out => '', err => '', args => "@args" };
+	local $ENV{PGAPPNAME}  = $run->{name};
 	local $ENV{PGHOST}     = $node->host;
 	local $ENV{PGPORT}     = $node->port;
 	local $ENV{PGDATABASE} = 'postgres';
@@ -608,7 +690,7 @@ sub start_pgbench
 }
 
 # Wait for its end; returns its output, dies when it failed.  With kill => 1 it
-# is ended first and may fail.
+# is ended first and may fail; then none of its transactions can still commit.
 sub finish_pgbench
 {
 	my ($run, %opt) = @_;
@@ -616,6 +698,17 @@ sub finish_pgbench
 	my $ok = eval { $run->{handle}->finish; } // 0;
 	croak "pgbench $run->{args} failed:\n$run->{out}\n$run->{err}"
 	  unless $ok || $opt{kill};
+	my ($node, $sessions) = ($run->{node}, '');
+	if ($opt{kill} && defined $node->{_pid})
+	{
+		wait_until(
+			sub {
+				my ($rc, $out) = try_psql($node, 'postgres',
+					'SELECT count(*) FROM pg_stat_activity WHERE application_name = ' . pg_quote($run->{name}));
+				$sessions = $out;
+				return $rc == 0 && $out eq '0';
+			}) or croak "$sessions sessions of pgbench $run->{args} do not end";
+	}
 	return $run->{out};
 }
 

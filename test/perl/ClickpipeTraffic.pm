@@ -30,7 +30,7 @@ use Time::HiRes qw(sleep time);
 our @EXPORT = qw(
   create_source source_options start_traffic stop_traffic traffic_goes_on
   pipe_status table_status wait_for_chunks wait_for_status
-  seconds_to_state restart_server wait_for_server wait_for_sql slot_of
+  restart_server wait_for_server wait_for_sql slot_of wait_resynced
 );
 
 # Make acc and hist and fill them.
@@ -138,14 +138,10 @@ ROLLBACK;
 # End it; returns when none of its transactions can still commit.
 sub stop_traffic
 {
-	my ($node, $run, %opt) = @_;
+	my ($node, $run) = @_;
 	finish_pgbench($run, kill => 1);
 	# the server may have gone away, but no statement may have failed
 	croak "traffic failed:\n$run->{err}" if $run->{err} =~ /ERROR:/;
-	my $db = $opt{db} // 'postgres';
-	wait_for_sql($node,
-		"SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pgbench' AND datname = '$db'",
-		'0', $db);
 	return;
 }
 
@@ -233,13 +229,15 @@ sub wait_for_chunks
 	return @seen;
 }
 
-# How long it takes from now until the pipe is in that state, as everybody can
-# see it.  Dies at the timeout.
-sub seconds_to_state
+# Wait until all resyncs that were ordered, or that tables need, have been carried
+# out, and what they replaced is dropped.  (The state of a pipe is still that of
+# before until the worker has seen the order.)
+sub wait_resynced
 {
-	my ($node, $pipe, $state, $since, %opt) = @_;
-	wait_for_state($node, $pipe, $state, undef, %opt);
-	return time() - $since;
+	my ($node, %opt) = @_;
+	wait_for_sql($node, q{SELECT count(*) FROM clickpipe.table_state s JOIN clickpipe.pipe_table t ON t.id = s.pipe_table
+		WHERE s.is_resync OR s.resync < t.resync OR s.state <> 'Running'}, '0', $opt{db});
+	return wait_for_sql($node, 'SELECT count(*) FROM clickpipe.replaced_target', '0', $opt{db});
 }
 
 # Stop the server in that way, start it again, and wait until it takes

@@ -342,7 +342,7 @@ for my $block (blocks(chapter($readme, '## Operations'), '```'))
 		# what a verb has ordered takes a moment
 		if ($sql =~ /FROM (?:clickpipe\.|pg_replication_slots)/)
 		{
-			wait_until(sub { $out = run_sql($sql); return mask($out) eq $expected; }, 60);
+			wait_until(sub { $out = run_sql($sql); return mask($out) eq $expected; });
 		}
 		else
 		{

@@ -4,6 +4,7 @@
 use strict;
 use warnings;
 
+use ClickpipeRelay;
 use ClickpipeTest;
 use ClickpipeTraffic;
 use PostgreSQL::Test::Utils;
@@ -12,7 +13,9 @@ use Time::HiRes qw(time);
 
 my $ch   = start_clickhouse();
 my $node = new_node('pg');
-setup_server($node, $ch, 'analytics');
+my $relay = start_relay($ch);
+setup_server($node, $ch, 'analytics', port => $relay->port);
+
 create_source($node, rows => 120_000, hist_rows => 20_000);
 
 # A transaction that has written before the slot exists and commits late: its
@@ -24,6 +27,9 @@ $early->query_safe(q{BEGIN; UPDATE acc SET note = 'early' WHERE id % 1000 = 0;
 my $traffic = start_traffic($node, max => 120_000);
 traffic_goes_on($node, 50);
 
+# the load does not get further until all that is to happen in its midst has
+$relay->rule('held', match => 'INSERT INTO `analytics`\.`public_acc` .*query_id=[^&]*-load', do => 'hold_before',
+	after => 6, times => undef);
 my $options = source_options('"snapshot_num_rows_per_partition": 1000, "initial_load_parallelism": 2');
 $node->safe_psql('postgres',
 	"SELECT clickpipe_create('p', 'warehouse', '{acc,hist}', '$options')");
@@ -54,8 +60,9 @@ for my $round (1 .. 5)
 		VACUUM acc;
 		UPDATE acc SET note = 'moved $round' WHERE id BETWEEN 119000 AND 119300;
 		UPDATE acc SET note = 'moved $round' WHERE id BETWEEN 500 AND 600;
-	});
+		});
 }
+$relay->release('held');
 
 wait_for_state($node, 'p', 'Running');
 traffic_goes_on($node, 200);
@@ -72,12 +79,18 @@ $node->safe_psql('postgres', q{
 	INSERT INTO locked SELECT i, md5(i::text) FROM generate_series(1, 60000) i;
 });
 my $lock = $node->background_psql('postgres');
+$relay->rule('held', match => 'INSERT INTO `analytics`\.`public_locked` .*query_id=[^&]*-load', do => 'hold_before',
+	after => 5, times => undef);
+
 $node->safe_psql('postgres',
 	q{SELECT clickpipe_create('l', 'warehouse', '{locked}', '{"snapshot_num_rows_per_partition": 1000}')});
 wait_for_chunks($node, 'l', 'locked', 2);
 $lock->query_safe(q{BEGIN; LOCK TABLE locked IN ACCESS EXCLUSIVE MODE;
 	UPDATE locked SET v = 'locked' WHERE id % 3 = 0});
+$relay->release('held');
 # the load must not stand in line, where others would wait behind it
+wait_for_status($node, 'l', "activity LIKE '%waits for a lock%'");
+
 is( $node->safe_psql('postgres',
 		q{SELECT count(*) FROM pg_locks WHERE relation = 'locked'::regclass AND NOT granted}),
 	'0', 'a load does not queue behind a lock');
@@ -113,13 +126,17 @@ $node->safe_psql('postgres', q{SELECT clickpipe_drop('w')});
 # The heap is written anew during the load: all is read again, and a row that
 # was deleted meanwhile stays deleted.
 $traffic = start_traffic($node, max => 120_000, rate => 200);
+$relay->rule('slow', match => 'INSERT INTO `analytics`\.`rewritten` .*query_id=[^&]*-load', do => 'delay', seconds => 0.1,
+	times => undef);
 $node->safe_psql('postgres', q{SELECT clickpipe_create('v', 'warehouse', '{acc}',
+
 	'{"tables": {"acc": {"target_table": "rewritten"}}, "snapshot_num_rows_per_partition": 1000, "initial_load_parallelism": 1}')});
 wait_for_chunks($node, 'v', 'acc', 5);
 $node->safe_psql('postgres', 'VACUUM FULL acc');
 is(scalar table_status($node, 'v', 'acc', 'state'), 'Snapshot', 'VACUUM FULL during the load');
 traffic_goes_on($node, 50);
 $node->safe_psql('postgres', 'CLUSTER acc USING acc_pkey');
+$relay->release('slow');
 wait_for_state($node, 'v', 'Running');
 $node->safe_psql('postgres', 'VACUUM FULL acc');
 traffic_goes_on($node, 50);

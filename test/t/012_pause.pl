@@ -5,11 +5,12 @@
 use strict;
 use warnings;
 
+use ClickpipeRelay;
 use ClickpipeTest;
 use ClickpipeTraffic;
 use PostgreSQL::Test::Utils;
 use Test::More;
-use Time::HiRes qw(time);
+
 
 my $ch   = start_clickhouse();
 my $node = new_node('pg');
@@ -20,16 +21,17 @@ create_source($node, rows => 60_000);
 sub pause_ok
 {
 	my ($pipe, $when) = @_;
-	my $start = time();
+	my $watch = stopwatch();
 	my ($rc, $out, $err) = $node->psql('postgres', "SELECT clickpipe_pause('$pipe')");
 	like($out, qr/^(?:Pausing|Paused)$/, "pause $when: returns the state");
-	my $took = seconds_to_state($node, $pipe, 'Paused', $start);
+	wait_for_state($node, $pipe, 'Paused');
+	my $took = $watch->();
 	cmp_ok($took, '<', 5, sprintf('pause %s: Paused after %.2f s', $when, $took));
 	is( $node->safe_psql('postgres',
 			"SELECT active FROM pg_replication_slots WHERE slot_name = '" . slot_of($node, $pipe) . "'"),
 		'f', "pause $when: nobody reads the slot") if slot_of($node, $pipe);
 	is(pipe_status($node, $pipe, 'worker_pid IS NULL'), 't', "pause $when: there is no worker");
-	ok(wait_until(sub { !pg_worker_pids($node, 'clickpipe snapshot') }, 5),
+	ok(wait_until(sub { !pg_worker_pids($node, 'clickpipe snapshot') }),
 		"pause $when: snapshot workers are gone");
 	return $err;
 }
@@ -38,10 +40,11 @@ sub resume_ok
 {
 	my ($pipe, $when, $state) = @_;
 	$state //= 'Running';
-	my $start = time();
+	my $watch = stopwatch();
 	is($node->safe_psql('postgres', "SELECT clickpipe_resume('$pipe')"),
 		$state, "resume $when: returns the state");
-	my $took = seconds_to_state($node, $pipe, $state, $start);
+	wait_for_state($node, $pipe, $state);
+	my $took = $watch->();
 	cmp_ok($took, '<', 5, sprintf('resume %s: %s after %.2f s', $when, $state, $took));
 	return;
 }
@@ -186,12 +189,15 @@ SKIP:
 	$node->safe_psql('postgres', q{SELECT clickpipe_drop('b')});
 
 	#
-	# During a load.
+		# During a load.
 	#
+	my $relay = start_relay($ch);
+	setup_server($node, $ch, 'analytics', port => $relay->port, server => 'slow');
+	$relay->rule('slow', match => 'query_id=[^&]*-load', do => 'delay', seconds => 0.1, times => undef);
 	$node->safe_psql('postgres', q{
 		CREATE TABLE slow (id integer PRIMARY KEY, v text);
 		INSERT INTO slow SELECT i, md5(i::text) FROM generate_series(1, 500000) i;
-		SELECT clickpipe_create('s', 'warehouse', '{slow}',
+				SELECT clickpipe_create('s', 'slow', '{slow}',
 			'{"snapshot_num_rows_per_partition": 1000, "initial_load_parallelism": 2}')});
 	my ($done, $total) = wait_for_chunks($node, 's', 'slow', 5);
 	pause_ok('s', 'during the load');
@@ -220,7 +226,9 @@ SKIP:
 	($at_pause) = table_status($node, 's', 'slow', 'chunks_done');
 	cmp_ok($at_pause, '>=', $before, 'no chunk is forgotten');
 	$ch->cont_signal;
-	resume_ok('s', 'after ClickHouse hung during the load', 'Snapshot');
+		resume_ok('s', 'after ClickHouse hung during the load', 'Snapshot');
+	$relay->release('slow');
+
 	my $least = $at_pause;
 	wait_until(
 		sub {

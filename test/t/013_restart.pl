@@ -5,6 +5,7 @@
 use strict;
 use warnings;
 
+use ClickpipeRelay;
 use ClickpipeTest;
 use ClickpipeTraffic;
 use PostgreSQL::Test::Utils;
@@ -12,7 +13,10 @@ use Test::More;
 
 my $ch   = start_clickhouse();
 my $node = new_node('pg');
+my $relay = start_relay($ch);
 setup_server($node, $ch, 'analytics');
+setup_server($node, $ch, 'analytics', port => $relay->port, server => 'slow');
+
 create_source($node, rows => 200_000);
 
 my $options = source_options('"snapshot_num_rows_per_partition": 1000, "initial_load_parallelism": 2');
@@ -35,8 +39,9 @@ sub parity
 #
 my $traffic = start_traffic($node, max => 200_000, rate => 200);
 traffic_goes_on($node, 20);
+$relay->rule('slow', match => 'query_id=[^&]*-load', do => 'delay', seconds => 0.1, times => undef);
 $node->safe_psql('postgres',
-	"SELECT clickpipe_create('p', 'warehouse', '{acc,hist}', '$options')");
+	"SELECT clickpipe_create('p', 'slow', '{acc,hist}', '$options')");
 my $wanted = 5;
 for my $mode ('immediate', 'fast', 'immediate')
 {
@@ -49,7 +54,9 @@ for my $mode ('immediate', 'fast', 'immediate')
 	$traffic = start_traffic($node, max => 200_000, rate => 200);
 	$wanted = $done + 10;
 }
+$relay->release('slow');
 my $least = $wanted - 10;
+
 my $fell;
 ok( wait_until(
 		sub {

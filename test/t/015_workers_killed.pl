@@ -5,6 +5,7 @@
 use strict;
 use warnings;
 
+use ClickpipeRelay;
 use ClickpipeTest;
 use ClickpipeTraffic;
 use PostgreSQL::Test::Utils;
@@ -12,7 +13,11 @@ use Test::More;
 
 my $ch   = start_clickhouse();
 my $node = new_node('pg');
+my $relay = start_relay($ch);
 setup_server($node, $ch, 'analytics');
+setup_server($node, $ch, 'analytics', port => $relay->port, server => 'slow');
+$relay->rule('slow', match => 'query_id=[^&]*-load', do => 'delay', seconds => 0.2, times => undef);
+
 create_source($node, rows => 200_000);
 
 sub parity
@@ -64,7 +69,7 @@ my $options = source_options('"snapshot_num_rows_per_partition": 1000, "initial_
 my $traffic = start_traffic($node, max => 200_000, rate => 200);
 traffic_goes_on($node, 20);
 $node->safe_psql('postgres',
-	"SELECT clickpipe_create('p', 'warehouse', '{acc,hist}', '$options')");
+		"SELECT clickpipe_create('p', 'slow', '{acc,hist}', '$options')");
 
 my $chunks = 2;
 my $ended  = 0;
@@ -88,6 +93,7 @@ $node->safe_psql('postgres',
 my ($done, $total, $state) = table_status($node, 'p', 'acc', 'chunks_done, chunks_total, state');
 is($state, 'Snapshot', "workers were terminated during the load ($done of $total chunks)");
 cmp_ok($done, '>=', $chunks, 'no chunk was forgotten');
+$relay->release('slow');
 wait_for_state($node, 'p', 'Running');
 stop_traffic($node, $traffic);
 wait_caught_up($node, 'p');
@@ -207,13 +213,17 @@ parity_ok($node, $ch, 'big', name => 'killed in a large transaction: big');
 parity_ok($node, $ch, 'bighist', final => 0, name => 'killed in a large transaction: bighist');
 
 # and during a load
+$relay->rule('slow', match => 'query_id=[^&]*-load', do => 'delay', seconds => 0.2, times => undef);
+
 $node->safe_psql('postgres', q{
 	CREATE TABLE slow (id integer PRIMARY KEY, v text);
 	INSERT INTO slow SELECT i, md5(i::text) FROM generate_series(1, 200000) i;
-	SELECT clickpipe_create('s', 'warehouse', '{slow}', '{"snapshot_num_rows_per_partition": 1000}')});
+	SELECT clickpipe_create('s', 'slow', '{slow}', '{"snapshot_num_rows_per_partition": 1000}')});
 ($chunks) = wait_for_chunks($node, 's', 'slow', 5);
 my ($snapshot_worker) = pg_worker_pids($node, 'clickpipe snapshot');
 crash('s', $snapshot_worker);
+$relay->release('slow');
+
 ($done) = table_status($node, 's', 'slow', 'chunks_done');
 cmp_ok($done, '>=', $chunks, 'snapshot worker killed: no chunk was forgotten');
 $node->safe_psql('postgres', q{UPDATE slow SET v = 'changed' WHERE id % 100 = 0; DELETE FROM slow WHERE id % 100 = 1});

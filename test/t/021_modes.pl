@@ -81,9 +81,8 @@ my $n = as_of_one_moment_ok('snapshot');
 cmp_ok($n, '>=', $at_create, 'snapshot: it has what was committed before it was created');
 completed_ok('snapshot');
 my $now = $transfers->();
-wait_until(sub { $transfers->() > $now + 100 });
+ok(wait_until(sub { $transfers->() > $now + 100 }), 'snapshot: traffic goes on');
 is($ch->query('SELECT count() FROM analytics.public_transfer FINAL'), $n, 'snapshot: what comes later does not arrive');
-cmp_ok($now, '>', $n, 'snapshot: traffic went on');
 
 # again, while the old targets are read
 $node->safe_psql('postgres', q{SELECT clickpipe_resync('once')});
@@ -92,7 +91,6 @@ wait_for_state($node, 'once', 'Completed');
 cmp_ok(as_of_one_moment_ok('snapshot, again'), '>=', $now, 'snapshot, again: it has what was committed before the resync');
 completed_ok('snapshot, again');
 finish_pgbench($traffic, kill => 1);
-wait_for_sql($node, q{SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pgbench'}, '0');
 
 # with nobody writing, they are the same
 $node->safe_psql('postgres', q{SELECT clickpipe_resync('once')});

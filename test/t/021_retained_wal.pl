@@ -14,7 +14,8 @@ use Test::More;
 
 my $ch = start_clickhouse();
 plan skip_all => 'ClickHouse is not ours' if $ch->external;
-my $node = new_node('pg', autovacuum => 'off');
+# so that WAL is what is written here, whenever a checkpoint comes
+my $node = new_node('pg', autovacuum => 'off', full_page_writes => 'off');
 setup_server($node, $ch, 'analytics');
 create_source($node, rows => 5_000, hist_rows => 500);
 my $options = source_options('"max_retained_wal": "4MB", "max_unacked_bytes": "1MB", "max_block_bytes": 65536, "sync_interval_seconds": 0.1');
@@ -26,7 +27,7 @@ wait_caught_up($node, 'p');
 sub failed_ok
 {
 	my ($name, $slot, $from) = @_;
-	wait_for_state($node, 'p', 'Failed', 60);
+	wait_for_state($node, 'p', 'Failed');
 	like(pipe_status($node, 'p', 'last_error'),
 		qr/^replication slot "$slot" retained \d+ bytes of WAL, more than the option max_retained_wal allows \(4194304\)/,
 		"$name: the error says why");
@@ -48,11 +49,12 @@ sub repaired_ok
 	is($node->safe_psql('postgres', q{SELECT clickpipe_resync('p')}), 'Setup', "$name: a resync begins anew");
 	wait_for_sql($node, q{SELECT count(*) FROM clickpipe.status WHERE pipe = 'p' AND state <> 'Failed'}, '1');
 	$node->safe_psql('postgres', q{UPDATE acc SET bal = bal - 1 WHERE id % 3 = 0; INSERT INTO hist (acc, delta) SELECT i, 5 FROM generate_series(1, 20) i});
-	wait_for_state($node, 'p', 'Running', 60);
+	wait_for_state($node, 'p', 'Running');
 	wait_caught_up($node, 'p');
 	parity_ok($node, $ch, 'acc',  name => "$name: same rows of acc after the resync");
 	parity_ok($node, $ch, 'hist', final => 0, name => "$name: same rows of hist after the resync");
 	is(pipe_status($node, 'p', 'last_error'), '', "$name: no error is left");
+	wait_for_sql($node, 'SELECT count(*) FROM clickpipe.replaced_target', '0');
 	is($ch->query(q{SELECT count() FROM system.tables WHERE database = 'analytics' AND name LIKE '%resync%'}), '0', "$name: no other target is left");
 	return;
 }
@@ -89,7 +91,7 @@ repaired_ok('ClickHouse hung');
 sub failed_ok_again
 {
 	my ($name, $slot) = @_;
-	wait_for_state($node, 'p', 'Failed', 60);
+	wait_for_state($node, 'p', 'Failed');
 	is($node->safe_psql('postgres', 'SELECT count(*) FROM pg_replication_slots'), '0', "$name: the slot is gone");
 	like(pipe_status($node, 'p', 'last_error'), qr/replication slot "$slot" retained/, "$name: the error says why");
 	return;

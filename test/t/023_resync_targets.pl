@@ -28,10 +28,9 @@ sub resync
 {
 	my ($pipe, @tables) = @_;
 	sql("SELECT clickpipe_resync('$pipe', '{" . join(',', @tables) . "}')");
-	wait_for_sql($node, 'SELECT count(*) FROM clickpipe.table_state WHERE is_resync OR resync < (SELECT resync FROM clickpipe.pipe_table t WHERE t.id = pipe_table)', '0');
+	wait_resynced($node);
 	wait_for_state($node, $pipe, 'Running');
 	wait_caught_up($node, $pipe);
-	wait_for_sql($node, 'SELECT count(*) FROM clickpipe.replaced_target', '0');
 	return;
 }
 
@@ -160,7 +159,7 @@ wait_for_sql($node, q{SELECT count(*) FROM clickpipe.tables WHERE source = 'load
 isnt(sql(q{SELECT clickpipe_wait('p', timeout => '0')}), 't', 'a foreign table has the name, during the first load: clickpipe_wait does not say that it is loaded');
 $relay->release('slow');
 sql(q{UPDATE loading SET v = 'changed' WHERE id % 100 = 0});
-ok(wait_until(sub { table_status($node, 'p', 'loading', 'state') eq 'Running' }, 20),
+ok(wait_until(sub { table_status($node, 'p', 'loading', 'state') eq 'Running' }),
 	'a foreign table has the name, during the first load: that load goes on')
   or diag(sql(q{SELECT * FROM clickpipe.tables WHERE source = 'loading'::regclass}));
 chq('DROP TABLE analytics.public_loading_resync SYNC');

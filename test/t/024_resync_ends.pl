@@ -10,7 +10,6 @@ use ClickpipeResync;
 use ClickpipeTest;
 use ClickpipeTraffic;
 use Test::More;
-use Time::HiRes qw(time);
 
 plan skip_all => 'ClickHouse is not ours' if $ENV{CLICKPIPE_CLICKHOUSE_URL};
 
@@ -44,10 +43,11 @@ my %end = (
 	'ClickHouse hangs' => sub {
 		$ch->stop_signal;
 		# a pause must not wait for it
+		my $watch = stopwatch();
+
 		sql(q{SELECT clickpipe_pause('p')});
-		my $begin = time();
-		wait_for_state($node, 'p', 'Paused', 20);
-		cmp_ok(time() - $begin, '<', 5, 'ClickHouse hangs: a pause takes less than 5 seconds');
+		wait_for_state($node, 'p', 'Paused');
+		cmp_ok($watch->(), '<', 5, 'ClickHouse hangs: a pause takes less than 5 seconds');
 		$ch->cont_signal;
 		sql(q{SELECT clickpipe_resume('p')});
 	});
@@ -71,7 +71,7 @@ for my $who (sort keys %end)
 		  if $step eq 'drop';
 		is(sql(q{SELECT state, old_uuid IS NOT NULL AND new_uuid IS NOT NULL FROM clickpipe.table_state WHERE is_resync}), 'Resync|t',
 			"$when: caught in the exchange, whose tables are recorded") if $step eq 'exchange';
-		is(pipe_status($node, 'p', 'state'), 'Resync', "$when: the pipe says Resync") if $step eq 'exchange';
+		wait_for_state($node, 'p', 'Resync') if $step eq 'exchange';
 		$end{$who}->();
 		$relay->release($step);
 		resync_whole($when, $table);

@@ -32,9 +32,9 @@ sub says
 {
 	my ($condition, $name, $seconds) = @_;
 	$seconds //= 2;
-	my $start = time();
-	wait_until(sub { pipe_status($node, 'p', "coalesce($condition, false)") eq 't' }, 30);
-	my $took = time() - $start;
+	my $watch = stopwatch();
+	wait_until(sub { pipe_status($node, 'p', "coalesce($condition, false)") eq 't' });
+	my $took = $watch->();
 	cmp_ok($took, '<', $seconds, sprintf('%s: status says so after %.2f s', $name, $took))
 	  or diag(scalar pipe_status($node, 'p', '*'));
 	return;
@@ -43,14 +43,22 @@ sub says
 my $clear = 'num_nulls(last_error, last_error_code, last_error_hint, last_error_at, retry_at, tries) = 6';
 my $next = 10_000;
 
-sub insert_row { $next++; $node->safe_psql('postgres', "INSERT INTO t VALUES ($next, 'new', 1)"); return; }
+# Returns the times before and after its commit.
+sub insert_row
+{
+	$next++;
+	return split /\n/, $node->safe_psql('postgres', "SELECT clock_timestamp(); INSERT INTO t VALUES ($next, 'new', 1); SELECT clock_timestamp()");
+}
 
-# lag_seconds, less the seconds since a time that was taken before
+# lag_seconds is the age of something that happened between two times; how far beyond
+# that it is.
 sub lag_beyond
 {
-	my ($since) = @_;
-	return $node->safe_psql('postgres',
-		"SELECT lag_seconds - extract(epoch FROM clock_timestamp() - '$since') FROM clickpipe.status WHERE pipe = 'p'");
+	my ($before, $after) = @_;
+	return $node->safe_psql('postgres', qq{
+		SELECT greatest(0, lag - extract(epoch FROM till - '$before'), extract(epoch FROM since - '$after') - lag)
+		FROM (SELECT clock_timestamp() AS since, lag_seconds AS lag, clock_timestamp() AS till
+			FROM clickpipe.status WHERE pipe = 'p' OFFSET 0) x});
 }
 sub now { return $node->safe_psql('postgres', 'SELECT clock_timestamp()'); }
 
@@ -77,16 +85,15 @@ says('rows_inserted = 1 AND lag_seconds < 1 AND last_flush_at > now() - interval
 # ClickHouse is stopped.
 #
 $ch->stop;
-my $since = now();
-insert_row();
+my @since = insert_row();
 says("state = 'Running' AND last_error ~ 'connect' AND last_error_code IS NULL AND retry_at IS NOT NULL AND tries >= 1 AND worker_pid IS NOT NULL",
 	'ClickHouse stopped');
-is(pipe_status($node, 'p', q{last_error_at >= '} . $since . q{' AND retry_at > now() - interval '5 s' AND retry_at < now() + interval '60 s'}),
+is(pipe_status($node, 'p', q{last_error_at >= '} . $since[0] . q{' AND retry_at > now() - interval '5 s' AND retry_at < now() + interval '60 s'}),
 	't', 'ClickHouse stopped: when it failed, and when it is tried again');
 says('lag_seconds > 1', 'ClickHouse stopped: the lag', 3);
 insert_row();
-my $beyond = lag_beyond($since);
-cmp_ok(abs($beyond), '<', 0.7, "ClickHouse stopped: the lag is the age of the oldest commit that is not visible (off by $beyond s)");
+my $beyond = lag_beyond(@since);
+cmp_ok($beyond, '<', 0.7, "ClickHouse stopped: the lag is the age of the oldest commit that is not visible (off by $beyond s)");
 my ($bytes, $retained) = pipe_status($node, 'p', 'lag_bytes, retained_wal_bytes');
 $node->safe_psql('postgres', q{INSERT INTO t SELECT g, repeat('x', 1000) FROM generate_series(20001, 21000) g});
 cmp_ok(scalar pipe_status($node, 'p', 'lag_bytes'), '>', $bytes + 1_000_000, 'lag_bytes grows with the WAL');
@@ -98,8 +105,8 @@ says("tries > $tries", 'ClickHouse stopped: it is tried again', 8);
 says('lag_seconds > 4', 'ClickHouse stopped for longer', 5);
 restart_server($node, 'immediate');
 says("worker_pid IS NOT NULL AND last_error ~ 'connect' AND retry_at IS NOT NULL", 'after a crash, ClickHouse stopped', 4);
-$beyond = lag_beyond($since);
-cmp_ok(abs($beyond), '<', 1.5, "after a crash the lag is still the age of what is not visible (off by $beyond s)");
+$beyond = lag_beyond(@since);
+cmp_ok($beyond, '<', 1.5, "after a crash the lag is still the age of what is not visible (off by $beyond s)");
 
 $ch->start;
 says("$clear AND lag_seconds < 1 AND state = 'Running'", 'ClickHouse started', 15);
@@ -110,28 +117,28 @@ parity_ok($node, $ch, 't', name => 'ClickHouse stopped: parity');
 # ClickHouse hangs.
 #
 $ch->stop_signal;
-$since = now();
-insert_row();
+@since = insert_row();
 says("lag_seconds > 1 AND state = 'Running' AND worker_pid IS NOT NULL", 'ClickHouse hangs: the lag');
-cmp_ok(abs(lag_beyond($since)), '<', 0.7, 'ClickHouse hangs: it is the age of the commit');
+cmp_ok(lag_beyond(@since), '<', 0.7, 'ClickHouse hangs: it is the age of the commit');
 $ch->cont_signal;
 says("lag_seconds < 1 AND $clear", 'ClickHouse goes on');
 
 #
 # Paused: how old ClickHouse's data is.
 #
-$since = now();
+@since = now();
 $node->safe_psql('postgres', q{SELECT clickpipe_pause('p')});
 says("state = 'Paused' AND worker_pid IS NULL AND $clear AND retry_at IS NULL", 'paused', 5);
+push @since, now();
 my ($first) = pipe_status($node, 'p', 'lag_seconds');
 says("lag_seconds > $first + 1", 'paused: the age grows without traffic', 3);
-cmp_ok(abs(lag_beyond($since)), '<', 1.5, 'paused: it is the time since the pause');
+cmp_ok(lag_beyond(@since), '<', 1.5, 'paused: it is the time since the pause');
 my ($lag_bytes) = pipe_status($node, 'p', 'lag_bytes');
 $node->safe_psql('postgres', q{INSERT INTO t SELECT g, repeat('y', 1000) FROM generate_series(30001, 30500) g});
 is(pipe_status($node, 'p', "lag_bytes > $lag_bytes + 500000 AND retained_wal_bytes >= lag_bytes AND wal_status = 'reserved'"), 't', 'paused: the WAL that waits');
 restart_server($node, 'immediate');
 says("state = 'Paused' AND worker_pid IS NULL AND lag_seconds > 2", 'paused, after a crash', 3);
-cmp_ok(abs(lag_beyond($since)), '<', 1.5, 'paused, after a crash: the age is still that of the data');
+cmp_ok(lag_beyond(@since), '<', 1.5, 'paused, after a crash: the age is still that of the data');
 $node->safe_psql('postgres', q{SELECT clickpipe_resume('p')});
 wait_caught_up($node, 'p');
 says("state = 'Running' AND lag_seconds < 1 AND $clear", 'resumed');

@@ -157,7 +157,7 @@ my ($txns, $bytes) = split /\|/, sql('SELECT spill_txns, spill_bytes FROM clickp
 sql(q{INSERT INTO keyed SELECT g, repeat('x', 100) FROM generate_series(70001, 80000) g});
 did('keyed', 10_000, 0, 0);
 wait_caught_up($node, 'views');
-ok(wait_until(sub { sql("SELECT spill_txns > $txns AND spill_bytes > $bytes + 1000000 AND spill_count > 0 AND total_bytes > 1000000 AND total_txns > 0 FROM clickpipe.slots") eq 't' }, 10),
+ok(wait_until(sub { sql("SELECT spill_txns > $txns AND spill_bytes > $bytes + 1000000 AND spill_count > 0 AND total_bytes > 1000000 AND total_txns > 0 FROM clickpipe.slots") eq 't' }),
 	'a transaction larger than clickpipe.decoding_work_mem is spilled, and seen')
   or diag(sql('SELECT * FROM clickpipe.slots'));
 
@@ -192,9 +192,10 @@ cmp_ok(sql("SELECT count(*) $where"), '<=', 128, 'batches are bounded');
 #
 # Who does what.
 #
-is(sql(q{SELECT string_agg(backend_type || '/' || application_name || '/' || query, ', ' ORDER BY backend_type, application_name COLLATE "C")
-	FROM pg_stat_activity WHERE backend_type LIKE 'clickpipe pipe'}),
-	'clickpipe pipe/clickpipe quiet/streaming, clickpipe pipe/clickpipe views/streaming', 'pg_stat_activity: pipe workers');
+wait_for_sql($node, q{SELECT string_agg(backend_type || '/' || application_name || '/' || query, ', ' ORDER BY backend_type, application_name COLLATE "C")
+	FROM pg_stat_activity WHERE backend_type LIKE 'clickpipe pipe'},
+	'clickpipe pipe/clickpipe quiet/streaming, clickpipe pipe/clickpipe views/streaming');
+pass('pg_stat_activity: pipe workers');
 is(sql(q{SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'clickpipe launcher'}), '1', 'pg_stat_activity: the launcher');
 is(sql(q{SELECT activity FROM clickpipe.status WHERE pipe = 'views'}), 'streaming', 'status says the same');
 

@@ -184,10 +184,11 @@ slots_ok($node, 'one batch', 'postgres', 'other');
 
 works($node, 'postgres', 'DROP EXTENSION clickpipe CASCADE');
 works($node, 'other', 'DROP EXTENSION clickpipe CASCADE');
-ok(wait_until(sub { $node->safe_psql('postgres', 'SELECT count(*) FROM pg_replication_slots') eq '0' }, 60),
+ok(wait_until(sub { $node->safe_psql('postgres', 'SELECT count(*) FROM pg_replication_slots') eq '0' }),
 	'no slot is left') or diag(server_log_tail($node, 40));
-is($node->safe_psql('postgres', q{SELECT count(*) FROM pg_stat_activity WHERE backend_type IN ('clickpipe pipe', 'clickpipe snapshot')}),
-	'0', 'no worker is left');
+ok( wait_until(sub {
+		$node->safe_psql('postgres', q{SELECT count(*) FROM pg_stat_activity WHERE backend_type IN ('clickpipe pipe', 'clickpipe snapshot')}) eq '0' }),
+	'no worker is left');
 unlike(PostgreSQL::Test::Utils::slurp_file($node->logfile), qr/PANIC|TRAP|signal 11/, 'no crash');
 
 $node->stop;

@@ -125,7 +125,9 @@ unlike($said, qr/out of background worker slots/, 'and all found a place');
 # Nothing to do: what the workers use of the CPU while the server is quiet.
 # Confirming what has been done may take a while, so it may look several times.
 #
-my @pids = pg_worker_pids($node);
+my @pids;
+wait_until(sub { @pids = pg_worker_pids($node); return @pids == $pipes + @dbs + 1; });
+
 my $ticks = sub {
 	my $sum = 0;
 	for my $pid (@pids)
@@ -144,7 +146,7 @@ ok( wait_until(sub {
 		my $part = ($ticks->() - $used) / $hz / (time() - $t);
 		$best = $part if !defined $best || $part < $best;
 		return $part < 0.1;
-	}, 30),
+		}),
 	'the workers of all pipes together use less than a tenth of a CPU when idle') or diag("they use $best");
 note("idle: $best of a CPU");
 

@@ -64,7 +64,7 @@ sub run_and_watch
 			return 0 if $out !~ /done/;
 			$lsn //= $monitor->query_safe('SELECT pg_current_wal_insert_lsn()');
 			return $monitor->query_safe("SELECT coalesce(visible_lsn >= '$lsn', false) FROM clickpipe.pipe_activity()") eq 't';
-		});
+		}, 600);
 	$run->finish;
 	$ch->cont_signal;
 	ok($arrived, "$name: arrived") or diag(server_log_tail($node));
@@ -101,7 +101,7 @@ my $max     = run_and_watch(
 			$stops++;
 			$rounds = 0;
 		}
-		elsif ($stopped && ($u > $max_unacked * 0.9 || ++$rounds > 50))
+		elsif ($stopped && ($u > $max_unacked * 0.9 || ++$rounds > 100))
 		{
 			$full++ if $u > $max_unacked * 0.9;
 			$ch->cont_signal;
@@ -122,7 +122,7 @@ wait_caught_up($node, 'p');
 parity_ok($node, $ch, 't', name => 'same rows after all');
 
 # Afterwards the memory is given back
-ok(wait_until(sub { rss() < $idle + 64 * $mb }, 30), sprintf('an idle worker gives its memory back: %.1f MB', rss() / $mb));
+ok(wait_until(sub { rss() < $idle + 64 * $mb }), sprintf('an idle worker gives its memory back: %.1f MB', rss() / $mb));
 is($node->safe_psql('postgres', q{SELECT count(*) FROM clickpipe.tables WHERE state <> 'Running'}), '0', 'nothing is set aside');
 
 $monitor->quit;

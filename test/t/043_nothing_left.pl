@@ -266,8 +266,16 @@ $node->safe_psql('postgres', $good);
 wait_for_state($node, 'p', 'Running');
 wait_caught_up($node, 'p');
 parity_ok($node, $ch, 'good');
-like(traces(), qr/^1 slots, 1 workers, 1 pipes, 1 tables, 1 states, 1 table states, \d+ chunks, 1 entries, 1 targets$/,
-	'one pipe');
+# snapshot workers go a moment after their load
+sub one_pipe_each
+{
+	my ($n, $name) = @_;
+	my $expected = qr/^$n slots, $n workers, $n pipes, $n tables, $n states, $n table states, \d+ chunks, $n entries, $n targets$/;
+	wait_until(sub { traces() =~ $expected });
+	like(traces(), $expected, $name);
+	return;
+}
+one_pipe_each(1, 'one pipe');
 is($node->safe_psql('postgres', q{SELECT count(*) FROM clickpipe.pipe_activity() WHERE worker_pid IS NOT NULL}),
 	'1', 'one worker');
 
@@ -284,8 +292,7 @@ isnt($rc, 0, 'a third pipe is refused');
 	"SELECT clickpipe_create('r', 'warehouse', ARRAY['a.b_c']::regclass[])");
 like($err, qr/too many pipes/, 'more pipes than clickpipe.max_pipes: refused');
 like($err, qr/HINT:.*clickpipe\.max_pipes/, 'with the hint');
-like(traces(), qr/^2 slots, 2 workers, 2 pipes, 2 tables, 2 states, 2 table states, \d+ chunks, 2 entries, 2 targets$/,
-	'and nothing is left of it');
+one_pipe_each(2, 'and nothing is left of it');
 
 # Verbs that are rolled back
 my $before = $node->safe_psql('postgres',

@@ -115,7 +115,7 @@ conf(max_replication_slots => 2);
 wait_for_state($node, 'p', 'Running');
 wait_caught_up($node, 'p');
 parity_ok($node, $ch, 't', final => 0, name => 'with two it recovers');
-unlike(slots(), qr/ /, 'and the second one is gone');
+ok(wait_until(sub { slots() !~ / / }), 'and the second one is gone');
 sql(q{SELECT clickpipe_drop('p', true)});
 ok(wait_until(sub { slots() eq '' && sql('SELECT count(*) FROM clickpipe.pipe') eq '0' }), 'dropped');
 sql($create);
@@ -153,7 +153,7 @@ parity_ok($node, $ch, 't', name => 'nothing is lost');
 sub failed_ok
 {
 	my ($name, $error) = @_;
-	wait_for_state($node, 'p', 'Failed', 30);
+	wait_for_state($node, 'p', 'Failed');
 	like(status('last_error'), $error, "$name: last_error");
 	like(sql(q{SELECT last_error_hint FROM clickpipe.pipe_state}), qr/clickpipe_resync/, "$name: hint");
 	is(status('worker_pid IS NULL'), 't', "$name: no worker");
@@ -270,7 +270,7 @@ is(status('last_error IS NULL'), 't', 'the error is gone');
 conf(max_worker_processes => 2);
 ok(wait_until(sub { PostgreSQL::Test::Utils::slurp_file($node->logfile) =~ /clickpipe.*out of background worker slots/ }),
 	'the log says that there is no worker slot');
-ok(wait_until(sub { status('last_error_hint') =~ /max_worker_processes/ }, 30), 'and so does last_error')
+ok(wait_until(sub { status('last_error_hint') =~ /max_worker_processes/ }), 'and so does last_error')
   or diag(status('*'));
 conf(max_worker_processes => 8);
 wait_for_state($node, 'p', 'Running');

@@ -226,7 +226,7 @@ $node->safe_psql('postgres',
 	"SELECT clickpipe_create('p', 'warehouse', ARRAY['canary', $tables]::regclass[],"
 	  . " '{\"sync_interval_seconds\": 0.1, \"max_inserts_per_second\": 1000, \"on_rewrite\": \"fail\", \"snapshot_number_of_parallel_tables\": 4,"
 	  . " \"tables\": {$table_options}}')");
-wait_for_state($node, 'p', 'Running', 120);
+wait_for_state($node, 'p', 'Running');
 wait_caught_up($node, 'p');
 is($node->safe_psql('postgres', q{SELECT count(*) FROM clickpipe.tables WHERE state <> 'Running'}),
 	'0', 'all tables are loaded');
@@ -236,7 +236,7 @@ sub canary
 {
 	my $id = $node->safe_psql('postgres', "INSERT INTO canary (v) VALUES ('x') RETURNING id");
 	return wait_until(
-		sub { $ch->query("SELECT count() FROM analytics.public_canary WHERE id = $id") eq '1' }, 60);
+		sub { $ch->query("SELECT count() FROM analytics.public_canary WHERE id = $id") eq '1' });
 }
 
 # The tables as clickpipe.tables has them, by target: a dropped one has no name.
@@ -291,7 +291,7 @@ for my $c (@aside)
 			my $state = table_row($c->{table})->{state};
 			$early = 1 if $passed eq 't' && $state ne 'Failed';
 			return $state eq 'Failed';
-		}, 60);
+		});
 	ok($failed, "$c->{name}: set aside");
 	ok(!$early, 'the slot did not pass it before that was durable');
 	like($node->safe_psql('postgres', q{SELECT last_error FROM clickpipe.status}),
@@ -308,7 +308,7 @@ for my $c (@aside)
 	$node->safe_psql('postgres', $c->{act});
 	$node->stop('immediate');
 	$node->start;
-	ok(wait_until(sub { table_row($c->{table})->{state} eq 'Failed' }, 60), "$c->{name}: set aside after a crash right after it");
+	ok(wait_until(sub { table_row($c->{table})->{state} eq 'Failed' }), "$c->{name}: set aside after a crash right after it");
 }
 
 for my $c (@aside[ 2 .. $#aside ])
@@ -326,7 +326,7 @@ sub check_aside
 	for my $c (@aside)
 	{
 		my $s;
-		wait_until(sub { $s = table_row($c->{table}); $s->{state} eq 'Failed' }, $c->{ch} ? 60 : 10);
+		wait_until(sub { $s = table_row($c->{table}); $s->{state} eq 'Failed' });
 		is($s->{state}, 'Failed', "$c->{name}: set aside$when");
 		like($s->{error}, $c->{error}, "$c->{name}: last_error$when");
 		like($s->{hint}, $c->{hint} // qr/\S/, "$c->{name}: hint$when");
@@ -384,7 +384,7 @@ $node->safe_psql('postgres',
 	  . join(', ', map { "'$_'" } sort keys %load) . "]::regclass[])");
 for my $t (sort keys %load)
 {
-	ok(wait_until(sub { table_row($t)->{state} eq 'Failed' }, 60), "$t: set aside in its load");
+	ok(wait_until(sub { table_row($t)->{state} eq 'Failed' }), "$t: set aside in its load");
 	my $s = table_row($t);
 	like($s->{error}, qr/column "d"/, "$t: last_error");
 	like($s->{hint}, qr/excluded_columns/, "$t: hint");

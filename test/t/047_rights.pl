@@ -151,7 +151,7 @@ refused_to('nobody', q{SELECT * FROM clickpipe.status}, qr/permission denied/, '
 
 # Rights taken away
 $node->safe_psql('postgres', 'REVOKE SELECT ON t2 FROM alice');
-wait_for_table_state($node, 'p', 't2', 'Failed', 30);
+wait_for_table_state($node, 'p', 't2', 'Failed');
 like($node->safe_psql('postgres', q{SELECT last_error || ' / ' || last_error_hint FROM clickpipe.tables WHERE source = 't2'::regclass}),
 	qr/may not read it.*GRANT SELECT/s, 'revoked SELECT: set aside, with the hint');
 $node->safe_psql('postgres', q{INSERT INTO t2 VALUES (2001, 'not for alice'); INSERT INTO t VALUES (2002, 'goes on')});
@@ -160,7 +160,7 @@ is($ch->query('SELECT count() FROM analytics.public_t2 WHERE id = 2001'), '0', '
 is($node->safe_psql('postgres', q{SELECT state FROM clickpipe.tables WHERE source = 't'::regclass}), 'Running', 'the other table is Running');
 
 $node->safe_psql('postgres', 'ALTER TABLE t ENABLE ROW LEVEL SECURITY');
-wait_for_table_state($node, 'p', 't', 'Failed', 30);
+wait_for_table_state($node, 'p', 't', 'Failed');
 like($node->safe_psql('postgres', q{SELECT last_error FROM clickpipe.tables WHERE source = 't'::regclass}),
 	qr/row-level security/, 'row-level security switched on: set aside');
 allowed_to('alice', q{SELECT clickpipe_drop('p', true)}, 'the owner drops');

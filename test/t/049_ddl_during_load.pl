@@ -11,6 +11,8 @@ use warnings;
 use ClickpipeTest;
 use Test::More;
 
+use ClickpipeTraffic;
+
 plan skip_all => 'stops ClickHouse' if $ENV{CLICKPIPE_CLICKHOUSE_URL};
 
 my $ch   = start_clickhouse();
@@ -57,13 +59,13 @@ my $list = join ', ', map { "'$_->[4]'" } @cases;
 $node->safe_psql('postgres',
 	"SELECT clickpipe_create('p', 'warehouse', ARRAY[$list]::regclass[],"
 	  . " '{\"snapshot_num_rows_per_partition\": 2000, \"initial_load_parallelism\": 2, \"snapshot_number_of_parallel_tables\": 3}')");
-ok(wait_until(sub { $node->safe_psql('postgres', 'SELECT coalesce(sum(chunks_done), 0) >= 4 FROM clickpipe.tables') eq 't' }),
-	'the load has begun');
+wait_for_chunks($node, 'p', 't_plain', 2);
 $ch->stop_signal;
+pass('the load has begun');
 is($node->safe_psql('postgres', 'SELECT state FROM clickpipe.status'), 'Snapshot', 'and is not done');
 for my $c (@cases)
 {
-	my ($rc, $out, $err) = $node->psql('postgres', "SET statement_timeout = '20s';\n" . join(";\n", split /;\s*/, $c->[1]),
+	my ($rc, $out, $err) = $node->psql('postgres', "SET statement_timeout = '60s';\n" . join(";\n", split /;\s*/, $c->[1]),
 		extra_params => [ '-v', 'ON_ERROR_STOP=1' ]);
 	is($rc, 0, "$c->[0]: not blocked") or diag($err);
 }

@@ -147,7 +147,7 @@ is(sql(q{SELECT count(*) FROM clickpipe.tables WHERE state <> 'Running'}), '0', 
 
 # Resynced: both targets go on
 sql(q{SELECT clickpipe_resync('p', '{h}')});
-wait_for_sql($node, q{SELECT count(*) FROM clickpipe.table_state WHERE is_resync OR state <> 'Running'}, '0');
+wait_resynced($node);
 wait_for_state($node, 'p', 'Running');
 my $entries = sql('SELECT count(*) FROM audit');
 sql(changes(31));
@@ -166,7 +166,7 @@ my ($error, $hint) = split /\|/, sql(q{SELECT last_error, last_error_hint FROM c
 like($error, qr/large value of column "v".*vacuum removed it/, 'vacuum was faster: set aside');
 like($hint, qr/REPLICA IDENTITY FULL/, 'vacuum was faster: hint');
 sql(q{ALTER TABLE h REPLICA IDENTITY FULL; SELECT clickpipe_resync('p', '{h}')});
-wait_for_sql($node, q{SELECT count(*) FROM clickpipe.table_state WHERE is_resync OR state <> 'Running'}, '0');
+wait_resynced($node);
 sql('UPDATE h SET n = n + 1 WHERE id = 46');
 wait_caught_up($node, 'p');
 is($ch->query(q{SELECT count() FROM analytics.public_h WHERE id = 46 AND NOT _clickpipe_is_deleted AND length(v) > 0}), '2', 'with REPLICA IDENTITY FULL it goes on');

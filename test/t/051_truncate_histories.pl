@@ -149,7 +149,7 @@ my ($pid) = pipe_status($node, 'p', 'worker_pid');
 kill 'KILL', $pid;
 wait_for_status($node, 'p', "worker_pid <> $pid");
 $relay->release();
-wait_for_sql($node, q{SELECT count(*) FROM clickpipe.table_state WHERE is_resync OR state <> 'Running'}, '0');
+wait_resynced($node);
 same_ok('killed during the load', qw(g h));
 
 done_testing();

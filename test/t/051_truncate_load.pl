@@ -66,7 +66,8 @@ for my $do (qw(hold_before hold_after))
 	$relay->rule('truncate', match => '\nTRUNCATE TABLE', do => 'hold_before');
 	$relay->wait_seen('truncate') or die 'not truncated';
 	like(pipe_status($node, 'p', 'activity'), qr/^truncating analytics\.public_t$/, "$do: status says what goes on");
-	is(sql(q{SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'clickpipe snapshot'}), 0, "$do: no snapshot worker is left");
+	wait_for_sql($node, q{SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'clickpipe snapshot'}, '0');
+	pass("$do: no snapshot worker is left");
 	$relay->release();
 	same_ok("chunks on their way, $do", 't');
 	is(sql(q{SELECT chunks_done = chunks_total FROM clickpipe.tables}), 't', "$do: no chunk is missing");
@@ -142,6 +143,8 @@ $relay->rule('exchange', match => '\nEXCHANGE TABLES', do => 'pass');
 $relay->release('held');
 $relay->wait_seen('exchange') or die 'not exchanged';
 same_ok('during a resync', 't');
+wait_resynced($node);
+
 is($ch->query(q{SELECT count() FROM system.tables WHERE database = 'analytics' AND name LIKE '%resync%'}), 0, 'during a resync: nothing is left of it');
 
 done_testing();

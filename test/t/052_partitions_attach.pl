@@ -172,7 +172,7 @@ $relay->wait_seen('chunk', 3);
 sql('DELETE FROM r WHERE id BETWEEN 300000 AND 302000; VACUUM FULL r_300');
 $relay->release('chunk');
 settled('a leaf rewritten during its load');
-like(sql(q{SELECT string_agg(message, ' ') FROM clickpipe.log}), qr/partition whose heap was rewritten/, 'was loaded once more');
+ok(wait_until(sub { sql(q{SELECT string_agg(message, ' ') FROM clickpipe.log}) =~ /partition whose heap was rewritten/ }), 'was loaded once more');
 
 # Dropped in the middle of its load
 $attach = filled('r_400', 400000, 6000);
@@ -195,7 +195,7 @@ ok(wait_until(sub { sql(q{SELECT count(*) FROM clickpipe.partitions WHERE leaf_n
 	'an attachment that waits for a standby is known');
 is($node->safe_psql('postgres', q{SELECT clickpipe_wait('p', timeout => '1 s')}), 'f', 'and waited for');
 is($ch->query('SELECT count() FROM analytics.public_r WHERE id BETWEEN 900000 AND 999999'), '0', 'not loaded');
-is(sql(q{SELECT count(*) FROM pg_stat_activity WHERE backend_type LIKE 'clickpipe snapshot%'}), '0', 'nobody tries');
+ok(wait_until(sub { sql(q{SELECT count(*) FROM pg_stat_activity WHERE backend_type LIKE 'clickpipe snapshot%'}) eq '0' }), 'nobody tries');
 sql('ALTER SYSTEM RESET synchronous_standby_names');
 $node->reload;
 wait_caught_up($node, 'p');

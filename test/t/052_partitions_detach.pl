@@ -52,7 +52,7 @@ sql(q{UPDATE a SET v = 'before' WHERE id = 10; CREATE TABLE a_1_then AS SELECT *
 wait_caught_up($node, 'p');
 is_kept('a', 'SELECT * FROM a_1_then', 'detached');
 is(removed('a'), 'public.a_1 FOR VALUES FROM (0) TO (1000)', 'it is shown');
-like(sql(q{SELECT message FROM clickpipe.log WHERE message LIKE '%lost%'}), qr/lost its partition public\.a_1, whose rows stay/, 'and logged');
+ok(wait_until(sub { sql(q{SELECT message FROM clickpipe.log WHERE message LIKE '%lost%'}) =~ /lost its partition public\.a_1, whose rows stay/ }), 'and logged');
 
 # In the middle of a transaction, with changes before and after
 sql(q{BEGIN; UPDATE b SET v = 'before' WHERE id < 1000; CREATE TABLE b_1_then AS SELECT * FROM b_1;

@@ -1,6 +1,6 @@
 /*
  * glibc-shim.h
- *		For compile-check only: headers packaged for a newer glibc say that
+ *		For other versions than Debian's: headers packaged for a newer glibc say that
  *		strlcpy and strlcat are the system's, and this system has none.
  */
 #include <stddef.h>
