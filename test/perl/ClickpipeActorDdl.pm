@@ -61,7 +61,7 @@ my @tables = (
 		# sorted by a column outside the key
 		name    => 'd_full',
 		create  => q{CREATE TABLE d_full (id int PRIMARY KEY, k2 int NOT NULL DEFAULT 0, cat text NOT NULL DEFAULT 'c', c1 text, c2 float8); ALTER TABLE d_full REPLICA IDENTITY FULL},
-		options => '"sorting_keys": ["cat", "id"]',
+		options => '"sorting_keys": ["cat", "id", "k2"]',
 		weight  => 3, rows => 2000,
 	},
 	{

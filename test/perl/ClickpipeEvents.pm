@@ -164,8 +164,10 @@ sub forgive
 	for my $t (@tables)
 	{
 		my $error = sql("SELECT last_error FROM clickpipe.tables WHERE state = 'Failed' AND source = " . rel($t));
-		next if $error eq '' || $error !~ $opt{forgive};
+		next if $error eq '' || !$opt{forgive}->($t, $error);
 		note("$t is resynced: $error");
+		# the hint of a target that was made before the table was altered, and never got a row
+		$ch->query('DROP TABLE IF EXISTS ' . sql('SELECT target FROM clickpipe.tables WHERE source = ' . rel($t)) . ' SYNC') if $error =~ /has no column/;
 		verb("SELECT clickpipe_resync('p', " . rels($t) . ')');
 	}
 	return;
@@ -182,7 +184,7 @@ sub forgive
 #					ClickHouse, random numbers and the tables that the pipe has
 #	settle			a function that is called when the actors have ended
 #	timeout			of all loads and resyncs at the end, 90
-#	forgive			a regexp: messages of tables that are resynced at the end
+#	forgive			a function of a table's name and its error: is it resynced at the end?
 #	rel				a function of a table's name: an SQL expression that gives its OID
 #	compare			a function that compares both sides
 sub random_test
@@ -242,12 +244,14 @@ sub random_test
 		}
 		my $done = wait_until(sub {
 			forgive();
+			return 0 unless sql(q{SELECT count(*) FROM clickpipe.pipe_table WHERE id NOT IN (SELECT pipe_table FROM clickpipe.table_state)}) eq '0';
+			# one that is set aside stays so
+			return 1 if sql(q{SELECT bool_or(state = 'Failed') AND bool_and(state IN ('Running', 'Failed')) FROM clickpipe.tables}) eq 't';
 			return 0 unless sql(q{SELECT count(*) FROM clickpipe.table_state s JOIN clickpipe.pipe_table t ON t.id = s.pipe_table
-				WHERE s.is_resync OR s.resync < t.resync OR s.state NOT IN ('Running', 'Failed')}) eq '0'
-			  && sql(q{SELECT count(*) FROM clickpipe.pipe_table WHERE id NOT IN (SELECT pipe_table FROM clickpipe.table_state)}) eq '0';
+				WHERE s.is_resync OR s.resync < t.resync OR s.state <> 'Running'}) eq '0';
 			# the stream may still come to what needs a resync
 			my ($rc, $out) = try_psql($node, 'postgres', q{SELECT clickpipe_wait('p', timeout => '2 s')});
-			return $out eq 't' || sql(q{SELECT count(*) FROM clickpipe.tables WHERE state = 'Failed'}) ne '0'; }, $opt{timeout} // 90);
+			return $out eq 't'; }, $opt{timeout} // 90);
 		$ok &= ok($done, "round $round: loads and resyncs come to their end")
 		  || diag(sql(q{SELECT state, activity, last_error FROM clickpipe.status; SELECT source, state, last_error, chunks_done, chunks_total FROM clickpipe.tables}));
 		$ok &= is(sql(q{SELECT string_agg(source || ': ' || last_error, '; ') FROM clickpipe.tables WHERE state <> 'Running'}), '', "round $round: all tables are Running");
