@@ -639,7 +639,7 @@ sub wait_caught_up
 {
 	my ($node, $pipe, $timeout, %opt) = @_;
 	my $db = $opt{db} // 'postgres';
-	$timeout //= 120;
+	$timeout //= default_timeout();
 	my ($rc, $out, $err) = $node->psql($db,
 		'SELECT clickpipe_wait(' . pg_quote($pipe) . ", timeout => '$timeout s')");
 	return 1 if $rc == 0 && $out eq 't';

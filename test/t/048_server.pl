@@ -69,7 +69,7 @@ SKIP:
 	$node->safe_psql('postgres',
 		"ALTER USER MAPPING FOR CURRENT_USER SERVER warehouse OPTIONS (SET password '" . $ch->password . "')");
 	$node->safe_psql('postgres', q{SELECT clickpipe_pause('p')});
-	wait_for_state($node, 'p', 'Paused', 10);
+	wait_for_state($node, 'p', 'Paused');
 	$node->safe_psql('postgres', q{SELECT clickpipe_resume('p')});
 	wait_for_state($node, 'p', 'Running');
 	wait_caught_up($node, 'p');
@@ -93,7 +93,7 @@ SKIP:
 	$node->safe_psql('postgres',
 		"ALTER USER MAPPING FOR CURRENT_USER SERVER warehouse OPTIONS (SET password '" . $ch->password . "')");
 	$node->safe_psql('postgres', q{SELECT clickpipe_pause('p')});
-	wait_for_state($node, 'p', 'Paused', 10);
+	wait_for_state($node, 'p', 'Paused');
 	$node->safe_psql('postgres', q{SELECT clickpipe_resume('p')});
 	wait_for_state($node, 'p', 'Running');
 	wait_caught_up($node, 'p');
@@ -193,7 +193,7 @@ wait_for_state($node, 'o', 'Running', undef, db => 'other');
 $node->safe_psql('other', q{SELECT clickpipe_drop('o')});
 ok(wait_until(sub { $node->safe_psql('postgres', q{SELECT count(*) FROM pg_replication_slots WHERE database = 'other'}) eq '0' }),
 	'pipe of another database dropped');
-ok(wait_until(sub { ($rc, $out, $err) = $node->psql('postgres', 'DROP DATABASE other'); $rc == 0 }, 30),
+ok(wait_until(sub { ($rc, $out, $err) = $node->psql('postgres', 'DROP DATABASE other'); $rc == 0 }),
 	'DROP DATABASE works when its pipes are dropped') or diag($err);
 
 $node->stop;

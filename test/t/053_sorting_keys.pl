@@ -193,7 +193,7 @@ sql(q{SELECT clickpipe_add_table('p', 'r', '{"partition_by_expr": "u"}'), clickp
 wait_for_table_state($node, 'p', $_, 'Failed') for qw(r r_full);
 like(join('|', table_status($node, 'p', 'r', 'last_error, last_error_hint')), qr/partitioned by column "u".*REPLICA IDENTITY FULL/, 'added: refused, with a hint');
 like(join('|', table_status($node, 'p', 'r_full', 'last_error, last_error_hint')), qr/yntax error.*partition_by_expr/s, q{added: ClickHouse's message});
-is($ch->query(q{SELECT count() FROM system.tables WHERE database = 'analytics' AND name LIKE 'public_r%'}), '0', 'what was just made is dropped again');
+ok(wait_until(sub { $ch->query(q{SELECT count() FROM system.tables WHERE database = 'analytics' AND name LIKE 'public_r%'}) eq '0' }), 'what was just made is dropped again');
 
 $node->stop;
 done_testing();

@@ -203,6 +203,7 @@ sql(q{
 wait_for_state($node, 'q', 'Running');
 is($ch->query('SELECT s FROM analytics.public_fails_later'), 'good', 'the type has a text form');
 my $failed = q{SELECT state || ': ' || last_error FROM clickpipe.tables WHERE source = };
+wait_for_table_state($node, 'q', 'fails_loaded', 'Failed');
 is(sql("$failed 'fails_loaded'::regclass"), 'Failed: a value has no text form: invalid internal value for enum: 0', 'set aside by its load');
 sql(q{INSERT INTO fails_later VALUES (2, '0')});
 wait_for_table_state($node, 'q', 'fails_later', 'Failed');

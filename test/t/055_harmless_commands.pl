@@ -78,7 +78,7 @@ sub act
 {
 	my (@which) = @_;
 	$round++;
-	my @all = ("SET statement_timeout = '20s'");
+	my @all = ("SET statement_timeout = '60s'");
 	for my $c (@which)
 	{
 		my ($name, $sql, $oid, $t) = @$c;

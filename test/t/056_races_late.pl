@@ -88,7 +88,7 @@ sub loaded
 {
 	my ($t, $when) = @_;
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
-	wait_sql(q{SELECT count(*) FROM clickpipe.table_state WHERE is_resync OR state <> 'Running'}, 0);
+	wait_resynced($node);
 	wait_caught_up($node, 'p');
 	same($t, $when);
 	# it is in the load, not in the stream

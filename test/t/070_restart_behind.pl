@@ -52,7 +52,8 @@ wait_for_state($node, 'p', 'Paused');
 sql(q{INSERT INTO other VALUES (200, 'before'); ALTER TABLE other ADD COLUMN w int});
 sql(q{SELECT clickpipe_resume('p')});
 wait_caught_up($node, 'p');
-is(sql(q{SELECT count(*) FROM clickpipe.log WHERE message LIKE '%column "w" was added%'}), '1', 'the change is followed');
+wait_for_sql($node, q{SELECT count(*) FROM clickpipe.log WHERE message LIKE '%column "w" was added%'}, '1');
+pass('the change is followed');
 parity_ok($node, $ch, $_, name => "$_ at the end") for qw(locked other);
 
 $node->stop;

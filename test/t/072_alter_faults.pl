@@ -84,9 +84,11 @@ for my $round (1 .. 6)
 {
 	change('t') for 1 .. 3;
 	my $pid = pipe_status($node, 'p', 'worker_pid');
-	kill 'KILL', $pid if $pid =~ /^\d+$/ && $round % 2;
-	wait_for_server($node) if $round % 2;
-	kill 'TERM', $pid if $pid =~ /^\d+$/ && $round % 2 == 0;
+		next if $pid !~ /^\d+$/;
+	kill $round % 2 ? 'KILL' : 'TERM', $pid;
+	# before it is gone the server has not noticed, and takes connections
+	wait_until(sub { !kill 0, $pid }) or die "worker $pid is still there";
+	wait_for_server($node);
 }
 same_rows('workers killed');
 
