@@ -88,14 +88,15 @@ my @kinds = (
 	[ 'unlogged_never',  'int', '1', 'ALTER TABLE %t SET (autovacuum_enabled = off), CLUSTER ON %t_pkey', '2', 0 ],
 );
 
-# Each kind twice: k_ with rows in its transaction, s_ on its own.  What has no
-# rows of before in the heap that it rewrites differs in nothing else.
+# Each kind twice: k_ with rows in its transaction, s_ on its own.  Of those that
+# end in a resync a few will do on their own: it is the same for all.
 my @tables;
 for my $kind (@kinds)
 {
 	my ($name, $type, $value, $act, $behind, $resyncs, $before, $after) = @$kind;
 	for my $prefix ('k', 's')
 	{
+		next if $prefix eq 's' && $resyncs && $name !~ /^(int_bigint|same_using|enum_label|field_added)$/;
 		my $t    = "${prefix}_$name";
 		my $fill = sub { my $s = shift; $s =~ s/%t/$t/g if defined $s; return $s; };
 		sql($fill->(($before ? "$before;" : '') . "CREATE TABLE %t (id int PRIMARY KEY, v text, c $type);"
