@@ -63,6 +63,21 @@ shape_dropped_columns(List *shape, Oid *missing)
 	return make_tuple_desc(shape, DROPPED_LINE, missing);
 }
 
+/* See shape.h. */
+List *
+shape_forget_dropped(List *shape, AttrNumber attnum)
+{
+	ShapeColumn column;
+	ListCell   *lc;
+
+	foreach(lc, shape)
+		if (strncmp(lfirst(lc), DROPPED_LINE, strlen(DROPPED_LINE)) == 0 &&
+			parse_column((char *) lfirst(lc) + strlen(DROPPED_LINE), &column) &&
+			column.attnum == attnum)
+			shape = foreach_delete_current(shape, lc);
+	return shape;
+}
+
 /* Puts the columns of all lines that begin with a prefix into their places. */
 static TupleDesc
 make_tuple_desc(List *shape, const char *prefix, Oid *missing)

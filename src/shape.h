@@ -42,6 +42,9 @@ extern char *shape_option_name(List *shape, AttrNumber attnum);
 /* The columns that are in the target only; as shape_tuple_desc. */
 extern TupleDesc shape_dropped_columns(List *shape, Oid *missing);
 
+/* Takes one of them out of the shape, which is changed and returned. */
+extern List *shape_forget_dropped(List *shape, AttrNumber attnum);
+
 /* Is a line of a recorded shape one of these? */
 extern bool shape_line_is_of_target(const char *line);
 /* Is it the shape of a partitioned table? */
