@@ -294,6 +294,8 @@ retry_insert(Pipe *pipe, SealedBlock *sealed, const ChError *err)
 	{
 		pipe_table_fail(pipe, table, err->code,
 						hint_resync(pipe->info->name, table->info->source_name,
+									strstr(err->message, "while pushing to view") != NULL ?
+									"Repair or drop the materialized view in ClickHouse" :
 									"Repair the target in ClickHouse if need be"),
 						"ClickHouse refused rows for %s.%s: %s",
 						table->target->database, table->target->table, err->message);
