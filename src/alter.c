@@ -47,6 +47,7 @@
 #include "partitions.h"
 #include "rowbinary.h"
 #include "shape.h"
+#include "target_dependents.h"
 
 #define DDL_TIMEOUT_MS		60000
 #define KILL_TIMEOUT_MS		10000
@@ -67,11 +68,23 @@ typedef struct AlterPlan
 	StringInfoData what;		/* for people */
 	const char *obstacle;		/* not NULL: why ALTER TABLE cannot do it */
 	bool		changes_columns;	/* that are there already */
+	List	   *dropped;		/* of char *, names in the target: columns that are dropped there */
+	List	   *retyped;		/* and those whose type is changed */
+	List	   *renamed;		/* of ColumnRename * */
 } AlterPlan;
+
+/* A column that is renamed in the target. */
+typedef struct ColumnRename
+{
+	const char *from;
+	const ColumnMap *to;
+} ColumnRename;
 
 static const char *find_obstacle(List *then, List *now, bool history);
 static const char *composite_of(const char *line);
 static bool has_composite(List *shape, const char *composite);
+static Target *make_target(Pipe *pipe, PipeTable *table, Relation rel, List *now, bool drop_columns,
+						   MemoryContext mcxt, List **shape, AlterPlan *plan);
 static void make_plan(Pipe *pipe, PipeTable *table, Relation rel, Target *new, AlterPlan *plan);
 static void plan_column(Pipe *pipe, PipeTable *table, Relation rel, Target *new, int column,
 						AlterPlan *plan);
@@ -88,6 +101,10 @@ static bool default_value(Pipe *pipe, Relation rel, const ColumnMap *column, Str
 static bool get_missing_value(Relation rel, const ColumnMap *column, Datum *value);
 static bool copy_missing_value(TupleDesc desc, AttrNumber attnum, Datum *value);
 static char *unhex(const char *digits);
+static void read_dependents(Pipe *pipe, PipeTable *table, TargetDependents *dependents);
+static bool keeps_dropped(const AlterPlan *plan, const TargetDependents *dependents);
+static void plan_dependents(Pipe *pipe, PipeTable *table, const TargetDependents *dependents,
+							AlterPlan *plan);
 static void note(AlterPlan *plan, const char *fmt,...) pg_attribute_printf(2, 3);
 static void log_plan(Pipe *pipe, PipeTable *table, AlterPlan *plan);
 static bool alter_target(Pipe *pipe, PipeTable *table, const AlterPlan *plan, const AlterNote *place);
@@ -130,25 +147,26 @@ alter_follow(Pipe *pipe, PipeTable *table, Relation rel, List *now, List *watch)
 		plan.obstacle = "it was altered while rows with large values waited to be read";
 	mcxt = AllocSetContextCreate(table->mcxt, "clickpipe target", ALLOCSET_SMALL_SIZES);
 	if (plan.obstacle == NULL)
+		target = make_target(pipe, table, rel, now, pipe->options->drop_columns, mcxt, &shape, &plan);
+	if (plan.obstacle == NULL && plan.changes_columns)
 	{
-		shape = shape_keep_target(table->shape, now, table->options, pipe->options->drop_columns,
-								  pipe->options->on_rename == RENAME_RENAMES);
-		plan.obstacle = target_types_refusal(RelationGetDescr(rel), table->options, pipe->options,
-											 shape, &pipe->ch->caps);
+		TargetDependents dependents;
+
+		read_dependents(pipe, table, &dependents);
+		/* what somebody uses in ClickHouse stays, and is NULL from now on */
+		if (keeps_dropped(&plan, &dependents))
+		{
+			memset(&plan, 0, sizeof(plan));
+			initStringInfo(&plan.what);
+			target = make_target(pipe, table, rel, now, false, mcxt, &shape, &plan);
+		}
+		if (plan.obstacle == NULL)
+			plan_dependents(pipe, table, &dependents, &plan);
 	}
-	if (plan.obstacle == NULL)
-	{
-		target = target_describe(table->relid, RelationGetDescr(rel), table->options,
-								 pipe->options, shape, pipe->server->dbname,
-								 table->info->target_database, table->info->target_table,
-								 &pipe->ch->caps, mcxt);
-		shape = target_complete_decisions(shape, target);
-		make_plan(pipe, table, rel, target, &plan);
-		/* an insert of a chunk may be at work with the old columns, whatever we kill */
-		if (plan.obstacle == NULL && plan.changes_columns &&
-			(table->state == TABLE_SNAPSHOT || table->load_slot >= 0))
-			plan.obstacle = psprintf("it was altered during its load (%s)", plan.what.data);
-	}
+	/* an insert of a chunk may be at work with the old columns, whatever we kill */
+	if (plan.obstacle == NULL && plan.changes_columns &&
+		(table->state == TABLE_SNAPSHOT || table->load_slot >= 0))
+		plan.obstacle = psprintf("it was altered during its load (%s)", plan.what.data);
 	/* also if nothing is altered: blocks of before are described by what is replaced here */
 	if (plan.obstacle == NULL &&
 		(!alter_target(pipe, table, &plan, &place) ||
@@ -199,6 +217,31 @@ alter_follow(Pipe *pipe, PipeTable *table, Relation rel, List *now, List *watch)
 	if (plan.what.len > 0)
 		log_plan(pipe, table, &plan);
 	return true;
+}
+
+/*
+ * Describes the target as it shall be, and plans how it becomes that.  NULL if there is an
+ * obstacle to that already.
+ */
+static Target *
+make_target(Pipe *pipe, PipeTable *table, Relation rel, List *now, bool drop_columns,
+			MemoryContext mcxt, List **shape, AlterPlan *plan)
+{
+	Target	   *target;
+
+	*shape = shape_keep_target(table->shape, now, table->options, drop_columns,
+							   pipe->options->on_rename == RENAME_RENAMES);
+	plan->obstacle = target_types_refusal(RelationGetDescr(rel), table->options, pipe->options,
+										  *shape, &pipe->ch->caps);
+	if (plan->obstacle != NULL)
+		return NULL;
+	target = target_describe(table->relid, RelationGetDescr(rel), table->options,
+							 pipe->options, *shape, pipe->server->dbname,
+							 table->info->target_database, table->info->target_table,
+							 &pipe->ch->caps, mcxt);
+	*shape = target_complete_decisions(*shape, target);
+	make_plan(pipe, table, rel, target, plan);
+	return target;
 }
 
 /* See pipe.h. */
@@ -312,6 +355,7 @@ make_plan(Pipe *pipe, PipeTable *table, Relation rel, Target *new, AlterPlan *pl
 			append_ch_identifier(&sql, then->columns[i].name);
 			plan->statements = lappend(plan->statements, sql.data);
 			plan->changes_columns = true;
+			plan->dropped = lappend(plan->dropped, then->columns[i].name);
 		}
 	for (int i = 0; i < now->ncolumns - now->ndropped && plan->obstacle == NULL; i++)
 		plan_column(pipe, table, rel, new, i, plan);
@@ -328,6 +372,7 @@ plan_column(Pipe *pipe, PipeTable *table, Relation rel, Target *new, int column,
 	const RowMap *then = &table->target->rows;
 	const ColumnMap *now = &new->rows.columns[column];
 	int			before = find_attribute(then, now->attnum);
+	ColumnRename *rename;
 	StringInfoData sql;
 	StringInfoData value;
 
@@ -361,6 +406,10 @@ plan_column(Pipe *pipe, PipeTable *table, Relation rel, Target *new, int column,
 		plan->statements = lappend(plan->statements, sql.data);
 		plan->changes_columns = true;
 		expect_column(plan, now->name, now->type, NULL, then->columns[before].name);
+		rename = palloc(sizeof(ColumnRename));
+		rename->from = then->columns[before].name;
+		rename->to = now;
+		plan->renamed = lappend(plan->renamed, rename);
 		note(plan, "column \"%s\" was renamed to \"%s\"", then->columns[before].attname, now->attname);
 		plan_type(&then->columns[before], now, false, plan);
 		return;
@@ -459,7 +508,87 @@ plan_type(const ColumnMap *then, const ColumnMap *now, bool is_place, AlterPlan 
 	appendStringInfo(&sql, " %s", now->type);
 	plan->statements = lappend(plan->statements, sql.data);
 	plan->changes_columns = true;
+	plan->retyped = lappend(plan->retyped, then->name);
 	note(plan, "column \"%s\" is %s now", now->attname, now->type);
+}
+
+/* Reads what in ClickHouse depends on the target's columns. */
+static void
+read_dependents(Pipe *pipe, PipeTable *table, TargetDependents *dependents)
+{
+	ChError		err;
+
+	/* it waits for an answer, and must not hold back vacuum */
+	InvalidateCatalogSnapshot();
+	/* the worker starts over, and comes here again; without rights to look, what happens is seen */
+	if (!target_dependents_read(pipe->ch, table->target, ASK_TIMEOUT_MS, dependents, &err) &&
+		err.class != CH_PERMANENT && err.class != CH_REFRESH)
+		ereport(ERROR,
+				(errcode(ERRCODE_CONNECTION_FAILURE),
+				 errmsg("it is not known what depends on target %s.%s: %s", table->target->database,
+						table->target->table, err.message)));
+}
+
+/* Does somebody in ClickHouse use a column that would be dropped? */
+static bool
+keeps_dropped(const AlterPlan *plan, const TargetDependents *dependents)
+{
+	ListCell   *lc;
+
+	foreach(lc, plan->dropped)
+		if (dependents->definition != NULL &&
+			target_dependents_of(dependents, DEPENDS_ANY, lfirst(lc)) != NULL)
+			return true;
+	return false;
+}
+
+/*
+ * Plans for those who use columns that are altered.  Views go on with the old name, which becomes
+ * an alias: a materialized view that does not find its column would refuse all rows.  Where
+ * ClickHouse does not alter what projections use, the target is made anew.
+ */
+static void
+plan_dependents(Pipe *pipe, PipeTable *table, const TargetDependents *dependents, AlterPlan *plan)
+{
+	ListCell   *lc;
+
+	if (dependents->definition == NULL)
+		return;
+	foreach(lc, plan->retyped)
+	{
+		char	   *names = target_dependents_of(dependents, DEPENDS_PROJECTION, lfirst(lc));
+
+		if (names != NULL)
+			plan->obstacle = psprintf("its definition changed, which %s of its target would not follow", names);
+	}
+	foreach(lc, plan->renamed)
+	{
+		ColumnRename *rename = lfirst(lc);
+		char	   *names = target_dependents_of(dependents, DEPENDS_PROJECTION, rename->from);
+		char	   *views = target_dependents_of(dependents, DEPENDS_VIEW, rename->from);
+		char	   *all = target_dependents_of_all(dependents);
+		StringInfoData sql;
+
+		if (names != NULL)
+			plan->obstacle = psprintf("column \"%s\" was renamed, which %s of its target would not follow",
+									  rename->to->attname, names);
+		if (plan->obstacle != NULL)
+			return;
+		if (all != NULL)
+			pipe_log(pipe, WARNING, table, 0, "Views that select * know columns by the names that these had when the view was made: make it anew.",
+					 "%s may not find the column that is \"%s\" now", all, rename->to->attname);
+		if (views == NULL)
+			continue;
+		initStringInfo(&sql);
+		appendStringInfoString(&sql, "ADD COLUMN IF NOT EXISTS ");
+		append_ch_identifier(&sql, rename->from);
+		appendStringInfo(&sql, " %s ALIAS ", rename->to->type);
+		append_ch_identifier(&sql, rename->to->name);
+		plan->statements = lappend(plan->statements, sql.data);
+		pipe_log(pipe, WARNING, table, 0, "Let it use the new name, and drop the alias from the target then.",
+				 "the old name of column \"%s\" stays in the target as an alias, because of %s",
+				 rename->to->attname, views);
+	}
 }
 
 /*
@@ -952,6 +1081,13 @@ try_again(Pipe *pipe, PipeTable *table, const ChError *err, bool may_pass, int *
 	TimestampTz now = GetCurrentTimestamp();
 
 	(*tries)++;
+	if (!may_pass && pipe->options->on_rewrite == REWRITE_RESYNCS &&
+		ch_error_is_of_definition(err->code))
+	{
+		pipe_table_resync_later(pipe, table, NULL, "its definition changed, which the target could not follow: %s",
+								err->message);
+		return false;
+	}
 	if (((err->class == CH_PERMANENT || err->class == CH_REFRESH) && !may_pass) ||
 		(err->code != 0 && !ch_error_is_of_server(err->code) &&
 		 TimestampDifferenceExceeds(since, now, PATIENCE_MS)))

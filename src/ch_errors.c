@@ -613,6 +613,22 @@ ch_error_is_of_server(int code)
 
 /* See clickhouse.h. */
 bool
+ch_error_is_of_definition(int code)
+{
+	static const int codes[] = {
+		10, 44, 47,				/* a column is not there, something else uses it */
+		36, 43, 53, 70, 524, 549,	/* it cannot become that */
+		48						/* not for this engine */
+	};
+
+	for (int i = 0; i < lengthof(codes); i++)
+		if (codes[i] == code)
+			return true;
+	return false;
+}
+
+/* See clickhouse.h. */
+bool
 ch_error_precedes_rows(int code)
 {
 	static const int codes[] = {

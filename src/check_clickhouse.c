@@ -313,8 +313,8 @@ check_types(Check *check, Survey *s)
 	{
 		List	   *watch;
 
-		decisions = target_adopt_types(rel, target, s->table->options, check->options,
-									   &s->ch->caps, NIL, existing, &refusal);
+		decisions = target_adopt_types(RelationGetDescr(rel), target, s->table->options, check->options,
+									   &s->ch->caps, NIL, existing, false, &refusal);
 		if (decisions != NIL)
 			s->target = target_make(rel, s->table->options, check->options,
 									list_concat(source_shape(rel, &watch), decisions),

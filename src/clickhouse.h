@@ -185,6 +185,12 @@ extern bool ch_set_error(ChError *err, ChErrorClass class, bool ambiguous,
 extern ChErrorClass ch_error_class(int code, int http_status, const char *message);
 
 /*
+ * Was an ALTER TABLE refused because this table cannot be altered so?  One that is made from the
+ * start can have the definition all the same.
+ */
+extern bool ch_error_is_of_definition(int code);
+
+/*
  * Does the server raise this error before it takes any row?  Others may come
  * behind the rows: when a materialized view fails, they are in the table.
  */

@@ -222,6 +222,8 @@ renew_target(Pipe *pipe, PipeTable *table)
 
 	if (loads_have_stragglers(pipe->entry))
 		return false;
+	/* another table will be there: a crash must not let it look like somebody else's */
+	setup_forget_target(table);
 	/* inserts of before would put rows into the new target; nobody was told that it has rows */
 	if (!ch_kill_any(pipe->ch, pipe_query_prefix(pipe),
 					 target_change_texts(table->target->ch_database, table->target->ch_table),
@@ -243,6 +245,7 @@ renew_target(Pipe *pipe, PipeTable *table)
 	catalog_set_load(table->id, InvalidOid, -1, -1, 0, true);
 	worker_commit();
 	table->info->capture_lsn = InvalidXLogRecPtr;
+	(void) setup_record_target(pipe, table, &err);	/* or the next start does */
 	table->renew = false;
 	table->stray_inserts = false;
 	table->tries = 0;

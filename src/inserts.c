@@ -30,6 +30,7 @@
 #define MAX_REFRESHES			2
 #define SETTLE_TIMEOUT_MS		60000
 #define MAX_NET_DELAY_MS		3000
+#define COLUMNS_TIMEOUT_MS		5000
 #define MIN_WAIT_MS				5	/* answers end a wait anyway */
 
 /*
@@ -50,6 +51,7 @@ static void free_sealed(Pipe *pipe, SealedBlock *sealed);
 static TimestampTz flush_due_at(Pipe *pipe, PipeTable *table, int waiting);
 static double flush_interval_ms(Pipe *pipe, PipeTable *table, int waiting);
 static int	count_waiting(Pipe *pipe);
+static void look_if_altered(Pipe *pipe, PipeTable *table);
 static bool holds_back_others(Pipe *pipe, PipeTable *table, ChErrorClass class, TimestampTz now);
 static bool only_refused_is_left(Pipe *pipe);
 static void report_batch(Pipe *pipe, SealedBlock *sealed, TimestampTz now);
@@ -284,11 +286,16 @@ retry_insert(Pipe *pipe, SealedBlock *sealed, const ChError *err)
 	int			tries;
 
 	if (class == CH_REFRESH)
+	{
+		look_if_altered(pipe, table);
 		class = ++sealed->refreshes > MAX_REFRESHES ? CH_PERMANENT : CH_RETRY_SLOW;
+	}
 	if (class == CH_PERMANENT)
 	{
 		pipe_table_fail(pipe, table, err->code,
 						hint_resync(pipe->info->name, table->info->source_name,
+									strstr(err->message, "while pushing to view") != NULL ?
+									"Repair or drop the materialized view in ClickHouse" :
 									"Repair the target in ClickHouse if need be"),
 						"ClickHouse refused rows for %s.%s: %s",
 						table->target->database, table->target->table, err->message);
@@ -341,6 +348,37 @@ retry_insert(Pipe *pipe, SealedBlock *sealed, const ChError *err)
 		pipe_log(pipe, WARNING, table, err->code, NULL, "insert into %s.%s will be tried again: %s",
 				 table->target->database, table->target->table, err->message);
 	pipe->has_error = true;
+}
+
+/*
+ * ClickHouse says that the target is not what it was.  If its columns have other types, or lack one
+ * that only the target had, the loop looks at it as a start does.  In a callback, which may wait for
+ * just this block, the worker starts over instead.  Only the columns are asked for here, so what
+ * a start would find no fault with never makes it start over.
+ */
+static void
+look_if_altered(Pipe *pipe, PipeTable *table)
+{
+	const Target *target = table->target;
+	MemoryContext mcxt = AllocSetContextCreate(CurrentMemoryContext, "clickpipe columns",
+											   ALLOCSET_SMALL_SIZES);
+	MemoryContext old = MemoryContextSwitchTo(mcxt);
+	List	   *existing;
+	ChError		err;
+	bool		altered = false;
+
+	/* it waits for an answer, and must not hold back vacuum */
+	InvalidateCatalogSnapshot();
+	if (target_read_columns(pipe->ch, target->ch_database, target->ch_table, COLUMNS_TIMEOUT_MS,
+							&existing, &err) && existing != NIL)
+		altered = target_columns_differ(target, existing);
+	MemoryContextSwitchTo(old);
+	MemoryContextDelete(mcxt);
+	if (!altered)
+		return;
+	if (pipe->in_callback)
+		setup_start_over(table);
+	table->altered = true;
 }
 
 /*

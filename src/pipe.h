@@ -101,6 +101,9 @@ typedef struct PipeTable
 	uint64		acked_hi;		/* and that was acknowledged */
 	char	   *warned_ttl;		/* the log has told of it */
 	bool		warned_cleanup;
+	char	   *definition;		/* of the target when it was looked at (target_altered.c) */
+	bool		altered;		/* and it is to be looked at again */
+	uint64		looked_hi;		/* acked_hi when it was last looked whether it is another one */
 
 	/* histories: what was inserted in an earlier life */
 	uint64		cursor_hi;
@@ -261,6 +264,8 @@ typedef struct Pipe
 	/* upkeep of targets */
 	Statement	watch;			/* looks at what users have set on targets */
 	TimestampTz watch_at;		/* when to look; 0: at once */
+	Statement	look;			/* looks whether targets are those that they were */
+	TimestampTz look_at;
 	Statement	purge;
 	PurgeStep	purge_step;
 	PipeTable  *purge_table;
@@ -401,6 +406,10 @@ extern bool tables_let_go(Pipe *pipe, PipeTable *table);
 extern void setup_tables(Pipe *pipe);
 extern void setup_capture(Pipe *pipe, XLogRecPtr lsn);
 extern bool setup_advance(Pipe *pipe);
+extern bool setup_record_target(Pipe *pipe, PipeTable *table, ChError *err);
+_Noreturn extern void setup_start_over(PipeTable *table);
+extern void setup_look_again(Pipe *pipe, PipeTable *table);
+extern void setup_forget_target(PipeTable *table);
 
 /* resync.c */
 extern void resync_begin(Pipe *pipe, PipeTable *table);

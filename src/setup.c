@@ -27,10 +27,14 @@
 #include "partitions.h"
 #include "pipe.h"
 #include "shape.h"
+#include "target_altered.h"
 #include "utf8.h"
 
 #define NOTE_TIMEOUT_MS	30000
 #define BUSY_RETRY_MS	100		/* somebody has locked the table, or drops a target */
+
+/* How long the loop may wait for an answer about a target that was altered. */
+#define LOOK_TIMEOUT_MS	5000
 
 /* How long a round of the loop may set tables up. */
 #define ROUND_MS		200
@@ -54,6 +58,11 @@ static bool drops_going_on(Pipe *pipe);
 static void remember(PipeTable *table, List *lines);
 static bool equal_lines(List *a, List *b);
 static SetupResult take_over_types(Pipe *pipe, PipeTable *table, char **misfit);
+static SetupResult follow_altered_target(Pipe *pipe, PipeTable *table);
+static List *adopt_altered(Pipe *pipe, PipeTable *table, const TargetRecord *record);
+static List *forget_dropped(PipeTable *table, List *shape, List *existing);
+static void save_shape(PipeTable *table, List *shape);
+static void describe_anew(Pipe *pipe, PipeTable *table, List *shape);
 static void note_retry(Pipe *pipe, PipeTable *table, const ChError *err);
 static void capture(Pipe *pipe, PipeTable *table, XLogRecPtr lsn);
 
@@ -183,6 +192,13 @@ set_up(Pipe *pipe, PipeTable *table)
 		if (result != SETUP_DONE)
 			return result;
 	}
+	if (!XLogRecPtrIsInvalid(table->capture_lsn))
+	{
+		SetupResult result = follow_altered_target(pipe, table);
+
+		if (result != SETUP_DONE || table->failure.failed)
+			return result;
+	}
 	/* after P is fixed a missing target is lost rows, not a reason to make one */
 	if (table->main != NULL && XLogRecPtrIsInvalid(table->capture_lsn))
 		ok = resync_prepare_target(pipe, table, &err, &hint);
@@ -198,9 +214,11 @@ set_up(Pipe *pipe, PipeTable *table)
 	{
 		if (err.class == CH_PERMANENT || err.class == CH_REFRESH)
 		{
-			if (hint == NULL)
+			/* one that was altered since is replaced; to create it anew would not bring back its rows */
+			if (hint == NULL ||
+				(hint == target_misfit_hint && !XLogRecPtrIsInvalid(table->capture_lsn)))
 				hint = hint_resync(pipe->info->name, table->info->source_name,
-								   "Repair the target or the rights in ClickHouse");
+								   hint == NULL ? "Repair the target or the rights in ClickHouse" : NULL);
 			/* why its types were not taken over */
 			if (misfit != NULL && strstr(err.message, "has no column") != NULL)
 				pipe_table_fail(pipe, table, err.code, target_adopt_hint, "%s", misfit);
@@ -216,6 +234,11 @@ set_up(Pipe *pipe, PipeTable *table)
 		table->tries = 0;
 		entry_clear_error(pipe->entry);
 		pipe->has_error = false;
+	}
+	if (!target_is_recorded(table->shape) && !setup_record_target(pipe, table, &err))
+	{
+		note_retry(pipe, table, &err);
+		return SETUP_RETRY;
 	}
 	if (!table->info->target_ours)
 	{
@@ -476,8 +499,9 @@ take_over_types(Pipe *pipe, PipeTable *table, char **misfit)
 		worker_commit();
 		return SETUP_BUSY;
 	}
-	decisions = target_adopt_types(rel, table->target, table->options, pipe->options,
-								   &pipe->ch->caps, list_copy(table->shape), existing, misfit);
+	decisions = target_adopt_types(RelationGetDescr(rel), table->target, table->options,
+								   pipe->options, &pipe->ch->caps, list_copy(table->shape),
+								   existing, false, misfit);
 	if (*misfit != NULL)
 		*misfit = MemoryContextStrdup(table->mcxt,
 									  psprintf("target %s.%s: %s", table->target->database,
@@ -497,6 +521,227 @@ take_over_types(Pipe *pipe, PipeTable *table, char **misfit)
 	relation_close(rel, AccessShareLock);
 	worker_commit();
 	return SETUP_DONE;
+}
+
+/*
+ * Looks whether the target of a table that is captured was altered by others since, and goes on
+ * with what it is now: with the types that its columns have, if these hold every value, and
+ * without columns that only it had.  What may have cost rows or values sets the table aside.
+ */
+static SetupResult
+follow_altered_target(Pipe *pipe, PipeTable *table)
+{
+	TargetRecord record;
+	List	   *shape;
+	ChError		err;
+
+	if (table->target->engine == ENGINE_NULL)
+		return SETUP_DONE;
+	if (!target_record_read(pipe->ch, table->target, 30000, &record, &err))
+	{
+		if (err.class == CH_PERMANENT || err.class == CH_REFRESH)
+			return SETUP_DONE;	/* as will be said, if it matters */
+		note_retry(pipe, table, &err);
+		return SETUP_RETRY;
+	}
+	if (!record.exists)
+		return SETUP_DONE;
+
+	table->definition = MemoryContextStrdup(table->mcxt, record.definition);
+	worker_begin();
+	shape = adopt_altered(pipe, table, &record);
+	if (!table->failure.failed && !equal_lines(shape, table->shape))
+		describe_anew(pipe, table, shape);
+	worker_commit();
+	return SETUP_DONE;
+}
+
+/*
+ * Returns the shape with what the target is now, or sets the table aside.  In a
+ * transaction.
+ */
+static List *
+adopt_altered(Pipe *pipe, PipeTable *table, const TargetRecord *record)
+{
+	Target	   *target = table->target;
+	Oid			missing;
+	TupleDesc	desc = shape_tuple_desc(table->shape, &missing);
+	List	   *shape = list_copy(table->shape);
+	char	   *reason;
+	char	   *misfit;
+	int			code;
+
+	/* describe_recorded has said so */
+	if (desc == NULL)
+		return shape;
+	reason = target_altered(record, target, desc, table->options, pipe->options, &pipe->ch->caps,
+							table->shape);
+	/* with the code of the INSERT that was refused for it, if one was */
+	code = table->refused_since != 0 ? table->refused_code : 0;
+	if (reason != NULL)
+	{
+		pipe_table_fail(pipe, table, code,
+						hint_resync(pipe->info->name, table->info->source_name, NULL), "%s", reason);
+		return shape;
+	}
+	shape = target_adopt_types(desc, target, table->options, pipe->options, &pipe->ch->caps,
+							   shape, record->columns, true, &misfit);
+	if (misfit != NULL)
+	{
+		/* what is in there may have been cut when it was altered */
+		pipe_table_fail(pipe, table, code,
+						hint_resync(pipe->info->name, table->info->source_name,
+									"Values that are there already may have been cut: changing the type back does not repair them"),
+						"target %s.%s was altered in ClickHouse: %s", target->database,
+						target->table, misfit);
+		return shape;
+	}
+	return forget_dropped(table, shape, record->columns);
+}
+
+/* Takes columns out of a shape that only the target had, and that are gone there as well. */
+static List *
+forget_dropped(PipeTable *table, List *shape, List *existing)
+{
+	const RowMap *rows = &table->target->rows;
+
+	for (int i = rows->ncolumns - rows->ndropped; i < rows->ncolumns; i++)
+	{
+		bool		found = false;
+		ListCell   *lc;
+
+		foreach(lc, existing)
+			found = found || strcmp(((ExistingColumn *) lfirst(lc))->name, rows->columns[i].name) == 0;
+		if (!found)
+			shape = shape_forget_dropped(shape, rows->columns[i].attnum,
+										 rows->columns[i].attname);
+	}
+	return shape;
+}
+
+/* Describes the target by another shape, and records that.  In a transaction. */
+static void
+describe_anew(Pipe *pipe, PipeTable *table, List *shape)
+{
+	Oid			missing;
+	Target	   *before = table->target;
+
+	table->shape = NIL;
+	remember(table, shape);
+	table->target = target_describe(table->relid, shape_tuple_desc(table->shape, &missing),
+									table->options, pipe->options, table->shape,
+									pipe->server->dbname, table->info->target_database,
+									table->info->target_table, &pipe->ch->caps, table->mcxt);
+	catalog_set_target(table->id, table->target->database, table->target->table,
+					   target_engine_name(table->target->engine), table->target->key_names,
+					   table->shape, table->info->target_ours);
+	for (int i = 0; i < table->target->rows.ncolumns; i++)
+	{
+		const ColumnMap *now = &table->target->rows.columns[i];
+
+		for (int j = 0; j < before->rows.ncolumns; j++)
+			if (before->rows.columns[j].attnum == now->attnum &&
+				before->rows.columns[j].dropped == now->dropped &&
+				strcmp(before->rows.columns[j].type, now->type) != 0)
+				pipe_log(pipe, LOG, table, 0, NULL,
+						 "column \"%s\" of target %s.%s was altered in ClickHouse, and is sent as %s from now on",
+						 now->attname, table->target->database, table->target->table, now->type);
+	}
+}
+
+/*
+ * Records who the target's table is, so that it is noticed when others put another one
+ * into its place or alter it.  False: not known, see *err.
+ */
+bool
+setup_record_target(Pipe *pipe, PipeTable *table, ChError *err)
+{
+	TargetRecord record;
+
+	if (table->target->engine == ENGINE_NULL)
+		return true;
+	if (!target_record_read(pipe->ch, table->target, 30000, &record, err))
+	{
+		/* who may not read that is not guarded by it */
+		return err->class == CH_PERMANENT || err->class == CH_REFRESH;
+	}
+	if (!record.exists)
+		return true;
+	table->definition = MemoryContextStrdup(table->mcxt, record.definition);
+	save_shape(table, target_record_note(list_copy(table->shape), &record));
+	return true;
+}
+
+/*
+ * Looks at a target that was altered since it was looked at last: sets the table aside if rows or
+ * values may be lost, or if it has another type than what is sent, which does not hold
+ * every value.  For one that does the worker starts over: its blocks were encoded for the old
+ * one.  In the loop; waits for ClickHouse.
+ */
+void
+setup_look_again(Pipe *pipe, PipeTable *table)
+{
+	TargetRecord record;
+	List	   *shape;
+	bool		differs;
+	const char *hint = NULL;
+	ChError		err;
+
+	table->altered = false;
+	if (!TABLE_IS_LIVE(table) ||
+		!target_record_read(pipe->ch, table->target, LOOK_TIMEOUT_MS, &record, &err) ||
+		!record.exists)
+		return;
+	/* with another sorting key rows replace each other that must not */
+	if (!target_check_engine(pipe->ch, table->target, pipe->options, &err, &hint))
+	{
+		if (err.class == CH_PERMANENT)
+			pipe_table_fail(pipe, table, table->refused_since != 0 ? table->refused_code : 0,
+							hint_resync(pipe->info->name, table->info->source_name, NULL),
+							"%s", err.message);
+		pipe_flush_failures(pipe);
+		return;
+	}
+	table->definition = MemoryContextStrdup(table->mcxt, record.definition);
+	worker_begin();
+	shape = adopt_altered(pipe, table, &record);
+	differs = !equal_lines(shape, table->shape);
+	worker_commit();
+	pipe_flush_failures(pipe);
+	if (differs && !table->failure.failed)
+		setup_start_over(table);
+}
+
+/* Ends the worker, so that the next start finds out what a target is now. */
+void
+setup_start_over(PipeTable *table)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_CONNECTION_FAILURE),
+			 errmsg("target %s.%s was altered in ClickHouse", table->target->database,
+					table->target->table),
+			 errdetail("The pipe starts over and looks what it is now.")));
+}
+
+/* Forgets who the target's table is: we are about to put another one into its place. */
+void
+setup_forget_target(PipeTable *table)
+{
+	if (target_is_recorded(table->shape))
+		save_shape(table, target_record_forget(list_copy(table->shape)));
+}
+
+/* Records another shape, with the same columns. */
+static void
+save_shape(PipeTable *table, List *shape)
+{
+	table->shape = NIL;
+	remember(table, shape);
+	worker_begin();
+	catalog_set_target(table->id, table->target->database, table->target->table,
+					   target_engine_name(table->target->engine), table->target->key_names,
+					   table->shape, table->info->target_ours);
+	worker_commit();
 }
 
 /* Are two lists of lines the same? */

@@ -111,6 +111,22 @@ shape_dropped_columns(List *shape)
 	return dropped;
 }
 
+/* See shape.h. */
+List *
+shape_forget_dropped(List *shape, AttrNumber attnum, const char *name)
+{
+	size_t		len = strlen(DROPPED_LINE);
+	ShapeColumn column;
+	ListCell   *lc;
+
+	foreach(lc, shape)
+		if (strncmp(lfirst(lc), DROPPED_LINE, len) == 0 &&
+			parse_column((char *) lfirst(lc) + len, &column) &&
+			column.attnum == attnum && strcmp(column.name, name) == 0)
+			shape = foreach_delete_current(shape, lc);
+	return shape;
+}
+
 /* Takes a line of a column apart; false if it is another one. */
 static bool
 parse_column(const char *line, ShapeColumn *column)

@@ -45,6 +45,9 @@ extern char *shape_option_name(List *shape, AttrNumber attnum);
  */
 extern List *shape_dropped_columns(List *shape);
 
+/* Takes one of them out of the shape, which is changed and returned. */
+extern List *shape_forget_dropped(List *shape, AttrNumber attnum, const char *name);
+
 /* Is a line of a recorded shape one of these? */
 extern bool shape_line_is_of_target(const char *line);
 /* Is it the shape of a partitioned table? */

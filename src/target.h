@@ -117,14 +117,21 @@ extern bool target_read_columns(ChClient *ch, const char *database, const char *
 								int timeout_ms, List **columns, ChError *err);
 
 /*
- * Takes over the types of a table that is there already: changes "decisions" (of
- * target_decisions, in a recorded shape or not) and returns them.  only_kept: of the columns
- * whose type was taken over before.  In a transaction.  *refusal: NULL, or the columns whose
- * types cannot be taken over, and why (target_adopt_hint says what to do).
+ * Has a column that is there another type than the one that is sent, or is one missing that only
+ * the target had?
  */
-extern List *target_adopt_types(Relation rel, const Target *target, const TableOptions *options,
+extern bool target_columns_differ(const Target *target, List *existing);
+
+/*
+ * Takes over the types of a table that is there already: changes "decisions" (of
+ * target_decisions, in a recorded shape or not) and returns them.  whatever_wished: also where the
+ * options wish another type, because the table was altered since.  In a transaction.  *refusal: NULL,
+ * or the columns whose types cannot be taken over, and why (target_adopt_hint says what to do).
+ */
+extern List *target_adopt_types(TupleDesc desc, const Target *target, const TableOptions *options,
 								const PipeOptions *pipe_options, const TypeCaps *caps,
-								List *decisions, List *existing, char **refusal);
+								List *decisions, List *existing, bool whatever_wished,
+								char **refusal);
 
 /* Was the type of any column taken over?  Then only these columns of "existing" are returned. */
 extern List *target_kept_columns(const Target *target, List *shape, List *existing);
@@ -230,7 +237,8 @@ extern bool target_learn_partitions(ChClient *ch, Target *target, ChError *err,
 /* Does the target need old rows in full, because its places are not in the key? */
 #define TARGET_NEEDS_FULL(target) ((target)->nplaces > (target)->key.natts)
 
-/* What to do about a target with rows, and about one of another pipe. */
+/* What to do about a target that does not fit, one with rows, one of another pipe, and types. */
+extern const char *const target_misfit_hint;
 extern const char *const target_rows_hint;
 extern const char *const target_owner_hint;
 extern const char *const target_adopt_hint;

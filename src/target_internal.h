@@ -14,6 +14,9 @@
 
 #include "target.h"
 
+/* Begins the line of a recorded shape that says which table the target is (target_altered.c). */
+#define TARGET_RECORD_LINE	SHAPE_TARGET "table "
+
 /* Begins the comment of every target. */
 #define TARGET_MARK			"mirrored by clickpipe, pipe"
 
@@ -48,6 +51,15 @@ extern TypeCaps target_type_caps(const TypeCaps *caps, List *shape);
 extern bool target_map_dropped(ColumnMap *map, Form_pg_attribute att, const TableOptions *options,
 							   List *shape, const PipeOptions *pipe_options,
 							   const TypeCaps *caps, MemoryContext mcxt, const char **why);
+
+/*
+ * Why a column's values may not all have a place in another type of ClickHouse; NULL if they have.
+ * desc: of the table; decisions: of target_decisions.  In a transaction.
+ */
+extern char *target_type_refusal(TupleDesc desc, const ColumnMap *column, bool is_key,
+								 const char *type, const TableOptions *options,
+								 const PipeOptions *pipe_options, const TypeCaps *caps,
+								 List *decisions);
 
 /* Adds what speaks against the types that the options wish (Refusal *). */
 extern List *target_type_refusals(List *refusals, Relation rel, const SourceKey *key,

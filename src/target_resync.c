@@ -179,8 +179,8 @@ take_partitions(ChClient *ch, Target *target, const char *old_table, ChError *er
 }
 
 /*
- * Gives a target that was made from the source the indexes, projections and
- * the TTL of the one that it will replace.
+ * Gives a target that was made from the source the computed columns, indexes, projections
+ * and the TTL of the one that it will replace.
  */
 static bool
 add_extras(ChClient *ch, const Target *target, const char *old_table, List **lost, ChError *err)
@@ -195,6 +195,12 @@ add_extras(ChClient *ch, const Target *target, const char *old_table, List **los
 	appendStringInfoString(&where, " AND table = ");
 	append_ch_literal(&where, old_table);
 
+	/* columns that are computed, also aliases of columns that were renamed: views may need them */
+	appendStringInfo(&sql, "SELECT concat('ADD COLUMN IF NOT EXISTS ', " QUOTED_NAME ", ' ', type, ' ', default_kind, ' ', default_expression) "
+					 "FROM system.columns WHERE default_kind IN ('ALIAS', 'MATERIALIZED') AND %s ORDER BY position", where.data);
+	if (!alter_each(ch, target, sql.data, lost, err))
+		return false;
+	resetStringInfo(&sql);
 	appendStringInfo(&sql, "SELECT concat('ADD INDEX ', " QUOTED_NAME ", ' ', expr, ' TYPE ', type_full, "
 					 "' GRANULARITY ', toString(granularity)) FROM system.data_skipping_indices WHERE %s",
 					 where.data);

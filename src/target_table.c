@@ -18,7 +18,7 @@
 #include "target.h"
 #include "target_internal.h"
 
-static const char *const misfit_hint = "Drop the target in ClickHouse so that it is created anew, or choose another name with the table option target_table.";
+const char *const target_misfit_hint = "Drop the target in ClickHouse so that it is created anew, or choose another name with the table option target_table.";
 
 const char *const target_rows_hint = "Drop or empty it in ClickHouse, or choose another name with the table option target_table.";
 const char *const target_owner_hint = "Choose another name with the table option target_table, or drop the target in ClickHouse if that pipe is gone.";
@@ -289,7 +289,8 @@ target_check_columns(ChClient *ch, const Target *target, ChError *err, const cha
 	initStringInfo(&sql);
 	initStringInfo(&answer);
 	initStringInfo(&missing);
-	appendStringInfoString(&sql, "SELECT name, type FROM system.columns WHERE ");
+	/* one that ClickHouse computes takes no values */
+	appendStringInfoString(&sql, "SELECT name, type FROM system.columns WHERE default_kind NOT IN ('MATERIALIZED', 'ALIAS', 'EPHEMERAL') AND ");
 	target_append_where(&sql, "table", target);
 	appendStringInfoString(&sql, " FORMAT TabSeparatedRaw");
 	if (!ch_query(ch, sql.data, false, 30000, &answer, err))
@@ -304,7 +305,7 @@ target_check_columns(ChClient *ch, const Target *target, ChError *err, const cha
 			check_column(answer.data, metadata_columns[i].name, metadata_columns[i].type, &missing);
 	if (missing.len == 0)
 		return true;
-	*hint = misfit_hint;
+	*hint = target_misfit_hint;
 	return target_refuse(err, "target %s.%s has no column %s", target->database, target->table,
 				  missing.data);
 }
@@ -360,7 +361,7 @@ target_check_engine(ChClient *ch, const Target *target, const PipeOptions *optio
 	else if (strncmp(plain, "Shared", 6) == 0)
 		plain += 6;
 	arguments = strchr(wanted, '(') ? psprintf("%s ", strchr(wanted, '(') + 1) : NULL;
-	*hint = misfit_hint;
+	*hint = target_misfit_hint;
 	if (strcmp(plain, target_engine_name(target->engine)) != 0 ||
 		(arguments != NULL && strstr(full, arguments) == NULL))
 		return target_refuse(err, "target %s.%s has the engine %s, not %s",

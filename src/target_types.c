@@ -126,7 +126,8 @@ target_is_decision(const char *line, AttrNumber *attnum)
 	int			number;
 
 	*attnum = InvalidAttrNumber;
-	if (strncmp(line, LINE_MONEY, strlen(LINE_MONEY)) == 0)
+	if (strncmp(line, LINE_MONEY, strlen(LINE_MONEY)) == 0 ||
+		strncmp(line, TARGET_RECORD_LINE, strlen(TARGET_RECORD_LINE)) == 0)
 		return true;
 	if (sscanf(line, LINE_COLUMN "%d" WORD_IS, &number) != 1)
 		return false;
@@ -375,6 +376,21 @@ existing_type(List *existing, const char *name)
 }
 
 /* See target.h. */
+bool
+target_columns_differ(const Target *target, List *existing)
+{
+	for (int i = 0; i < target->rows.ncolumns; i++)
+	{
+		const ColumnMap *column = &target->rows.columns[i];
+		const char *type = existing_type(existing, column->name);
+
+		if (type == NULL ? column->dropped : strcmp(type, column->type) != 0)
+			return true;
+	}
+	return false;
+}
+
+/* See target.h. */
 List *
 target_kept_columns(const Target *target, List *shape, List *existing)
 {
@@ -408,43 +424,55 @@ is_wished(const ColumnOption *option, const char *type)
 	return ch != NULL && strcmp(ch_type_name(ch), type) == 0;
 }
 
-/* See target.h. */
-List *
-target_adopt_types(Relation rel, const Target *target, const TableOptions *options,
-				   const PipeOptions *pipe_options, const TypeCaps *caps,
-				   List *decisions, List *existing, char **refusal)
+/* See target_internal.h. */
+char *
+target_type_refusal(TupleDesc desc, const ColumnMap *column, bool is_key, const char *type,
+					const TableOptions *options, const PipeOptions *pipe_options,
+					const TypeCaps *caps, List *decisions)
 {
 	TypeCaps	now = target_type_caps(caps, decisions);
+	FormData_pg_attribute att = *TupleDescAttr(desc, column->attnum - 1);
+	const char *option_name = shape_option_name(decisions, column->attnum);
+	const ColumnOption *option = column_option(options, option_name ? option_name : NameStr(att.attname));
+	TypeWish	wish = {type, option != NULL && option->lossy, true};
+	ColumnMap	map;
+	const char *why = NULL;
+
+	att.attnotnull = column->attnotnull;
+	if (!column_map_init(&map, &att, NULL, &wish, is_key, pipe_options->allow_nullable_columns,
+						 &now, CurrentMemoryContext, &why))
+		return pstrdup(why);
+	if (!is_wished(option, type) && map.narrow)
+		return psprintf("it does not hold %s", map.risk);
+	return NULL;
+}
+
+/* See target.h. */
+List *
+target_adopt_types(TupleDesc desc, const Target *target, const TableOptions *options,
+				   const PipeOptions *pipe_options, const TypeCaps *caps,
+				   List *decisions, List *existing, bool whatever_wished, char **refusal)
+{
 	StringInfoData refused;
 
 	initStringInfo(&refused);
-	for (int i = 0; i < target->rows.ncolumns; i++)
+	for (int i = 0; i < target->rows.ncolumns - target->rows.ndropped; i++)
 	{
 		const ColumnMap *column = &target->rows.columns[i];
 		const char *utf8_type = existing_type(existing, column->name);
 		const char *type = utf8_type != NULL ? type_in_server(utf8_type) : NULL;
-		Form_pg_attribute att = TupleDescAttr(RelationGetDescr(rel), column->attnum - 1);
-		const ColumnOption *option = column_option(options, NameStr(att->attname));
-		FormData_pg_attribute then = *att;
-		TypeWish	wish = {type, option != NULL && option->lossy, true};
-		ColumnMap	map;
-		const char *why = NULL;
-		bool		wished = type != NULL && is_wished(option, type);
-		bool		ok;
+		const char *option_name = shape_option_name(decisions, column->attnum);
+		const char *attname = NameStr(TupleDescAttr(desc, column->attnum - 1)->attname);
+		const ColumnOption *option = column_option(options, option_name ? option_name : attname);
+		char	   *why;
 
 		/* what is missing, or another type than the one wished, target_check_columns reports */
 		if (type == NULL || strcmp(type, type_in_server(column->type)) == 0 ||
-			(option != NULL && option->type != NULL && !wished))
+			(!whatever_wished && option != NULL && option->type != NULL && !is_wished(option, type)))
 			continue;
-		then.attnotnull = column->attnotnull;
-		ok = column_map_init(&map, &then, NULL, &wish, target->rows.is_key[i],
-							 pipe_options->allow_nullable_columns, &now, CurrentMemoryContext, &why);
-		if (ok && !wished && map.narrow)
-		{
-			ok = false;
-			why = psprintf("it does not hold %s", map.risk);
-		}
-		if (ok)
+		why = target_type_refusal(desc, column, target->rows.is_key[i], type, options, pipe_options,
+								  caps, decisions);
+		if (why == NULL)
 		{
 			char	   *line = psprintf(LINE_COLUMN "%d" WORD_KEEPS "%s", column->attnum, type);
 			char	   *before = psprintf(LINE_COLUMN "%d ", column->attnum);
@@ -457,8 +485,8 @@ target_adopt_types(Relation rel, const Target *target, const TableOptions *optio
 		}
 		else
 			appendStringInfo(&refused, "%scolumn \"%s\" is of type %s, not %s: %s",
-							 refused.len > 0 ? "; " : "", NameStr(att->attname),
-							 type, type_in_server(column->type), why);
+							 refused.len > 0 ? "; " : "", attname, type,
+							 type_in_server(column->type), why);
 	}
 	*refusal = refused.len > 0 ? refused.data : NULL;
 	return decisions;

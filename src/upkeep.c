@@ -2,9 +2,11 @@
  *
  * upkeep.c
  *	  Looking after targets while the pipe runs: statements that go on beside
- *	  the stream, and the watch for what users have set on targets.
+ *	  the stream, the watch for what users have set on targets, and for other
+ *	  tables in the places of targets.
  *
- * Nothing here waits, but for the moment in which purge.c settles inserts.
+ * Nothing here waits, but for the moment in which purge.c settles inserts, and when
+ * a target was altered by others.
  *
  * Copyright (c) 2026, clickpipe contributors
  *
@@ -16,6 +18,7 @@
 #include "utils/timestamp.h"
 
 #include "pipe.h"
+#include "target_altered.h"
 #include "target_hazards.h"
 #include "target_internal.h"
 
@@ -23,8 +26,15 @@
 #define WATCH_INTERVAL_MS	3600000
 #define WATCH_RETRY_MS		60000
 
+/* How often it is looked whether targets are those that they were, while rows go there. */
+#define LOOK_INTERVAL_MS	10000
+#define LOOK_AGAIN_MS		500		/* after one that was altered */
+
 static void take_answer(Pipe *pipe, Statement *statement);
 static void watch_targets(Pipe *pipe);
+static void look_at_targets(Pipe *pipe);
+static bool needs_look(PipeTable *table);
+static void compare_definitions(Pipe *pipe, char *answer);
 static void tell_hazards(Pipe *pipe, const TargetSettings *settings);
 static char *clean(const char *utf8);
 
@@ -32,14 +42,19 @@ static char *clean(const char *utf8);
 void
 upkeep_advance(Pipe *pipe)
 {
-	if (pipe->watch.running || pipe->purge.running)
+	if (pipe->watch.running || pipe->look.running || pipe->purge.running)
 	{
 		http_pump(pipe->ch->http);
 		inserts_pump(pipe);
 		take_answer(pipe, &pipe->watch);
+		take_answer(pipe, &pipe->look);
 		take_answer(pipe, &pipe->purge);
 	}
+	for (int i = 0; i < pipe->ntables; i++)
+		if (pipe->tables[i]->altered && pipe->net_retry_at <= GetCurrentTimestamp())
+			setup_look_again(pipe, pipe->tables[i]);
 	watch_targets(pipe);
+	look_at_targets(pipe);
 	purge_advance(pipe);
 }
 
@@ -101,6 +116,8 @@ upkeep_reconnect(Pipe *pipe)
 {
 	statement_abandon(pipe, &pipe->watch);
 	pipe->watch_at = 0;
+	statement_abandon(pipe, &pipe->look);
+	pipe->look_at = 0;
 	purge_reconnect(pipe);
 }
 
@@ -134,6 +151,87 @@ watch_targets(Pipe *pipe)
 	appendStringInfoString(&condition, "comment = ");
 	append_ch_literal(&condition, target_mark(pipe->id));
 	statement_start(pipe, &pipe->watch, hazards_query(condition.data));
+}
+
+/*
+ * Asks from time to time whether the targets that got rows since are still the tables that they
+ * were: inserts into one that was dropped and made again are not refused.  An idle pipe asks
+ * nothing, so that ClickHouse may sleep.
+ */
+static void
+look_at_targets(Pipe *pipe)
+{
+	TimestampTz now;
+	StringInfoData condition;
+	bool		any = false;
+
+	if (pipe->look.running)
+		return;
+	now = GetCurrentTimestamp();
+	if (pipe->look.answered)
+	{
+		pipe->look.answered = false;
+		pipe->look_at = TimestampTzPlusMilliseconds(now, pipe->look.ok ? LOOK_INTERVAL_MS :
+													WATCH_RETRY_MS);
+		if (pipe->look.ok)
+			compare_definitions(pipe, pipe->look.answer.data);
+		return;
+	}
+	if (pipe->look_at > now || pipe->net_retry_at > now)
+		return;
+	initStringInfo(&condition);
+	for (int i = 0; i < pipe->ntables; i++)
+	{
+		PipeTable  *table = pipe->tables[i];
+
+		if (!needs_look(table))
+			continue;
+		table->looked_hi = table->acked_hi;
+		appendStringInfo(&condition, "%s(", any ? " OR " : "");
+		target_append_where(&condition, "name", table->target);
+		appendStringInfoChar(&condition, ')');
+		any = true;
+	}
+	if (any)
+		statement_start(pipe, &pipe->look, target_definitions_query(condition.data));
+}
+
+/* Did the table's target get rows since it was looked at? */
+static bool
+needs_look(PipeTable *table)
+{
+	return TABLE_IS_LIVE(table) && table->target != NULL && table->definition != NULL &&
+		table->acked_hi > table->looked_hi && !table->blocked;
+}
+
+/*
+ * Compares the answer with what the targets were.  One that is another one, or was altered, is
+ * looked at as a start does, a table a round.
+ */
+static void
+compare_definitions(Pipe *pipe, char *answer)
+{
+	char	   *definition;
+	char	   *database;
+	char	   *name;
+
+	while ((definition = target_definitions_next(&answer, &database, &name)) != NULL)
+		for (int i = 0; i < pipe->ntables; i++)
+		{
+			PipeTable  *table = pipe->tables[i];
+
+			if (!TABLE_IS_LIVE(table) || table->target == NULL || table->definition == NULL ||
+				table->blocked || strcmp(table->target->ch_database, database) != 0 ||
+				strcmp(table->target->ch_table, name) != 0 ||
+				strcmp(table->definition, definition) == 0)
+				continue;
+			setup_look_again(pipe, table);
+			/* all are asked for once more */
+			for (int j = 0; j < pipe->ntables; j++)
+				pipe->tables[j]->looked_hi = 0;
+			pipe->look_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), LOOK_AGAIN_MS);
+			return;
+		}
 }
 
 /* Tells of what is set on one target, once. */

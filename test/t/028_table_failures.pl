@@ -33,7 +33,7 @@ my @cases = (
 	{ name => 'engine', break => 'DROP TABLE %t SYNC;CREATE VIEW %t AS SELECT * FROM analytics.public_good', code => 48, error => qr/View/,
 		repair => 'DROP TABLE %t SYNC' },
 	{ name => 'other_columns', break => "DROP TABLE %t SYNC;CREATE TABLE %t (id Int32, v String) ENGINE = MergeTree ORDER BY id",
-		code => 16, error => qr/No such column/ },
+		code => 16, error => qr/has the engine MergeTree/ },
 	{ name => 'check', break => 'ALTER TABLE %t ADD CONSTRAINT none CHECK 0', repair => 'ALTER TABLE %t DROP CONSTRAINT none',
 		code => 469, error => qr/Constraint.*none/ },
 	{ name => 'view', break => 'CREATE MATERIALIZED VIEW %t_mv ENGINE = Memory AS SELECT throwIf(id = 10, \'no tens\') AS x FROM %t',

@@ -71,9 +71,10 @@ is($ch->query('SELECT count() FROM analytics.public_b WHERE id = 1002'), '0', 'b
 # it does not hang inside of ClickHouse
 is($ch->query(q{SELECT count() FROM system.processes WHERE query LIKE 'ALTER TABLE%RENAME COLUMN%'}), '0', 'b: no request hangs');
 # orders are followed meanwhile
-my $since = time();
+my $watch = stopwatch();
 sql(q{SELECT clickpipe_pause('r')});
-cmp_ok(seconds_to_state($node, 'r', 'Paused', $since), '<', 20, 'b: a pause takes effect');
+wait_for_state($node, 'r', 'Paused');
+cmp_ok($watch->(), '<', 20, 'b: a pause takes effect');
 sql(q{SELECT clickpipe_resume('r')});
 wait_for_sql($node, sprintf($waits, 'b', 'this one fails'), 't');
 kill_mutations('b');
