@@ -23,6 +23,7 @@
 
 #include "check.h"
 #include "compat.h"
+#include "hints.h"
 #include "partition_tree.h"
 #include "target.h"
 #include "verbs.h"
@@ -249,8 +250,7 @@ check_target_names(Check *check)
 						  a->name, b->name, a->database, a->table, b->database, b->table);
 				continue;
 			}
-			check_add(check, FINDING_ERROR, ERRCODE_DUPLICATE_TABLE, b->name,
-					  "Use the table option target_table for one of them.",
+			check_add(check, FINDING_ERROR, ERRCODE_DUPLICATE_TABLE, b->name, hint_one_target,
 					  "tables %s and %s would both go to %s.%s", a->name, b->name,
 					  a->database, a->table);
 			break;

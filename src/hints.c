@@ -14,6 +14,8 @@
 
 #include "hints.h"
 
+const char *const hint_one_target = "Use the table option target_table for one of them. A Merge table in ClickHouse shows several targets as one.";
+
 /* A table must be loaded anew. */
 char *
 hint_resync(const char *pipe, const char *source_name, const char *reason)

@@ -20,4 +20,7 @@ extern char *hint_resync(const char *pipe, const char *source_name, const char *
 extern char *hint_resync_pipe(const char *pipe, const char *reason);
 extern char *hint_remove(const char *pipe, Oid relid);
 
+/* Two tables would go to one target. */
+extern const char *const hint_one_target;
+
 #endif							/* CLICKPIPE_HINTS_H */

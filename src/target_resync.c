@@ -207,6 +207,15 @@ add_extras(ChClient *ch, const Target *target, const char *old_table, List **los
 	if (!alter_each(ch, target, sql.data, lost, err))
 		return false;
 	resetStringInfo(&sql);
+	/* without this setting ReplacingMergeTree takes no projections */
+	appendStringInfoString(&sql, "SELECT concat('MODIFY SETTING ', extract(engine_full, 'deduplicate_merge_projection_mode = \\'\\\\w+\\'')) "
+						   "FROM system.tables WHERE engine_full LIKE '%deduplicate_merge_projection_mode = %' AND database = ");
+	append_ch_literal(&sql, target->ch_database);
+	appendStringInfoString(&sql, " AND name = ");
+	append_ch_literal(&sql, old_table);
+	if (!alter_each(ch, target, sql.data, lost, err))
+		return false;
+	resetStringInfo(&sql);
 	appendStringInfo(&sql, "SELECT concat('ADD PROJECTION ', " QUOTED_NAME ", ' (', replaceRegexpAll(query, '\\\\s+', ' '), ')') "
 					 "FROM system.projections WHERE %s", where.data);
 	/* servers without that table are too old to tell */

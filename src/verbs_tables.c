@@ -21,6 +21,7 @@
 #include "utils/lsyscache.h"
 
 #include "catalog.h"
+#include "hints.h"
 #include "options.h"
 #include "target.h"
 #include "verbs.h"
@@ -101,7 +102,8 @@ require_free_target(const PipeInfo *pipe, List *tables, Oid relid, Jsonb *json)
 					 errmsg("the targets of tables %s and %s (%s.%s and %s.%s) would get in each other's way during a resync",
 							other->source_name, qualified_name(relid), other_database, other_table,
 							database, table),
-					 errhint("Use the table option target_table for one of them.")));
+					 errhint("%s", strcmp(table, other_table) == 0 ? hint_one_target :
+							 "Use the table option target_table for one of them.")));
 	}
 }
 

@@ -174,5 +174,33 @@ $_->{error} = qr/has no column|dropped, emptied|does not exist|is of type|was of
 delete $_->{hint} for @cases;
 check_them('paused');
 
+#
+# In the middle of a transaction that is larger than the pipe's memory, whose blocks are
+# refused while it is decoded; and in a history, which must get each row once.
+#
+sql(q{
+	CREATE TABLE large (id int PRIMARY KEY, n bigint);
+	CREATE TABLE history (id int, n bigint);
+	INSERT INTO history SELECT g, g FROM generate_series(1, 3) g;
+	SELECT clickpipe_create('l', 'warehouse', '{large, history}', '{"max_block_bytes": 1048576, "max_unacked_bytes": 4194304, "tables": {"history": {"table_engine": "MergeTree"}}}')});
+wait_for_state($node, 'l', 'Running');
+wait_caught_up($node, 'l');
+$ch->query('ALTER TABLE analytics.public_large MODIFY COLUMN n Nullable(Int128)');
+sql(q{INSERT INTO large SELECT g, g * 3000000000 FROM generate_series(1, 500000) g});
+wait_caught_up($node, 'l');
+is($ch->query('SELECT count(), sum(n), min(id), max(id) FROM analytics.public_large FINAL'),
+	sql(q{SELECT count(*), sum(n), min(id), max(id) FROM large}) =~ s/\|/\t/gr, 'in a large transaction: all rows');
+sql(q{INSERT INTO history SELECT g, g FROM generate_series(4, 6) g});
+wait_caught_up($node, 'l');
+$ch->query('ALTER TABLE analytics.public_history MODIFY COLUMN n Nullable(String)');
+sql(q{INSERT INTO history SELECT g, g FROM generate_series(7, 9) g; INSERT INTO history VALUES (10, NULL)});
+wait_caught_up($node, 'l');
+sql(q{INSERT INTO history VALUES (11, 3000000000)});
+wait_caught_up($node, 'l');
+is($ch->query(q{SELECT arrayStringConcat(arraySort(groupArray(concat(leftPad(toString(id), 2, '0'), ' ', ifNull(n, 'NULL')))), ', ') FROM analytics.public_history}),
+	sql(q{SELECT string_agg(lpad(id::text, 2, '0') || ' ' || coalesce(n::text, 'NULL'), ', ' ORDER BY id) FROM history}), 'in a history: each row once');
+is(sql(q{SELECT count(*) FROM clickpipe.log WHERE pipe = 'l' AND message LIKE '%was altered in ClickHouse, and is sent as%'}), '2', 'both are told');
+is(sql(q{SELECT count(*) FROM clickpipe.tables WHERE pipe = 'l' AND state = 'Running'}), '2', 'both go on');
+
 $node->stop;
 done_testing();
