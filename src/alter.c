@@ -331,6 +331,7 @@ make_plan(Pipe *pipe, PipeTable *table, Relation rel, Target *new, AlterPlan *pl
 {
 	const RowMap *then = &table->target->rows;
 	const RowMap *now = &new->rows;
+	StringInfoData drops;
 
 	for (int i = 0; i < then->ncolumns - then->ndropped && plan->obstacle == NULL; i++)
 	{
@@ -343,20 +344,22 @@ make_plan(Pipe *pipe, PipeTable *table, Relation rel, Target *new, AlterPlan *pl
 		note(plan, "column \"%s\" was dropped%s", column->attname,
 			 has_target_column(now, column->name) ? ", and stays in the target" : "");
 	}
+	/* all in one statement, because each waits for the parts that the one before rewrites */
+	initStringInfo(&drops);
 	for (int i = 0; i < then->ncolumns && plan->obstacle == NULL; i++)
 		if (!has_target_column(now, then->columns[i].name) &&
 			(i >= then->ncolumns - then->ndropped ||
 			 find_attribute(now, then->columns[i].attnum) < 0))
 		{
-			StringInfoData sql;
-
-			initStringInfo(&sql);
-			appendStringInfoString(&sql, "DROP COLUMN IF EXISTS ");
-			append_ch_identifier(&sql, then->columns[i].name);
-			plan->statements = lappend(plan->statements, sql.data);
-			plan->changes_columns = true;
+			appendStringInfo(&drops, "%sDROP COLUMN IF EXISTS ", drops.len > 0 ? ", " : "");
+			append_ch_identifier(&drops, then->columns[i].name);
 			plan->dropped = lappend(plan->dropped, then->columns[i].name);
 		}
+	if (drops.len > 0)
+	{
+		plan->statements = lappend(plan->statements, drops.data);
+		plan->changes_columns = true;
+	}
 	for (int i = 0; i < now->ncolumns - now->ndropped && plan->obstacle == NULL; i++)
 		plan_column(pipe, table, rel, new, i, plan);
 	if (plan->obstacle == NULL)

@@ -236,7 +236,12 @@ target_describe(Oid relid, TupleDesc desc, const TableOptions *options,
 	/* which index it is from, and in which order, was decided at the capture point */
 	source_shape_key(shape, &target->key);
 
-	natts = Max(desc->natts + list_length(dropped), 1);
+	/* not for those that the source has no more: there may be many */
+	natts = list_length(dropped);
+	for (int i = 0; i < desc->natts; i++)
+		if (!TupleDescAttr(desc, i)->attisdropped)
+			natts++;
+	natts = Max(natts, 1);
 	rows->columns = palloc0(sizeof(ColumnMap) * natts);
 	rows->is_key = palloc0(sizeof(bool) * natts);
 	rows->history = (target->engine != ENGINE_REPLACING_MERGE_TREE);
