@@ -46,7 +46,9 @@
 static PipeTable *table_of_change(Pipe *pipe, Relation rel);
 static void apply_to_root(Pipe *pipe, PipeTable *table, Route *route, RouteTarget *target,
 						  Relation rel, ReorderBufferChange *change);
+static void follow_unlogged(Pipe *pipe);
 static void follow_definitions(Pipe *pipe);
+static void follow_rewrite(Pipe *pipe, PipeTable *table, const char *how);
 static void apply_to_table(Pipe *pipe, PipeTable *table, Relation rel, ReorderBufferChange *change);
 static bool root_is_truncated(PipeTable *table, int nrels, Relation *rels);
 static bool precedes_shape(Pipe *pipe, const PipeTable *table, XLogRecPtr lsn);
@@ -102,7 +104,7 @@ changes_begin(Pipe *pipe, ReorderBufferTXN *txn)
 	pipe->commit_ts = txn->xact_time.commit_time;
 	pipe->xid = txn->xid;		/* the top-level one, of two-phase commits too */
 	pipe->txn_opened_block = false;
-	pipe->txn_invalidated = pipe->in_commit = false;
+	pipe->txn_invalidated = pipe->txn_unlogged = pipe->in_commit = false;
 	pipe->txn_ntables = 0;
 
 	/*
@@ -117,6 +119,8 @@ changes_begin(Pipe *pipe, ReorderBufferTXN *txn)
 void
 changes_commit(Pipe *pipe, ReorderBufferTXN *txn)
 {
+	if (pipe->txn_unlogged)
+		follow_unlogged(pipe);
 	if (pipe->partitions_unchecked)
 		partitions_commit(pipe, txn);
 	if (pipe->txn_invalidated)
@@ -125,6 +129,37 @@ changes_commit(Pipe *pipe, ReorderBufferTXN *txn)
 		confirm_commit(pipe, pipe->commit_lsn, pipe->commit_ts);
 	pipe->read_commit_ts = pipe->commit_ts;
 	pipe->in_callback = false;
+}
+
+/*
+ * At the end of a transaction that has made unlogged relations, and altered tables: these
+ * may have been unlogged for a while, and lost rows that the rewrite by SET LOGGED does not
+ * show.
+ */
+static void
+follow_unlogged(Pipe *pipe)
+{
+	for (int i = 0; i < pipe->ntables; i++)
+	{
+		PipeTable  *table = pipe->tables[i];
+
+		if (table->invalidated_xid == pipe->xid && table->target != NULL &&
+			table->prepared && !table->failure.failed && !table->rewound &&
+			table->state != TABLE_COMPLETED && !precedes_shape(pipe, table, PG_UINT64_MAX))
+			follow_rewrite(pipe, table, "altered in a transaction that made an unlogged table, and may have been unlogged for a while");
+	}
+}
+
+/* The rows of a table are other ones, in a way that is not in the stream. */
+static void
+follow_rewrite(Pipe *pipe, PipeTable *table, const char *how)
+{
+	if (pipe->options->on_rewrite == REWRITE_RESYNCS)
+		pipe_table_resync_later(pipe, table, NULL, "it was %s", how);
+	else
+		pipe_table_fail(pipe, table, 0,
+						hint_resync(pipe->info->name, table->info->source_name, NULL),
+						"the table was %s", how);
 }
 
 /*
@@ -257,12 +292,7 @@ apply_to_table(Pipe *pipe, PipeTable *table, Relation rel, ReorderBufferChange *
 	}
 	if (OidIsValid(rel->rd_rel->relrewrite))
 	{
-		if (pipe->options->on_rewrite == REWRITE_RESYNCS)
-			pipe_table_resync_later(pipe, table, NULL, "it was rewritten by ALTER TABLE");
-		else
-			pipe_table_fail(pipe, table, 0,
-							hint_resync(pipe->info->name, table->info->source_name, NULL),
-							"the table was rewritten by ALTER TABLE");
+		follow_rewrite(pipe, table, "rewritten by ALTER TABLE");
 		return;
 	}
 	if (table->unchecked)
@@ -898,11 +928,13 @@ relcache_callback(Datum arg, Oid relid)
 	for (int i = 0; i < pipe->ntables; i++)
 	{
 		PipeTable  *table = pipe->tables[i];
+		bool		ours = (!OidIsValid(relid) || relid == table->relid);
 
-		if (OidIsValid(relid) && relid != table->relid &&
-			!list_member_oid(table->watch, relid))
-			continue;
-		note_invalidation(pipe, table);
+		if (pipe->in_callback &&
+			(ours || (table->partitions != NULL && partitions_find(table, relid) != NULL)))
+			table->invalidated_xid = pipe->xid;
+		if (ours || list_member_oid(table->watch, relid))
+			note_invalidation(pipe, table);
 	}
 }
 

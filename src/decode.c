@@ -10,12 +10,17 @@
  */
 #include "clickpipe.h"
 
+#include "catalog/storage_xlog.h"
+#include "replication/message.h"
 #include "replication/output_plugin.h"
 #include "replication/reorderbuffer.h"
 
 #include "compat.h"
 #include "decode.h"
 #include "pipe.h"
+
+/* What the callbacks are told by decode_note_unlogged. */
+#define UNLOGGED_MESSAGE	CLICKPIPE_NAME ": unlogged"
 
 extern PGDLLEXPORT void _PG_output_plugin_init(OutputPluginCallbacks *cb);
 
@@ -27,6 +32,9 @@ static void plugin_change(LogicalDecodingContext *ctx, ReorderBufferTXN *txn,
 						  Relation rel, ReorderBufferChange *change);
 static void plugin_truncate(LogicalDecodingContext *ctx, ReorderBufferTXN *txn,
 							int nrels, Relation *rels, ReorderBufferChange *change);
+static void plugin_message(LogicalDecodingContext *ctx, ReorderBufferTXN *txn,
+						   XLogRecPtr message_lsn, bool transactional, const char *prefix,
+						   Size size, const char *message);
 static void plugin_commit(LogicalDecodingContext *ctx, ReorderBufferTXN *txn,
 						  XLogRecPtr commit_lsn);
 
@@ -45,6 +53,7 @@ _PG_output_plugin_init(OutputPluginCallbacks *cb)
 	cb->begin_cb = plugin_begin;
 	cb->change_cb = plugin_change;
 	cb->truncate_cb = plugin_truncate;
+	cb->message_cb = plugin_message;
 	cb->commit_cb = plugin_commit;
 }
 
@@ -91,10 +100,36 @@ plugin_truncate(LogicalDecodingContext *ctx, ReorderBufferTXN *txn,
 		changes_truncate(MyPipe, txn, nrels, rels, change);
 }
 
+/* Something was noted at this place. */
+static void
+plugin_message(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, XLogRecPtr message_lsn,
+			   bool transactional, const char *prefix, Size size, const char *message)
+{
+	if (MyPipe != NULL && transactional && strcmp(prefix, UNLOGGED_MESSAGE) == 0)
+		MyPipe->txn_unlogged = true;
+}
+
 /* A transaction ends. */
 static void
 plugin_commit(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, XLogRecPtr commit_lsn)
 {
 	if (MyPipe != NULL)
 		changes_commit(MyPipe, txn);
+}
+
+/* See decode.h. */
+void
+decode_note_unlogged(LogicalDecodingContext *ctx)
+{
+	XLogReaderState *record = ctx->reader;
+
+	/* only unlogged relations have an init fork */
+	if (XLogRecGetRmid(record) != RM_SMGR_ID ||
+		(XLogRecGetInfo(record) & ~XLR_INFO_MASK) != XLOG_SMGR_CREATE ||
+		((xl_smgr_create *) XLogRecGetData(record))->forkNum != INIT_FORKNUM ||
+		!TransactionIdIsValid(XLogRecGetXid(record)) ||
+		SnapBuildCurrentState(ctx->snapshot_builder) < SNAPBUILD_FULL_SNAPSHOT)
+		return;
+	ReorderBufferQueueMessage(ctx->reorder, XLogRecGetXid(record), NULL, record->ReadRecPtr, true,
+							  UNLOGGED_MESSAGE, 0, "");
 }

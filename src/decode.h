@@ -55,4 +55,11 @@ extern XLogRecord *decode_read_record(LogicalDecodingContext *ctx);
  */
 extern void decode_note_commit(LogicalDecodingContext *ctx);
 
+/*
+ * After a record was decoded: has the transaction made an unlogged relation?  Then it may have
+ * changed rows of a table while that was unlogged, which nothing else says if it ends logged.
+ * The callbacks hear of it as of that place.  In decode.c.
+ */
+extern void decode_note_unlogged(LogicalDecodingContext *ctx);
+
 #endif							/* CLICKPIPE_DECODE_H */

@@ -56,6 +56,7 @@ typedef struct PipeTable
 	List	   *watch;			/* other relations that matter for the shape */
 	MemoryContext target_mcxt;	/* of target and shape, if they have changed; else NULL */
 	bool		unchecked;		/* invalidated: compare the shape before the next row */
+	TransactionId invalidated_xid;	/* by which transaction that is decoded, last */
 	bool		altered_ahead;	/* the target has the columns of a change still to be decoded */
 	bool		recheck_now;	/* compare with what the catalogs say now ... */
 	XLogRecPtr	recheck_lsn;	/* ... when the stream has come to here; 0: to the end of the WAL */
@@ -300,6 +301,7 @@ typedef struct Pipe
 	XLogRecPtr	change_lsn;		/* and its place in the WAL */
 	bool		txn_opened_block;
 	bool		txn_invalidated;	/* something of a table of ours was */
+	bool		txn_unlogged;	/* it has made an unlogged relation */
 	bool		in_commit;		/* all its changes are through */
 	PipeTable **txn_tables;		/* touched by it */
 	int			txn_ntables;
