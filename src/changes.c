@@ -928,12 +928,13 @@ relcache_callback(Datum arg, Oid relid)
 	for (int i = 0; i < pipe->ntables; i++)
 	{
 		PipeTable  *table = pipe->tables[i];
-		bool		ours = (!OidIsValid(relid) || relid == table->relid);
 
-		if (pipe->in_callback &&
-			(ours || (table->partitions != NULL && partitions_find(table, relid) != NULL)))
+		/* a transaction names what it has altered; all are invalidated when messages were lost */
+		if (pipe->in_callback && OidIsValid(relid) &&
+			(relid == table->relid ||
+			 (table->partitions != NULL && partitions_find(table, relid) != NULL)))
 			table->invalidated_xid = pipe->xid;
-		if (ours || list_member_oid(table->watch, relid))
+		if (!OidIsValid(relid) || relid == table->relid || list_member_oid(table->watch, relid))
 			note_invalidation(pipe, table);
 	}
 }
