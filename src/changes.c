@@ -119,12 +119,13 @@ changes_begin(Pipe *pipe, ReorderBufferTXN *txn)
 void
 changes_commit(Pipe *pipe, ReorderBufferTXN *txn)
 {
-	if (pipe->txn_unlogged)
-		follow_unlogged(pipe);
 	if (pipe->partitions_unchecked)
 		partitions_commit(pipe, txn);
 	if (pipe->txn_invalidated)
 		follow_definitions(pipe);
+	/* of one that is still unlogged the definition has told */
+	if (pipe->txn_unlogged)
+		follow_unlogged(pipe);
 	if (pipe->txn_ntables > 0)
 		confirm_commit(pipe, pipe->commit_lsn, pipe->commit_ts);
 	pipe->read_commit_ts = pipe->commit_ts;
