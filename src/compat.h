@@ -330,6 +330,18 @@ compat_attr_is_virtual(Form_pg_attribute att)
 #endif
 }
 
+/* An attribute of a description was changed. */
+static inline void
+compat_attr_changed(TupleDesc desc, int i)
+{
+#if PG_VERSION_NUM >= 180000
+	populate_compact_attribute(desc, i);
+#else
+	(void) desc;
+	(void) i;
+#endif
+}
+
 /* A transaction commits, for a snapshot builder. */
 static inline void
 compat_snapbuild_commit(SnapBuild *builder, XLogRecPtr lsn, TransactionId xid, int nsubxacts,

@@ -20,7 +20,7 @@
 
 #include "pipe.h"
 
-#define MAX_WAITING		256
+#define MAX_WAITING		1000	/* as many as the catalog keeps */
 
 typedef struct Event
 {

@@ -18,10 +18,12 @@
  */
 #include "clickpipe.h"
 
+#include "catalog/pg_type.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/syscache.h"
 
+#include "compat.h"
 #include "shape.h"
 #include "source.h"
 #include "target.h"
@@ -66,6 +68,9 @@ shape_tuple_desc(List *shape, Oid *missing)
 	{
 		TupleDescAttr(desc, i)->attnum = i + 1;
 		TupleDescAttr(desc, i)->attisdropped = true;
+		/* as of any type: who copies the description looks at it */
+		TupleDescAttr(desc, i)->attalign = TYPALIGN_CHAR;
+		compat_attr_changed(desc, i);
 	}
 	foreach(lc, shape)
 	{
@@ -82,6 +87,7 @@ shape_tuple_desc(List *shape, Oid *missing)
 		att = TupleDescAttr(desc, column.attnum - 1);
 		att->attgenerated = column.generated;
 		att->attnotnull = is_not_null(shape, column.attnum);
+		compat_attr_changed(desc, column.attnum - 1);
 	}
 	return desc;
 }

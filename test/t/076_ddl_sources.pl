@@ -29,14 +29,13 @@ my $copied = eval {
 		copy("$bindir/$program", "$root$bindir/$program") or die "$program: $!";
 		chmod 0755, "$root$bindir/$program";
 	}
-	# libraries are in a folder beside bin
 	my $pkglibdir = `pg_config --pkglibdir`;
 	chomp $pkglibdir;
 	mkdir_all(dirname("$root$pkglibdir"));
-	symlink($pkglibdir, "$root$pkglibdir");
-	for my $from (glob("$sharedir/*"), glob("$sharedir/extension/*"))
+	# beside it may be libraries that the server itself needs
+	for my $from (glob(dirname($pkglibdir) . '/*'), glob("$sharedir/*"), glob("$sharedir/extension/*"))
 	{
-		next if $from eq "$sharedir/extension";
+		next if -e "$root$from";
 		symlink($from, "$root$from") or die "$from: $!";
 	}
 	1;
@@ -179,7 +178,17 @@ sql(q{ALTER TABLE part ADD COLUMN d numeric(8, 2) DEFAULT 1.25; INSERT INTO part
 	BEGIN; ALTER TABLE part ALTER d TYPE numeric(12, 2); UPDATE part SET d = 1234567890.12 WHERE id = 203; UPDATE part SET w = 'x' WHERE id = 4000; COMMIT});
 followed('a tree, wider', 'part');
 
-# While the pipe is paused, failed, and not there at all
+# The log has each change of a transaction of many
+sql(q{DO $$ BEGIN
+		FOR i IN 1 .. 300 LOOP
+			EXECUTE format('ALTER TABLE owned ADD COLUMN many_%s int', i);
+			EXECUTE format('INSERT INTO owned (id, many_%s) VALUES (%s, 1)', i, 1000 + i);
+		END LOOP;
+	END $$});
+followed('three hundred changes in a transaction', 'owned');
+is(sql(q{SELECT count(*) FROM clickpipe.log WHERE source = 'public.owned' AND message LIKE 'was altered: column "many_%" was added%'}), '300', 'the log has them all');
+
+# While the pipe is paused, and where there is none
 sql(q{SELECT clickpipe_pause('p')});
 wait_for_state($node, 'p', 'Paused');
 sql(q{ALTER TABLE t ADD COLUMN in_pause int DEFAULT 1; ALTER TABLE part ADD COLUMN in_pause int DEFAULT 1; SELECT clickpipe_resume('p')});
