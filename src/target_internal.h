@@ -94,4 +94,11 @@ extern void target_append_where(StringInfo buf, const char *name_column, const T
 /* Fills an error of our own that will not pass; returns false. */
 extern bool target_refuse(ChError *err, const char *fmt,...) pg_attribute_printf(2, 3);
 
+/*
+ * Makes a target anew from the source, with the indexes, projections and TTL that the one which
+ * is there has, as far as they fit.  In target_resync.c.
+ */
+extern bool target_remake(ChClient *ch, Target *target, const PipeOptions *options,
+						  const char *mark, ChError *err, const char **hint);
+
 #endif							/* CLICKPIPE_TARGET_INTERNAL_H */

@@ -96,6 +96,41 @@ target_prepare_resync(ChClient *ch, Target *target, const char *old_table,
 	return created && add_extras(ch, target, old.ch_table, lost, err);
 }
 
+/* See target_internal.h. */
+bool
+target_remake(ChClient *ch, Target *target, const PipeOptions *options, const char *mark,
+			  ChError *err, const char **hint)
+{
+	char	   *old_table = psprintf("%s%s", target->ch_table, RESYNC_SUFFIX);
+	char	   *partition_by = target->partition_by;
+	List	   *lost = NIL;
+	char	   *comment;
+	bool		exists;
+	bool		created;
+
+	*hint = NULL;
+	/* what an earlier attempt left */
+	if (!target_comment(ch, target->ch_database, old_table, ASK_TIMEOUT_MS, &exists, &comment, err))
+		return false;
+	if (exists && strcmp(comment, mark) != 0)
+	{
+		*hint = "Drop or rename it in ClickHouse: the name is needed to make the target anew.";
+		return target_refuse(err, "table %s.%s exists and was not made by this pipe",
+							 target->database, old_table);
+	}
+	if (exists && !target_drop(ch, target->ch_database, old_table, false, DDL_TIMEOUT_MS, err))
+		return false;
+	/* after a crash the target is just missing, and made from the source alone */
+	if (!target_rename(ch, target->ch_database, target->ch_table, old_table, err))
+		return false;
+	if (partition_by == NULL && !take_partitions(ch, target, old_table, err))
+		return false;
+	created = target_create(ch, target, options, mark, err, hint);
+	target->partition_by = partition_by;
+	return created && add_extras(ch, target, old_table, &lost, err) &&
+		target_drop(ch, target->ch_database, old_table, false, DDL_TIMEOUT_MS, err);
+}
+
 /* Creates a table like another one, with all that users added to that. */
 static bool
 create_like(ChClient *ch, const Target *target, const char *old_table, const char *mark,

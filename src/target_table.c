@@ -23,6 +23,8 @@ const char *const target_misfit_hint = "Drop the target in ClickHouse so that it
 const char *const target_rows_hint = "Drop or empty it in ClickHouse, or choose another name with the table option target_table.";
 const char *const target_owner_hint = "Choose another name with the table option target_table, or drop the target in ClickHouse if that pipe is gone.";
 
+static bool remake_empty(ChClient *ch, Target *target, const PipeOptions *options,
+						 const char *mark, ChError *err, const char **hint);
 static bool target_has_rows(ChClient *ch, const Target *target, int timeout_ms, bool *has_rows,
 							ChError *err);
 static const char *engine_clause(const Target *target, const PipeOptions *options);
@@ -112,7 +114,8 @@ target_prepare(ChClient *ch, Target *target, const PipeOptions *options, int32 p
 		if (!target_check_engine(ch, target, options, err, hint) ||
 			!target_check_columns(ch, target, err, hint) ||
 			!target_learn_partitions(ch, target, err, hint))
-			return false;
+			return may_create && strcmp(answer.data, mark) == 0 &&
+				remake_empty(ch, target, options, mark, err, hint);
 		if (!target_cursor(ch, target, &hi, &lo, err))
 			return false;
 		/* they would beat all that we send */
@@ -129,9 +132,35 @@ target_prepare(ChClient *ch, Target *target, const PipeOptions *options, int32 p
 		append_ch_literal(&sql, mark);
 		return ch_query(ch, sql.data, false, 60000, NULL, err);
 	}
-	return target_check_engine(ch, target, options, err, hint) &&
+	if (target_check_engine(ch, target, options, err, hint) &&
 		target_check_columns(ch, target, err, hint) &&
-		target_learn_partitions(ch, target, err, hint);
+		target_learn_partitions(ch, target, err, hint))
+		return true;
+	return may_create && strcmp(answer.data, mark) == 0 &&
+		remake_empty(ch, target, options, mark, err, hint);
+}
+
+/*
+ * A target of ours does not fit (*err, *hint).  If nothing was ever sent to it, it was made for
+ * a definition that the table had before: makes it anew.  False: it stays as it is.
+ */
+static bool
+remake_empty(ChClient *ch, Target *target, const PipeOptions *options, const char *mark,
+			 ChError *err, const char **hint)
+{
+	ChError		misfit = *err;
+	bool		has_rows;
+
+	if (misfit.class != CH_PERMANENT || target->engine == ENGINE_NULL)
+		return false;
+	if (!target_has_rows(ch, target, 30000, &has_rows, err))
+		return false;
+	if (has_rows)
+	{
+		*err = misfit;
+		return false;
+	}
+	return target_remake(ch, target, options, mark, err, hint);
 }
 
 /* See target.h. */

@@ -170,8 +170,6 @@ sub forgive
 		my $error = sql("SELECT last_error FROM clickpipe.tables WHERE state = 'Failed' AND source = " . rel($t));
 		next if $error eq '' || !$opt{forgive}->($t, $error);
 		note("$t is resynced: $error");
-		# the hint of a target that was made before the table was altered, and never got a row
-		$ch->query('DROP TABLE IF EXISTS ' . sql('SELECT target FROM clickpipe.tables WHERE source = ' . rel($t)) . ' SYNC') if $error =~ /has no column/;
 		verb("SELECT clickpipe_resync('p', " . rels($t) . ')');
 		$n++;
 	}
