@@ -15,22 +15,17 @@
 #include "clickpipe.h"
 
 #include "access/htup_details.h"
-#include "lib/stringinfo.h"
-#include "mb/pg_wchar.h"
 #include "miscadmin.h"
-#include "utils/datum.h"
-#include "utils/inval.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/relcache.h"
-#include "utils/syscache.h"
 
+#include "change_rows.h"
 #include "compat.h"
 #include "hints.h"
 #include "partition_tree.h"
 #include "partitions.h"
 #include "pipe.h"
-#include "refused.h"
 #include "worker.h"
 
 /*
@@ -39,9 +34,6 @@
  */
 #define PUMP_INTERVAL			128
 #define FOREIGN_PUMP_INTERVAL	1024
-
-/* Bytes of a key's value that a message shows. */
-#define MAX_SHOWN_VALUE			200
 
 static PipeTable *table_of_change(Pipe *pipe, Relation rel);
 static void apply_to_root(Pipe *pipe, PipeTable *table, Route *route, RouteTarget *target,
@@ -62,24 +54,6 @@ static void apply_delete(Pipe *pipe, PipeTable *table, TupleDesc desc, RowMeta *
 						 HeapTuple oldtuple);
 static bool shape_fits(Pipe *pipe, PipeTable *table, Relation rel);
 static void make_room(Pipe *pipe, PipeTable *table, XLogRecPtr lsn);
-static void grow_scratch(PipeTable *table, int natts);
-static void deform(PipeTable *table, HeapTuple tuple, TupleDesc desc, Datum *values,
-				   bool *isnull);
-static bool fill_unchanged_toast(Pipe *pipe, PipeTable *table, TupleDesc desc, bool have_old,
-								 bool *missing);
-static bool place_changed(PipeTable *table, TupleDesc desc);
-static bool append(Pipe *pipe, PipeTable *table, RowMeta *meta, const Datum *values,
-				   const bool *isnull, bool key_only);
-static bool append_now(Pipe *pipe, PipeTable *table, RowMeta *meta, const Datum *values,
-					   const bool *isnull, bool key_only);
-static bool append_guarded(Pipe *pipe, PipeTable *table, RowMeta *meta, const Datum *values,
-						   const bool *isnull, bool key_only, RowError *error);
-static char *describe_key(PipeTable *table, TupleDesc desc, const Datum *values,
-						  const bool *isnull);
-static void relcache_callback(Datum arg, Oid relid);
-static void note_invalidation(Pipe *pipe, PipeTable *table);
-static void enum_callback(Datum arg, int cacheid, uint32 hashvalue);
-static void server_callback(Datum arg, int cacheid, uint32 hashvalue);
 
 static uint64 change_count = 0;
 
@@ -87,10 +61,7 @@ static uint64 change_count = 0;
 void
 changes_init(Pipe *pipe)
 {
-	CacheRegisterRelcacheCallback(relcache_callback, PointerGetDatum(pipe));
-	CacheRegisterSyscacheCallback(ENUMOID, enum_callback, PointerGetDatum(pipe));
-	CacheRegisterSyscacheCallback(FOREIGNSERVEROID, server_callback, PointerGetDatum(pipe));
-	CacheRegisterSyscacheCallback(USERMAPPINGUSERSERVER, server_callback, PointerGetDatum(pipe));
+	invalidations_init(pipe);
 	pipe->row_mcxt = AllocSetContextCreate(pipe->mcxt, "clickpipe row", ALLOCSET_DEFAULT_SIZES);
 }
 
@@ -314,7 +285,7 @@ apply_to_table(Pipe *pipe, PipeTable *table, Relation rel, ReorderBufferChange *
 		return;
 
 	if (Max(desc->natts, table->tuple_desc->natts) > table->natts)
-		grow_scratch(table, Max(desc->natts, table->tuple_desc->natts));
+		rows_reserve(table, Max(desc->natts, table->tuple_desc->natts));
 	meta.version_hi = pipe->commit_lsn;
 	meta.version_lo = change->lsn;
 	meta.is_deleted = false;
@@ -323,9 +294,9 @@ apply_to_table(Pipe *pipe, PipeTable *table, Relation rel, ReorderBufferChange *
 	switch (change->action)
 	{
 		case REORDER_BUFFER_CHANGE_INSERT:
-			deform(table, compat_newtuple(change), desc, table->values, table->isnull);
+			rows_deform(table, compat_newtuple(change), desc, table->values, table->isnull);
 			meta.operation = ROW_INSERT;
-			if (append(pipe, table, &meta, table->values, table->isnull, false))
+			if (rows_append(pipe, table, &meta, table->values, table->isnull, false))
 				table->txn_inserted++;
 			break;
 		case REORDER_BUFFER_CHANGE_UPDATE:
@@ -374,11 +345,11 @@ pass_over(Pipe *pipe, PipeTable *table, TupleDesc desc, ReorderBufferChange *cha
 		table->target->engine != ENGINE_REPLACING_MERGE_TREE)
 		return;
 	if (Max(desc->natts, table->tuple_desc->natts) > table->natts)
-		grow_scratch(table, Max(desc->natts, table->tuple_desc->natts));
-	deform(table, new_tuple, desc, table->values, table->isnull);
+		rows_reserve(table, Max(desc->natts, table->tuple_desc->natts));
+	rows_deform(table, new_tuple, desc, table->values, table->isnull);
 	if (old_tuple != NULL)
-		deform(table, old_tuple, desc, table->old_values, table->old_isnull);
-	if (fill_unchanged_toast(pipe, table, desc, old_tuple != NULL, &missing) && missing)
+		rows_deform(table, old_tuple, desc, table->old_values, table->old_isnull);
+	if (rows_fill_unchanged(pipe, table, desc, old_tuple != NULL, &missing) && missing)
 		toast_defer(pipe, table, pipe->change_relid, &meta);
 }
 
@@ -440,25 +411,25 @@ apply_update(Pipe *pipe, PipeTable *table, TupleDesc desc, RowMeta *meta,
 						"an UPDATE does not say which row it changed");
 		return;
 	}
-	deform(table, newtuple, desc, table->values, table->isnull);
+	rows_deform(table, newtuple, desc, table->values, table->isnull);
 	if (oldtuple != NULL)
-		deform(table, oldtuple, desc, table->old_values, table->old_isnull);
+		rows_deform(table, oldtuple, desc, table->old_values, table->old_isnull);
 	if (HeapTupleHasExternal(newtuple) &&
-		!fill_unchanged_toast(pipe, table, desc, oldtuple != NULL, &missing))
+		!rows_fill_unchanged(pipe, table, desc, oldtuple != NULL, &missing))
 		return;
 
 	/* a history needs the values as of this change, in its place */
 	if (missing && history)
 		toast_keep_order(table);
 	meta->operation = ROW_UPDATE;
-	if (oldtuple != NULL && ((history && table->whole_old) || place_changed(table, desc)))
+	if (oldtuple != NULL && ((history && table->whole_old) || rows_place_changed(table, desc)))
 	{
 		RowMeta		tombstone = *meta;
 
 		/* below the row's, so that keys which ClickHouse holds equal cannot tie */
 		tombstone.version_lo--;
 		tombstone.is_deleted = true;
-		if (!append(pipe, table, &tombstone, table->old_values, table->old_isnull, !table->whole_old))
+		if (!rows_append(pipe, table, &tombstone, table->old_values, table->old_isnull, !table->whole_old))
 			return;
 	}
 	if (missing && !history)
@@ -466,7 +437,7 @@ apply_update(Pipe *pipe, PipeTable *table, TupleDesc desc, RowMeta *meta,
 		toast_defer(pipe, table, pipe->change_relid, meta);
 		table->txn_updated++;
 	}
-	else if (append(pipe, table, meta, table->values, table->isnull, false))
+	else if (rows_append(pipe, table, meta, table->values, table->isnull, false))
 		table->txn_updated++;
 }
 
@@ -485,10 +456,10 @@ apply_delete(Pipe *pipe, PipeTable *table, TupleDesc desc, RowMeta *meta, HeapTu
 						"a DELETE does not say which row it removed");
 		return;
 	}
-	deform(table, oldtuple, desc, table->old_values, table->old_isnull);
+	rows_deform(table, oldtuple, desc, table->old_values, table->old_isnull);
 	meta->is_deleted = true;
 	meta->operation = ROW_DELETE;
-	if (append(pipe, table, meta, table->old_values, table->old_isnull, !(history && table->whole_old)))
+	if (rows_append(pipe, table, meta, table->old_values, table->old_isnull, !(history && table->whole_old)))
 		table->txn_deleted++;
 }
 
@@ -636,355 +607,4 @@ make_room(Pipe *pipe, PipeTable *table, XLogRecPtr lsn)
 		inserts_pump(pipe);
 		inserts_backpressure(pipe);
 	}
-}
-
-/*
- * Makes room for more columns.  Columns that were added and dropped again
- * leave the shape as it was, but not the number of attributes.
- */
-static void
-grow_scratch(PipeTable *table, int natts)
-{
-	table->values = repalloc(table->values, sizeof(Datum) * natts);
-	table->isnull = repalloc(table->isnull, sizeof(bool) * natts);
-	table->old_values = repalloc(table->old_values, sizeof(Datum) * natts);
-	table->old_isnull = repalloc(table->old_isnull, sizeof(bool) * natts);
-	table->natts = natts;
-}
-
-/*
- * Takes a tuple apart.  Its columns may be at other places than the table's, and
- * fewer, if it is decoded again and the table got more since.
- */
-static void
-deform(PipeTable *table, HeapTuple tuple, TupleDesc desc, Datum *values, bool *isnull)
-{
-	int			natts = table->tuple_desc->natts;
-
-	if (table->tuple_map == NULL)
-		heap_deform_tuple(tuple, table->tuple_desc, values, isnull);
-	else
-	{
-		natts = Min(desc->natts, table->tuple_map_natts);
-		heap_deform_tuple(tuple, table->tuple_desc, table->route->values, table->route->isnull);
-		partition_map_row(table->tuple_map, natts, table->route->values, table->route->isnull,
-						  values, isnull);
-	}
-	for (; natts < table->natts; natts++)
-		isnull[natts] = true;
-}
-
-/*
- * Finds the values that an UPDATE left unchanged and out of line, which its
- * WAL record does not carry.  They are in the old row if REPLICA IDENTITY is
- * FULL.  *missing: some are not, and must be read from the table.  False: the
- * table had to be set aside.
- */
-static bool
-fill_unchanged_toast(Pipe *pipe, PipeTable *table, TupleDesc desc, bool have_old,
-					 bool *missing)
-{
-	RowMap	   *rows = &table->target->rows;
-
-	for (int i = 0; i < rows->ncolumns; i++)
-	{
-		int			att = rows->columns[i].attnum - 1;
-
-		if (table->isnull[att] || TupleDescAttr(desc, att)->attlen != -1 ||
-			!VARATT_IS_EXTERNAL_ONDISK(DatumGetPointer(table->values[att])))
-			continue;
-		/* an old key is always logged in line */
-		if (have_old && (table->whole_old || rows->is_key[i]) && !table->old_isnull[att] &&
-			!VARATT_IS_EXTERNAL_ONDISK(DatumGetPointer(table->old_values[att])))
-		{
-			table->values[att] = table->old_values[att];
-			continue;
-		}
-		if (table->target->engine == ENGINE_REPLACING_MERGE_TREE ? !rows->is_place[i] :
-			(table->target->key.natts > 0 && !rows->is_key[i]))
-		{
-			*missing = true;
-			continue;
-		}
-		pipe_table_fail(pipe, table, 0,
-						hint_resync(pipe->info->name, table->info->source_name,
-									"Without a key, tables with large values need ALTER TABLE ... REPLICA IDENTITY FULL: set it"),
-						"an UPDATE left the large value of column \"%s\" unchanged (%s)",
-						rows->columns[i].attname,
-						describe_key(table, desc, table->values, table->isnull));
-		return false;
-	}
-	return true;
-}
-
-/* Do old and new row differ in the bytes of a column that decides where the row is? */
-static bool
-place_changed(PipeTable *table, TupleDesc desc)
-{
-	Target	   *target = table->target;
-
-	for (int i = 0; i < target->nplaces; i++)
-	{
-		int			att = target->places[i] - 1;
-		Form_pg_attribute form = TupleDescAttr(desc, att);
-		Datum		old_value = table->old_values[att];
-		Datum		new_value = table->values[att];
-
-		if (table->old_isnull[att] || table->isnull[att])
-		{
-			if (table->old_isnull[att] != table->isnull[att])
-				return true;
-			continue;
-		}
-		if (form->attlen == -1)
-		{
-			old_value = PointerGetDatum(PG_DETOAST_DATUM_PACKED(old_value));
-			new_value = PointerGetDatum(PG_DETOAST_DATUM_PACKED(new_value));
-			if (VARSIZE_ANY_EXHDR(DatumGetPointer(old_value)) != VARSIZE_ANY_EXHDR(DatumGetPointer(new_value)) ||
-				memcmp(VARDATA_ANY(DatumGetPointer(old_value)), VARDATA_ANY(DatumGetPointer(new_value)),
-					   VARSIZE_ANY_EXHDR(DatumGetPointer(old_value))) != 0)
-				return true;
-		}
-		else if (!datumIsEqual(old_value, new_value, form->attbyval, form->attlen))
-			return true;
-	}
-	return false;
-}
-
-/* Appends a row to the table's block, or to its queue if those before it are there. */
-static bool
-append(Pipe *pipe, PipeTable *table, RowMeta *meta, const Datum *values,
-	   const bool *isnull, bool key_only)
-{
-	if (likely(table->toast == NULL || !toast_in_order(table)))
-		return append_now(pipe, table, meta, values, isnull, key_only);
-	toast_defer_row(pipe, table, pipe->change_relid, meta, values, isnull, key_only);
-	return true;
-}
-
-/* Appends a row to the table's block; sets the table aside if ClickHouse has no place for it. */
-static bool
-append_now(Pipe *pipe, PipeTable *table, RowMeta *meta, const Datum *values,
-		   const bool *isnull, bool key_only)
-{
-	RowError	error;
-
-	if (table->block == NULL)
-		table->block = block_create(&table->target->rows, pipe->mcxt);
-	if (table->block->nrows == 0)
-	{
-		table->block_first_lsn = pipe->commit_lsn;
-		pipe->txn_opened_block = true;
-	}
-	if (!(table->target->calls_output ?
-		  append_guarded(pipe, table, meta, values, isnull, key_only, &error) :
-		  block_append(table->block, meta, values, isnull, key_only, &error)))
-	{
-		if (table->failure.failed)
-			return false;
-		pipe_table_fail(pipe, table, 0,
-						hint_resync(pipe->info->name, table->info->source_name, refused_hint),
-						"%s", refused_message(&table->target->rows, &error, values, isnull, NULL, true));
-		return false;
-	}
-	table->last_version_hi = meta->version_hi;
-	table->last_version_lo = meta->version_lo;
-	/* rows that toast.c has read are older than those before them */
-	table->newest_hi = Max(table->newest_hi, meta->version_hi);
-	if (unlikely(table->purging) && meta->is_deleted)
-		purge_note_delete(pipe, table);
-	return true;
-}
-
-/*
- * Takes a row apart that was read from the table, or from a leaf of it (map: see
- * partition_map), into the scratch space; old: into that of old rows.
- */
-void
-changes_deform(PipeTable *table, HeapTuple tuple, TupleDesc desc, const AttrNumber *map,
-			   bool old)
-{
-	Datum	   *values;
-	bool	   *isnull;
-
-	if (desc->natts > table->natts)
-		grow_scratch(table, desc->natts);
-	if (map == NULL)
-	{
-		heap_deform_tuple(tuple, desc, old ? table->old_values : table->values,
-						  old ? table->old_isnull : table->isnull);
-		return;
-	}
-	values = palloc(sizeof(Datum) * desc->natts);
-	isnull = palloc(sizeof(bool) * desc->natts);
-	heap_deform_tuple(tuple, desc, values, isnull);
-	partition_map_row(map, table->partitions->desc->natts, values, isnull,
-					  old ? table->old_values : table->values,
-					  old ? table->old_isnull : table->isnull);
-}
-
-/*
- * Appends the row in the scratch space, on behalf of changes that were decoded
- * before.  first_lsn: the commit LSN of the first of them.  In row_mcxt, not in
- * a callback.
- */
-bool
-changes_append_read(Pipe *pipe, PipeTable *table, RowMeta *meta, bool key_only,
-					XLogRecPtr first_lsn)
-{
-	uint64		hi = table->last_version_hi;
-	uint64		lo = table->last_version_lo;
-
-	pipe->commit_lsn = first_lsn;
-	if (!append_now(pipe, table, meta, table->values, table->isnull, key_only))
-		return false;
-	table->block_first_lsn = Min(table->block_first_lsn, first_lsn);
-	/* the block may have later rows already */
-	if (table->block->nrows > 1 && hi > table->last_version_hi)
-	{
-		table->last_version_hi = hi;
-		table->last_version_lo = lo;
-	}
-	return true;
-}
-
-/*
- * The same for tables with columns whose text form comes from an output
- * function, which may raise an ERROR: that is the table's failure, not the
- * pipe's.  Output functions leave no locks or pins behind.
- */
-static bool
-append_guarded(Pipe *pipe, PipeTable *table, RowMeta *meta, const Datum *values,
-			   const bool *isnull, bool key_only, RowError *error)
-{
-	MemoryContext old = CurrentMemoryContext;
-	volatile bool ok = false;
-
-	PG_TRY();
-	{
-		ok = block_append(table->block, meta, values, isnull, key_only, error);
-	}
-	PG_CATCH();
-	{
-		ErrorData  *edata;
-
-		MemoryContextSwitchTo(old);
-		edata = refused_catch();
-		pipe_table_fail(pipe, table, 0,
-						hint_resync(pipe->info->name, table->info->source_name,
-									refused_hint),
-						"a value has no text form: %s", edata->message);
-	}
-	PG_END_TRY();
-	return ok;
-}
-
-/* Says which row it is, by its key. */
-static char *
-describe_key(PipeTable *table, TupleDesc desc, const Datum *values, const bool *isnull)
-{
-	StringInfoData buf;
-	RowMap	   *rows = &table->target->rows;
-
-	initStringInfo(&buf);
-	for (int i = 0; i < rows->ncolumns; i++)
-	{
-		int			att = rows->columns[i].attnum - 1;
-		Oid			output;
-		bool		isvarlena;
-		char	   *text;
-		int			len;
-		int			shown;
-
-		if (!rows->is_key[i] || isnull[att])
-			continue;
-		getTypeOutputInfo(rows->columns[i].atttypid, &output, &isvarlena);
-		/* nothing is read from ordinary tables here, TOAST included */
-		if (isvarlena && VARATT_IS_EXTERNAL_ONDISK(DatumGetPointer(values[att])))
-			text = "(large)";
-		else
-			text = OidOutputFunctionCall(output, values[att]);
-		len = strlen(text);
-		shown = pg_mbcliplen(text, len, MAX_SHOWN_VALUE);
-		appendStringInfo(&buf, "%s%s = %.*s%s", buf.len > 0 ? ", " : "row with ",
-						 rows->columns[i].attname, shown, text, shown < len ? "..." : "");
-	}
-	return buf.len > 0 ? buf.data : "table without a key";
-}
-
-/*
- * Something of a relation changed: compare its shape before its next row, and
- * with what the catalogs say now.  Called at any time, so it only sets flags.
- */
-static void
-relcache_callback(Datum arg, Oid relid)
-{
-	Pipe	   *pipe = (Pipe *) DatumGetPointer(arg);
-
-	if (caches_switching)
-		return;
-	if (relid == pipe->catalog_relid || !OidIsValid(relid))
-		pipe->catalog_unchecked = true;
-	partitions_invalidated(pipe, relid);
-	for (int i = 0; i < pipe->ntables; i++)
-	{
-		PipeTable  *table = pipe->tables[i];
-
-		/* a transaction names what it has altered; all are invalidated when messages were lost */
-		if (pipe->in_callback && OidIsValid(relid) &&
-			(relid == table->relid ||
-			 (table->partitions != NULL && partitions_find(table, relid) != NULL)))
-			table->invalidated_xid = pipe->xid;
-		if (!OidIsValid(relid) || relid == table->relid || list_member_oid(table->watch, relid))
-			note_invalidation(pipe, table);
-	}
-}
-
-/* Something of a table was invalidated: compare its definition at this place, and as of now. */
-static void
-note_invalidation(Pipe *pipe, PipeTable *table)
-{
-	table->unchecked = true;
-	table->recheck_now = true;
-	table->recheck_lsn = InvalidXLogRecPtr;
-	pipe->recheck_pending = true;
-	pipe->txn_invalidated |= pipe->in_callback;
-}
-
-/* An enum changed: forget its labels, and look at all tables again. */
-static void
-enum_callback(Datum arg, int cacheid, uint32 hashvalue)
-{
-	Pipe	   *pipe = (Pipe *) DatumGetPointer(arg);
-
-	if (caches_switching)
-		return;
-	for (int i = 0; i < pipe->ntables; i++)
-	{
-		PipeTable  *table = pipe->tables[i];
-
-		if (table->target == NULL)
-			continue;
-		for (int c = 0; c < table->target->rows.ncolumns; c++)
-			column_map_forget_labels(&table->target->rows.columns[c]);
-		note_invalidation(pipe, table);
-	}
-}
-
-/*
- * A server or a user mapping was altered: if it may be ours, look at it in the
- * loop.  Only if it surely is, that is a reason to leave a callback.
- */
-static void
-server_callback(Datum arg, int cacheid, uint32 hashvalue)
-{
-	Pipe	   *pipe = (Pipe *) DatumGetPointer(arg);
-
-	if (caches_switching)
-		return;
-	if (hashvalue == 0)
-		pipe->server_unchecked = true;
-	for (int i = 0; i < lengthof(pipe->server_hashes); i++)
-		if (hashvalue != 0 && hashvalue == pipe->server_hashes[i])
-			pipe->server_unchecked = pipe->server_altered = true;
 }

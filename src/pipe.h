@@ -441,6 +441,15 @@ extern void purge_kill(Pipe *pipe);
 /* schemas.c */
 extern void schemas_add_tables(Pipe *pipe);
 
+/* change_rows.c */
+extern void changes_deform(PipeTable *table, HeapTuple tuple, TupleDesc desc,
+						   const AttrNumber *map, bool old);
+extern bool changes_append_read(Pipe *pipe, PipeTable *table, RowMeta *meta, bool key_only,
+								XLogRecPtr first_lsn);
+
+/* invalidations.c */
+extern void invalidations_init(Pipe *pipe);
+
 /* changes.c */
 extern void changes_init(Pipe *pipe);
 extern void changes_begin(Pipe *pipe, ReorderBufferTXN *txn);
@@ -449,10 +458,6 @@ extern void changes_apply(Pipe *pipe, ReorderBufferTXN *txn, Relation rel,
 extern void changes_truncate(Pipe *pipe, ReorderBufferTXN *txn, int nrels, Relation *rels,
 							 ReorderBufferChange *change);
 extern void changes_commit(Pipe *pipe, ReorderBufferTXN *txn);
-extern void changes_deform(PipeTable *table, HeapTuple tuple, TupleDesc desc,
-						   const AttrNumber *map, bool old);
-extern bool changes_append_read(Pipe *pipe, PipeTable *table, RowMeta *meta, bool key_only,
-								XLogRecPtr first_lsn);
 
 /* toast.c, toast_queue.c */
 typedef struct ToastQueue ToastQueue;
