@@ -158,11 +158,13 @@ for my $name (sort keys %$contexts_2)
 	my $more = $contexts_2->{$name} - ($contexts->{$name} // 0);
 	note("  $name: $more bytes more") if $more > 1000;
 }
-# Each column that was ever added takes a few bytes, as in PostgreSQL's catalogs; and
-# PostgreSQL's decoder remembers transactions that have changed catalogs for a while.
+# Each column that was ever added takes a few bytes, as in PostgreSQL's catalogs.  PostgreSQL's
+# decoder remembers what has changed catalogs until the next record of running transactions:
+# the faster they come the more, which is no matter of ours.
+my $decoder = 'snapshot builder context';
 my $ours = sub { my $sum = 0; $sum += $_[0]->{$_} for grep { /^clickpipe/ } keys %{ $_[0] }; return $sum; };
 cmp_ok($ours->($contexts_2) - $ours->($contexts), '<=', 128 * 1024, 'our own memory contexts are flat');
-cmp_ok($second, '<=', $first + 512 * 1024, 'the memory of the worker is flat');
+cmp_ok($second - ($contexts_2->{$decoder} // 0), '<=', $first - ($contexts->{$decoder} // 0) + 512 * 1024, 'the memory of the worker is flat');
 cmp_ok(rss() - $rss, '<=', 8 * 1024, 'and what it has of the system');
 is(catalog_sizes(), $sizes, 'the catalog tables have not grown');
 cmp_ok(sql(q{SELECT count(*) FROM clickpipe.log}), '<=', 1100, 'the log is bounded');
