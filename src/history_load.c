@@ -222,6 +222,8 @@ open_history(SnapshotJob *job, Oid filenode)
 	if (reason == NULL)
 	{
 		reason = source_shape_difference(table->shape, source_shape(rel, &watch), true, NULL);
+		if (reason != NULL)
+			reason = psprintf("its definition changed (%s)", reason);
 		hint = hint_resync(job->info->name, table->source_name, NULL);
 	}
 	if (reason != NULL)
