@@ -296,13 +296,16 @@ wait_for_mutations(Pipe *pipe, PipeTable *table, const char *statement, uint32 w
 {
 	bool		any = (strncmp(statement, "RENAME ", 7) == 0 || strncmp(statement, "DROP ", 5) == 0);
 	TimestampTz since = GetCurrentTimestamp();
+	MemoryContext mcxt = CurrentMemoryContext;	/* the caller's, for each try */
 	bool		told = false;
 	int			tries = 0;
 	char		pending[MUTATION_LEN];
 	ChError		err;
 
-	for (;;)
+	for (;; MemoryContextReset(mcxt))
 	{
+		long		nap = told ? MUTATION_LATER_MS : MUTATION_POLL_MS;
+
 		if (!target_mutation(pipe->ch, table->target, any, ASK_TIMEOUT_MS, pending, &err))
 		{
 			/* who may not look cannot wait */
@@ -310,6 +313,9 @@ wait_for_mutations(Pipe *pipe, PipeTable *table, const char *statement, uint32 w
 				return true;
 			if (!try_again(pipe, table, &err, true, &tries, since))
 				return false;
+			nap = Min(ch_retry_delay(err.class, tries), MAX_NAP_MS);
+			/* the mutations had no time meanwhile */
+			since = GetCurrentTimestamp();
 		}
 		else if (pending[0] == '\0')
 			return true;
@@ -329,7 +335,7 @@ wait_for_mutations(Pipe *pipe, PipeTable *table, const char *statement, uint32 w
 		inserts_pump(pipe);
 		confirm_advance(pipe);
 		inserts_flush_due(pipe);
-		inserts_wait(pipe, told ? MUTATION_LATER_MS : MUTATION_POLL_MS, wait_event);
+		inserts_wait(pipe, nap, wait_event);
 		if (table->failure.failed)
 			return false;
 	}
