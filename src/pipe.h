@@ -404,7 +404,7 @@ extern void pipe_flush_failures(Pipe *pipe);
 extern void pipe_recheck_tables(Pipe *pipe);
 extern bool tables_let_go(Pipe *pipe, PipeTable *table);
 
-/* setup.c */
+/* setup.c, setup_target.c */
 extern void setup_tables(Pipe *pipe);
 extern void setup_capture(Pipe *pipe, XLogRecPtr lsn);
 extern bool setup_advance(Pipe *pipe);
@@ -501,7 +501,7 @@ extern void truncate_targets(Pipe *pipe, List *removals);
 extern void truncate_record_loads(Pipe *pipe);
 extern bool changes_takes(Pipe *pipe, const PipeTable *table);
 
-/* inserts.c */
+/* inserts.c, flush.c */
 extern void inserts_seal(Pipe *pipe, PipeTable *table);
 extern void inserts_pump(Pipe *pipe);
 extern void inserts_backpressure(Pipe *pipe);
