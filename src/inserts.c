@@ -4,9 +4,9 @@
  *	  Blocks on their way to ClickHouse: when they are sealed, how they are
  *	  sent, what their answers mean.
  *
- * Blocks of a history go one after the other, because what is in the target is also the mark of how far
- * it is complete; other blocks may overtake each other, because their rows
- * carry versions.
+ * Blocks of a history go one after the other, because what is in the target is
+ * also the mark of how far it is complete; other blocks may overtake each other,
+ * because their rows carry versions.
  *
  * Copyright (c) 2026, clickpipe contributors
  *
