@@ -12,7 +12,6 @@
 
 #include "access/tupdesc_details.h"
 #include "catalog/pg_class.h"
-#include "utils/builtins.h"
 #include "utils/datum.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
@@ -26,7 +25,6 @@
 
 static bool get_missing_value(Relation rel, const ColumnMap *column, Datum *value);
 static bool copy_missing_value(TupleDesc desc, AttrNumber attnum, Datum *value);
-static char *unhex(const char *digits);
 
 /*
  * See alter.h.  ClickHouse itself writes the value down, from the bytes that we would
@@ -110,7 +108,7 @@ alter_default(Pipe *pipe, Relation rel, const ColumnMap *column, StringInfo out,
 		return false;
 	}
 	appendStringInfoString(out, "CAST(");
-	append_ch_literal(out, unhex(answer.data));
+	append_ch_literal(out, ch_from_hex(answer.data, strlen(answer.data)));
 	appendStringInfo(out, " AS %s)", column->type);
 	return true;
 }
@@ -157,15 +155,4 @@ copy_missing_value(TupleDesc desc, AttrNumber attnum, Datum *value)
 		return false;
 	*value = datumCopy(desc->constr->missing[attnum - 1].am_value, att->attbyval, att->attlen);
 	return true;
-}
-
-/* Returns what hexadecimal digits stand for, which holds no zero byte; palloc'ed. */
-static char *
-unhex(const char *digits)
-{
-	size_t		len = strlen(digits) / 2;
-	char	   *bytes = palloc(len + 1);
-
-	bytes[hex_decode(digits, len * 2, bytes)] = '\0';
-	return bytes;
 }

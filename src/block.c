@@ -15,6 +15,7 @@
 
 #include "lib/stringinfo.h"
 #include "port/pg_bitutils.h"
+#include "utils/builtins.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
@@ -569,4 +570,14 @@ row_map_insert_columns(const RowMap *map)
 		if (map->metadata & METADATA_BIT(i))
 			appendStringInfo(&out, ", %s", metadata_columns[i].name);
 	return out.data;
+}
+
+/* See block.h. */
+char *
+ch_from_hex(const char *digits, size_t len)
+{
+	char	   *text = palloc0(len / 2 + 1);
+
+	(void) hex_decode(digits, len / 2 * 2, text);
+	return text;
 }

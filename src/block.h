@@ -108,4 +108,7 @@ extern void append_ch_identifier(struct StringInfoData *out, const char *name);
 /* Quotes a string literal for ClickHouse (single quotes, backslashes). */
 extern void append_ch_literal(struct StringInfoData *out, const char *value);
 
+/* The text whose hex() ClickHouse has sent: it may hold tabs, line ends and quotes.  palloc'ed. */
+extern char *ch_from_hex(const char *digits, size_t len);
+
 #endif							/* CLICKPIPE_BLOCK_H */

@@ -24,7 +24,6 @@
 
 #include "lib/stringinfo.h"
 #include "mb/pg_wchar.h"
-#include "utils/builtins.h"
 
 #include "compat.h"
 #include "target_altered.h"
@@ -63,7 +62,6 @@ typedef struct ColumnOrigin
 } ColumnOrigin;
 
 static char *next_field(char *field);
-static char *from_hex(const char *digits);
 static TargetAlter *parse_alter(char *id, const char *command);
 static bool take_word(const char **at, const char *word);
 static char *take_name(const char **at);
@@ -122,7 +120,7 @@ target_record_read(ChClient *ch, const Target *target, int timeout_ms, TargetRec
 		if (*next == '\n')
 			*next++ = '\0';
 		command = next_field(line);
-		alter = parse_alter(line, from_hex(command));
+		alter = parse_alter(line, ch_from_hex(command, strlen(command)));
 		if (alter != NULL)
 			record->alters = lappend(record->alters, alter);
 	}
@@ -153,8 +151,8 @@ target_definitions_next(char **answer, char **database, char **table)
 		*(*answer)++ = '\0';
 	name = next_field(line);
 	definition = next_field(name);
-	*database = from_hex(line);
-	*table = from_hex(name);
+	*database = ch_from_hex(line, strlen(line));
+	*table = ch_from_hex(name, strlen(name));
 	return definition;
 }
 
@@ -168,17 +166,6 @@ next_field(char *field)
 		return field + strlen(field);
 	*tab = '\0';
 	return tab + 1;
-}
-
-/* Returns the text that hexadecimal digits stand for. */
-static char *
-from_hex(const char *digits)
-{
-	size_t		len = strlen(digits) / 2;
-	char	   *text = palloc0(len + 1);
-
-	(void) hex_decode(digits, len * 2, text);
-	return text;
 }
 
 /*

@@ -21,7 +21,6 @@
 #include <ctype.h>
 
 #include "lib/stringinfo.h"
-#include "utils/builtins.h"
 
 #include "compat.h"
 #include "target_dependents.h"
@@ -37,7 +36,6 @@ typedef struct Dependent
 
 static bool read_some(ChClient *ch, const char *select, int timeout_ms, int kind,
 					  TargetDependents *dependents, ChError *err);
-static char *from_hex(const char *digits, size_t len);
 static const char *kind_name(int kind);
 static int	count_word(const char *sql, const char *word);
 static void add_name(StringInfo names, const Dependent *dependent);
@@ -102,22 +100,12 @@ read_some(ChClient *ch, const char *select, int timeout_ms, int kind,
 		if (tab == NULL)
 			break;
 		dependent->kind = kind;
-		dependent->name = from_hex(line, tab - line);
-		dependent->text = from_hex(tab + 1, end - tab - 1);
+		dependent->name = ch_from_hex(line, tab - line);
+		dependent->text = ch_from_hex(tab + 1, end - tab - 1);
 		dependents->list = lappend(dependents->list, dependent);
 		line = *end == '\n' ? end + 1 : end;
 	}
 	return true;
-}
-
-/* Returns the text that hexadecimal digits stand for. */
-static char *
-from_hex(const char *digits, size_t len)
-{
-	char	   *text = palloc0(len / 2 + 1);
-
-	(void) hex_decode(digits, len / 2 * 2, text);
-	return text;
 }
 
 /* See target_dependents.h. */
