@@ -213,7 +213,9 @@ set_up(Pipe *pipe, PipeTable *table)
 		entry_clear_error(pipe->entry);
 		pipe->has_error = false;
 	}
-	if (!target_is_recorded(table->shape) && !setup_record_target(pipe, table, &err))
+	/* before the capture point is fixed an earlier one may have been made anew */
+	if ((XLogRecPtrIsInvalid(table->capture_lsn) || !target_is_recorded(table->shape)) &&
+		!setup_record_target(pipe, table, &err))
 	{
 		setup_note_retry(pipe, table, &err);
 		return SETUP_RETRY;
