@@ -114,8 +114,8 @@ my @aside = (
 	},
 
 	# ClickHouse
-	{ name => 'target_dropped', ch => 'DROP TABLE analytics.public_t_target_dropped SYNC', act => $row, error => qr/ClickHouse/, code => 60 },
-	{ name => 'target_column',  ch => 'ALTER TABLE analytics.public_t_target_column DROP COLUMN n', act => q{INSERT INTO %t VALUES (10, 'x', 1)}, error => qr/ClickHouse/ },
+	{ name => 'target_dropped', ch => 'DROP TABLE analytics.public_t_target_dropped SYNC', act => $row, error => qr/t_target_dropped/, code => qr/^(?:60)?$/ },
+	{ name => 'target_column',  ch => 'ALTER TABLE analytics.public_t_target_column DROP COLUMN n', act => q{INSERT INTO %t VALUES (10, 'x', 1)}, error => qr/No such column n|has no column "n"/ },
 );
 
 # These are followed, or change no row and must change nothing; parity afterwards.
@@ -330,7 +330,8 @@ sub check_aside
 		is($s->{state}, 'Failed', "$c->{name}: set aside$when");
 		like($s->{error}, $c->{error}, "$c->{name}: last_error$when");
 		like($s->{hint}, $c->{hint} // qr/\S/, "$c->{name}: hint$when");
-		is($s->{code}, $c->{code}, "$c->{name}: code$when") if $c->{code};
+		# the code is ClickHouse's, if it was an INSERT that was refused, and not a start that looked
+		like($s->{code}, $c->{code}, "$c->{name}: code$when") if $c->{code};
 	}
 	return;
 }
