@@ -210,7 +210,8 @@ alter_target(Pipe *pipe, PipeTable *table, const AlterPlan *plan, const AlterNot
 			{
 				settled = ch_kill_any(pipe->ch, pipe_query_prefix(pipe),
 									  target_change_texts(table->target->ch_database,
-														  table->target->ch_table),
+														  table->target->ch_table,
+														  table->target->rows.source_value),
 									  KILL_TIMEOUT_MS, &err);
 				if (!settled && !try_again(pipe, table, &err, false, &tries, since))
 					return false;
@@ -224,8 +225,12 @@ alter_target(Pipe *pipe, PipeTable *table, const AlterPlan *plan, const AlterNot
 	}
 	table->stray_inserts = false;
 
-	/* what an earlier life has noted is said of the definition that is recorded */
-	if (plan->changes_columns && !table->altered_ahead &&
+	/*
+	 * What an earlier life has noted is said of the definition that is recorded.  A target that
+	 * several tables share has no room for the notes of all, and needs none: its columns only
+	 * become wider.
+	 */
+	if (plan->changes_columns && !table->altered_ahead && table->target->rows.source_column == NULL &&
 		!run_statement(pipe, table, NULL, place, wait_event))
 		return false;
 	foreach(lc, plan->statements)

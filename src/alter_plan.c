@@ -65,7 +65,9 @@ alter_plan(Pipe *pipe, PipeTable *table, Relation rel, List *now, MemoryContext 
 	if (plan->obstacle == NULL && pipe_table_is_history(table) && toast_pending(table))
 		plan->obstacle = "it was altered while rows with large values waited to be read";
 	if (plan->obstacle == NULL)
-		target = make_target(pipe, table, rel, now, pipe->options->drop_columns, mcxt, shape, plan);
+		target = make_target(pipe, table, rel, now,
+							 pipe->options->drop_columns && table->target->rows.source_column == NULL,
+							 mcxt, shape, plan);
 	if (plan->obstacle == NULL && plan->changes_columns)
 	{
 		TargetDependents dependents;
@@ -257,6 +259,12 @@ plan_column(Pipe *pipe, PipeTable *table, Relation rel, Target *new, int column,
 	}
 	if (before >= 0 && !has_target_column(&new->rows, then->columns[before].name))
 	{
+		if (then->source_column != NULL)
+		{
+			plan->obstacle = psprintf("column \"%s\" was renamed to \"%s\", and stays in a target that other tables share",
+									  then->columns[before].attname, now->attname);
+			return;
+		}
 		if (then->is_place[before])
 		{
 			plan->obstacle = psprintf("column \"%s\" of its sorting key was renamed to \"%s\"",

@@ -13,6 +13,7 @@
  */
 #include "postgres.h"
 
+#include "common/hashfn.h"
 #include "lib/stringinfo.h"
 #include "port/pg_bitutils.h"
 #include "utils/builtins.h"
@@ -91,6 +92,8 @@ block_create(const RowMap *map, MemoryContext parent)
 			block->variable[block->nvariable++] = i;
 	}
 	block->fixed_width += VERSION_WIDTH + sizeof(uint8);
+	if (map->source_column != NULL)
+		block->fixed_width++;
 	for (int i = 0; i < METADATA_COUNT; i++)
 		if (map->metadata & METADATA_BIT(i))
 			block->fixed_width += metadata_columns[i].width;
@@ -380,6 +383,26 @@ write_values(Compressor *c, const ColumnMap *map, const ColumnData *col)
 }
 
 /*
+ * Writes which table the rows are of: one value in a dictionary.
+ */
+static void
+write_source(Compressor *c, const RowBlock *block)
+{
+	uint8		keys[1024];
+
+	write_column_header(c, block->map->source_column, SOURCE_COLUMN_TYPE);
+	write_uint64(c, LC_PREFIX);
+	write_uint64(c, LC_HAS_ADDITIONAL_KEYS | LC_NEED_UPDATE | LC_KEY_UINT8);
+	write_uint64(c, 1 + DICT_SPECIAL_SLOTS(false));
+	write_string(c, "");
+	write_string(c, block->map->source_value);
+	write_uint64(c, block->nrows);
+	memset(keys, DICT_SPECIAL_SLOTS(false), sizeof(keys));
+	for (uint64 row = 0; row < block->nrows; row += sizeof(keys))
+		compressor_write(c, keys, Min(block->nrows - row, sizeof(keys)));
+}
+
+/*
  * Writes what rows say happened, as names in a dictionary.
  */
 static void
@@ -488,17 +511,19 @@ void
 block_seal(RowBlock *block, Compression method, ByteBuffer *out)
 {
 	const RowMap *map = block->map;
-	int			nmetadata = pg_popcount32(map->metadata);
+	int			nextra = pg_popcount32(map->metadata) + (map->source_column != NULL ? 1 : 0);
 	Compressor *c;
 
 	Assert(block->nrows > 0);
 
 	/* names and types are some 64 bytes a column */
 	c = compressor_open(method, out,
-						block_data_size(block) + (Size) 64 * (map->ncolumns + 2 + nmetadata));
+						block_data_size(block) + (Size) 64 * (map->ncolumns + 2 + nextra));
 
-	write_varuint(c, map->ncolumns + 2 + nmetadata);
+	write_varuint(c, map->ncolumns + 2 + nextra);
 	write_varuint(c, block->nrows);
+	if (map->source_column != NULL)
+		write_source(c, block);
 	for (int i = 0; i < map->ncolumns; i++)
 	{
 		write_column_header(c, map->columns[i].name, map->columns[i].type);
@@ -550,6 +575,17 @@ append_ch_literal(StringInfo out, const char *value)
 	append_quoted(out, value, '\'');
 }
 
+/* See block.h. */
+void
+append_source_mark(StringInfo out, const char *source_value)
+{
+	uint64		hash = DatumGetUInt64(hash_any_extended((const unsigned char *) source_value,
+														strlen(source_value), 0));
+
+	/* the value itself may hold the end of a comment */
+	appendStringInfo(out, "/* source %016llx */ ", (unsigned long long) hash);
+}
+
 /*
  * The column list of the INSERT, in the order of block_seal, in
  * CurrentMemoryContext.
@@ -560,6 +596,13 @@ row_map_insert_columns(const RowMap *map)
 	StringInfoData out;
 
 	initStringInfo(&out);
+	if (map->source_column != NULL)
+	{
+		/* tells this table's INSERTs from those of others into the same target */
+		append_source_mark(&out, map->source_value);
+		append_ch_identifier(&out, map->source_column);
+		appendStringInfoString(&out, ", ");
+	}
 	for (int i = 0; i < map->ncolumns; i++)
 	{
 		append_ch_identifier(&out, map->columns[i].name);

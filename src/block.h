@@ -36,6 +36,8 @@ typedef struct RowMap
 								 * the target is sorted or partitioned by */
 	bool		history;		/* rows are never replaced */
 	int			metadata;		/* METADATA_BITs of the columns that the target has */
+	const char *source_column;	/* of a target that several tables share, in UTF8; NULL: none */
+	const char *source_value;	/* what it says in all these rows */
 } RowMap;
 
 /* What a row carries besides the source's values. */
@@ -102,8 +104,14 @@ extern void block_seal(RowBlock *block, Compression method, ByteBuffer *out);
 /* The column list of the INSERT, comma separated and quoted, in the order of block_seal. */
 extern char *row_map_insert_columns(const RowMap *map);
 
-/* Quotes an identifier for ClickHouse (backquotes), appending to a StringInfo. */
+/* The type of the column that says which table a row is of. */
+#define SOURCE_COLUMN_TYPE	"LowCardinality(String)"
+
+/* What that list begins with if the target has such a column: a comment, the same for all its rows. */
 struct StringInfoData;
+extern void append_source_mark(struct StringInfoData *out, const char *source_value);
+
+/* Quotes an identifier for ClickHouse (backquotes), appending to a StringInfo. */
 extern void append_ch_identifier(struct StringInfoData *out, const char *name);
 /* Quotes a string literal for ClickHouse (single quotes, backslashes). */
 extern void append_ch_literal(struct StringInfoData *out, const char *value);

@@ -240,7 +240,9 @@ check_target_names(Check *check)
 			CheckedTable *b = &check->tables[i];
 
 			if (a->options == NULL || b->options == NULL ||
-				!target_names_clash(a->database, a->table, b->database, b->table))
+				!target_names_clash(a->database, a->table, b->database, b->table) ||
+				(strcmp(a->table, b->table) == 0 &&
+				 targets_share(a->relid, a->options, NIL, b->relid, b->options, NIL)))
 				continue;
 			if (strcmp(a->table, b->table) != 0)
 			{

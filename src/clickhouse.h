@@ -179,6 +179,7 @@ extern bool ch_set_error(ChError *err, ChErrorClass class, bool ambiguous,
 #define CH_INSERT_WAS_DEDUPLICATED	389
 
 /* ACCESS_DENIED: the user lacks a right. */
+#define CH_UNKNOWN_SETTING	115
 #define CH_ACCESS_DENIED	497
 
 /* The class of a ClickHouse error code, given its message too. */

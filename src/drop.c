@@ -106,13 +106,22 @@ names_to_utf8(Pipe *pipe, List *tables)
 	MemoryContextSwitchTo(old);
 }
 
-/* Drops a target, trying again until the deadline if ClickHouse may come back. */
+/*
+ * Drops a target, or the table's rows in one that it shares, trying again until the deadline if
+ * ClickHouse may come back.
+ */
 static bool
 drop_in_time(ChClient *ch, TableInfo *table, TimestampTz deadline, ChError *err)
 {
+	/* what a resync has loaded and not put in place is a table of its own */
+	char	   *source_value = table->is_resync ? NULL : target_recorded_source(table->shape);
+
 	for (;;)
 	{
-		if (target_drop(ch, table->target_database, table->target_table, true, DROP_TARGETS_MS, err))
+		if (source_value != NULL ?
+			target_drop_rows(ch, table->target_database, table->target_table, source_value,
+							 DROP_TARGETS_MS, err) :
+			target_drop(ch, table->target_database, table->target_table, true, DROP_TARGETS_MS, err))
 			return true;
 		if (err->class == CH_PERMANENT || GetCurrentTimestamp() > deadline)
 			return false;

@@ -14,7 +14,7 @@
 
 #include "hints.h"
 
-const char *const hint_one_target = "Use the table option target_table for one of them. A Merge table in ClickHouse shows several targets as one.";
+const char *const hint_one_target = "Use the table option target_table for one of them, or source_column for both: it says in the target which table a row is of, by another source_value for each.";
 
 /* A table must be loaded anew. */
 char *

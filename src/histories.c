@@ -226,7 +226,7 @@ renew_target(Pipe *pipe, PipeTable *table)
 	setup_forget_target(table);
 	/* inserts of before would put rows into the new target; nobody was told that it has rows */
 	if (!ch_kill_any(pipe->ch, pipe_query_prefix(pipe),
-					 target_change_texts(table->target->ch_database, table->target->ch_table),
+					 target_change_texts(table->target->ch_database, table->target->ch_table, NULL),
 					 CLICKHOUSE_TIMEOUT_MS, &err) ||
 		!target_renew(pipe->ch, table->target, CLICKHOUSE_TIMEOUT_MS, &err))
 	{

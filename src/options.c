@@ -100,6 +100,10 @@ static const OptionDef table_option_defs[] = {
 				 "The columns of the target's ORDER BY, in their order."),
 	TABLE_OPTION(partition_by_expr, OPTION_STRING, NULL,
 				 "The target's PARTITION BY, an expression of ClickHouse."),
+	TABLE_OPTION(source_column, OPTION_STRING, NULL,
+				 "A column of the target that says which table a row is of, so that several can share it."),
+	TABLE_OPTION(source_value, OPTION_STRING, NULL,
+				 "What that column says of this table's rows, if not <schema>.<table>."),
 	TABLE_OPTION(columns, OPTION_COLUMNS, NULL,
 				 "Names and types of columns in the target."),
 	TABLE_OPTION(metadata_columns, OPTION_ENUM_SET, metadata_option_names,
@@ -235,6 +239,9 @@ table_options_parse_all(Jsonb *json, const char *table, List **problems)
 	options->metadata_columns = METADATA_NOT_GIVEN;
 	parse_options(json, table_option_defs, lengthof(table_option_defs), options,
 				  psprintf("table \"%s\"", table), problems);
+	if (options->source_value != NULL && options->source_column == NULL)
+		option_problem(problems, psprintf("option \"source_value\" of table \"%s\" needs \"source_column\"",
+										  table));
 	return options;
 }
 

@@ -113,6 +113,8 @@ typedef struct TableOptions
 	List	   *excluded_columns;	/* of char * */
 	List	   *sorting_keys;	/* of char *, NIL: the key */
 	char	   *partition_by_expr;	/* ClickHouse's; NULL: none */
+	char	   *source_column;	/* says in the target which table a row is of; NULL: none */
+	char	   *source_value;	/* what it says; NULL: <schema>.<table> */
 	List	   *columns;		/* of ColumnOption * */
 	int			metadata_columns;	/* METADATA_BITs, or METADATA_NOT_GIVEN: the pipe's */
 } TableOptions;

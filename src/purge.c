@@ -86,7 +86,7 @@ static void ask_for_lost(Pipe *pipe, PipeTable *table);
 static void fail(Pipe *pipe, PipeTable *table, const ChError *err);
 static void finish(Pipe *pipe, TimestampTz at);
 static bool settle(Pipe *pipe, PipeTable *table, ChError *err);
-static void append_target(StringInfo sql, PipeTable *table);
+static void target_names(PipeTable *table, char **database, char **name, char **source_value);
 static void append_is_purge(Pipe *pipe, StringInfo sql, PipeTable *table);
 static char *purge_sql(PipeTable *table);
 
@@ -205,6 +205,7 @@ look(Pipe *pipe, PipeTable *table)
 	initStringInfo(&sql);
 	appendStringInfoString(&sql, "SELECT (SELECT count() FROM (SELECT 1 FROM ");
 	target_append_name(&sql, table->target->ch_database, table->target->ch_table);
+	target_append_source(&sql, &table->target->rows);
 	appendStringInfoString(&sql, " WHERE " CLICKPIPE_COL_DELETED " = 1 LIMIT 1)), "
 						   "(SELECT count() FROM system.tables WHERE "
 						   "match(engine_full, '" CLEANUP_SETTING " = (1|true)') AND ");
@@ -289,13 +290,13 @@ purge_show(Pipe *pipe)
 static bool
 settle(Pipe *pipe, PipeTable *table, ChError *err)
 {
-	StringInfoData text;
+	char	   *database;
+	char	   *name;
+	char	   *source_value;
 
-	initStringInfo(&text);
-	appendStringInfoString(&text, "INSERT INTO ");
-	append_target(&text, table);
-	appendStringInfoChar(&text, ' ');
-	if (!ch_kill_queries(pipe->ch, pipe_query_prefix(pipe), text.data, SETTLE_TIMEOUT_MS, err))
+	target_names(table, &database, &name, &source_value);
+	if (!ch_kill_queries(pipe->ch, pipe_query_prefix(pipe),
+						 target_insert_text(database, name, source_value), SETTLE_TIMEOUT_MS, err))
 		return false;
 	table->stray_inserts = false;
 	return true;
@@ -329,33 +330,43 @@ purge_recover(Pipe *pipe)
 	}
 }
 
-/* Appends the target's name, also of a table that is set aside and not described. */
+/* The target's names in UTF8, also of a table that is set aside and not described. */
 static void
-append_target(StringInfo sql, PipeTable *table)
+target_names(PipeTable *table, char **database, char **name, char **source_value)
 {
-	char	   *database;
-	char	   *name;
-
+	*source_value = target_recorded_source(table->shape);
 	if (table->target != NULL)
 	{
-		target_append_name(sql, table->target->ch_database, table->target->ch_table);
+		*database = table->target->ch_database;
+		*name = table->target->ch_table;
 		return;
 	}
-	database = utf8_cstring(table->info->target_database);
-	name = utf8_cstring(table->info->target_table);
-	target_append_name(sql, database != NULL ? database : table->info->target_database,
-					   name != NULL ? name : table->info->target_table);
+	*database = utf8_cstring(table->info->target_database);
+	if (*database == NULL)
+		*database = table->info->target_database;
+	*name = utf8_cstring(table->info->target_table);
+	if (*name == NULL)
+		*name = table->info->target_table;
 }
 
 /* Returns the statement; palloc'ed. */
 static char *
 purge_sql(PipeTable *table)
 {
+	char	   *database;
+	char	   *name;
+	char	   *source_value;
 	StringInfoData sql;
 
+	target_names(table, &database, &name, &source_value);
 	initStringInfo(&sql);
 	appendStringInfoString(&sql, "OPTIMIZE TABLE ");
-	append_target(&sql, table);
+	target_append_name(&sql, database, name);
+	if (source_value != NULL)
+	{
+		appendStringInfoString(&sql, " PARTITION ");
+		append_ch_literal(&sql, source_value);
+	}
 	/* else it would do nothing in silence where it cannot do anything */
 	appendStringInfoString(&sql, " FINAL CLEANUP SETTINGS optimize_throw_if_noop = 1");
 	return sql.data;

@@ -25,7 +25,9 @@
 #include "compat.h"
 #include "hints.h"
 #include "pipe.h"
+#include "setup.h"
 #include "shape.h"
+#include "target_altered.h"
 #include "utf8.h"
 
 #define KILL_TIMEOUT_MS	10000
@@ -39,15 +41,17 @@ typedef struct ExchangeNames
 	char	   *target;			/* the name that readers use */
 	char	   *resync;
 	char	   *old;			/* where EXCHANGE is not available */
+	char	   *source_value;	/* of a target that other tables share, else NULL */
 } ExchangeNames;
 
 static void get_names(PipeTable *table, ExchangeNames *names);
 static char *to_utf8(const char *name);
 static const Target *describe_replaced(Pipe *pipe, PipeTable *table, MemoryContext mcxt);
-static bool settle_ddl(Pipe *pipe, PipeTable *table, ChError *err);
+static bool settle_ddl(Pipe *pipe, PipeTable *table, ExchangeNames *names, ChError *err);
 static bool settle_strays(Pipe *pipe, PipeTable *table, ExchangeNames *names, ChError *err);
 static bool begin_exchange(Pipe *pipe, PipeTable *table, ExchangeNames *names, ChError *err);
 static bool make_exchange(Pipe *pipe, PipeTable *table, ExchangeNames *names, ChError *err);
+static bool replace_rows(Pipe *pipe, PipeTable *table, ExchangeNames *names, ChError *err);
 static bool drop_replaced(Pipe *pipe, const ReplacedTarget *target, ChError *err);
 static void give_up_try(Pipe *pipe, PipeTable *table, ExchangeNames *names, const ChError *err);
 static void finish(Pipe *pipe, PipeTable *table);
@@ -66,6 +70,7 @@ resync_begin(Pipe *pipe, PipeTable *table)
 	int			resyncs_later = table->resyncs_later;
 	int			delay_ms = table->resync_delay_ms;
 	PipeTable  *new_table;
+	const char *name;
 	int32		id;
 
 	table->resync_delay_ms = 0;
@@ -81,9 +86,12 @@ resync_begin(Pipe *pipe, PipeTable *table)
 		info->capture_lsn = InvalidXLogRecPtr;
 		catalog_set_load(table->id, InvalidOid, -1, -1, 0, true);
 	}
+	/* of those that share a target each needs a table of its own */
+	name = info->target_table ? info->target_table : "";
 	id = catalog_begin_resync(info, info->target_database,
-							  psprintf("%s%s", info->target_table ? info->target_table : "",
-									   RESYNC_SUFFIX));
+							  table->options->source_column != NULL ?
+							  psprintf("%s_%d%s", name, table->id, RESYNC_SUFFIX) :
+							  psprintf("%s%s", name, RESYNC_SUFFIX));
 	worker_commit();
 	if (again)
 		tables_remove(pipe, table->resync);
@@ -110,13 +118,11 @@ resync_begin(Pipe *pipe, PipeTable *table)
 static void
 get_names(PipeTable *table, ExchangeNames *names)
 {
-	char	   *resync = table->info->target_table;
-	char	   *target = pnstrdup(resync, strlen(resync) - strlen(RESYNC_SUFFIX));
-
 	names->database = to_utf8(table->info->target_database);
-	names->resync = to_utf8(resync);
-	names->target = to_utf8(target);
+	names->resync = to_utf8(table->info->target_table);
+	names->target = to_utf8(table->main->info->target_table);
 	names->old = psprintf("%s%s", names->target, RESYNC_OLD_SUFFIX);
+	names->source_value = target_recorded_source(table->shape);
 }
 
 /* Returns a name as ClickHouse gets it. */
@@ -135,7 +141,6 @@ resync_prepare_target(Pipe *pipe, PipeTable *table, ChError *err, const char **h
 	ExchangeNames names;
 	List	   *lost;
 	ListCell   *lc;
-	char	   *old;
 	MemoryContext mcxt;
 	bool		prepared;
 	TargetIdentity identity;
@@ -144,7 +149,7 @@ resync_prepare_target(Pipe *pipe, PipeTable *table, ChError *err, const char **h
 	if (loads_have_stragglers(pipe->entry))
 		return ch_set_error(err, CH_RETRY, false, "workers of an earlier load have not ended yet");
 	/* an attempt before this one may have been given up in the middle of its exchange */
-	if (!settle_ddl(pipe, table, err))
+	if (!settle_ddl(pipe, table, &names, err))
 		return false;
 	if (!target_identify(pipe->ch, names.database, names.target, &identity, err))
 		return false;
@@ -152,13 +157,11 @@ resync_prepare_target(Pipe *pipe, PipeTable *table, ChError *err, const char **h
 	/* rows of an attempt before this one have an older P */
 	if (table->stray_inserts &&
 		!ch_kill_any(pipe->ch, pipe_query_prefix(pipe),
-					 target_change_texts(names.database, names.resync), KILL_TIMEOUT_MS, err))
+					 target_change_texts(names.database, names.resync, names.source_value), KILL_TIMEOUT_MS, err))
 		return false;
 	table->stray_inserts = false;
-	old = pnstrdup(table->info->target_table,
-				   strlen(table->info->target_table) - strlen(RESYNC_SUFFIX));
 	mcxt = AllocSetContextCreate(CurrentMemoryContext, "clickpipe target", ALLOCSET_SMALL_SIZES);
-	prepared = target_prepare_resync(pipe->ch, table->target, old,
+	prepared = target_prepare_resync(pipe->ch, table->target, table->main->info->target_table,
 									 describe_replaced(pipe, table->main, mcxt), pipe->options,
 									 pipe->id, table->main->info->target_ours, &lost, err, hint);
 	MemoryContextDelete(mcxt);
@@ -333,12 +336,14 @@ settle_strays(Pipe *pipe, PipeTable *table, ExchangeNames *names, ChError *err)
 {
 	List	   *texts = NIL;
 
-	if (!settle_ddl(pipe, table, err))
+	if (!settle_ddl(pipe, table, names, err))
 		return false;
 	if (table->main->stray_inserts)
-		texts = list_concat(texts, target_change_texts(names->database, names->target));
+		texts = list_concat(texts, target_change_texts(names->database, names->target,
+														 names->source_value));
 	if (table->stray_inserts)
-		texts = list_concat(texts, target_change_texts(names->database, names->resync));
+		texts = list_concat(texts, target_change_texts(names->database, names->resync,
+														 names->source_value));
 	if (texts != NIL &&
 		!ch_kill_any(pipe->ch, pipe_query_prefix(pipe), texts, KILL_TIMEOUT_MS, err))
 		return false;
@@ -348,11 +353,17 @@ settle_strays(Pipe *pipe, PipeTable *table, ExchangeNames *names, ChError *err)
 
 /* Makes sure that no exchange of before can still come to an end. */
 static bool
-settle_ddl(Pipe *pipe, PipeTable *table, ChError *err)
+settle_ddl(Pipe *pipe, PipeTable *table, ExchangeNames *names, ChError *err)
 {
+	List	   *texts = list_make2("EXCHANGE TABLES ", "RENAME TABLE ");
+
+	if (names->source_value != NULL)
+		texts = list_make2(target_partition_sql(names->database, names->target, "REPLACE",
+												names->source_value),
+						   target_partition_sql(names->database, names->target, "DROP",
+												names->source_value));
 	if (table->stray_ddl &&
-		(!ch_kill_queries(pipe->ch, pipe_query_prefix(pipe), "EXCHANGE TABLES ", KILL_TIMEOUT_MS, err) ||
-		 !ch_kill_queries(pipe->ch, pipe_query_prefix(pipe), "RENAME TABLE ", KILL_TIMEOUT_MS, err)))
+		!ch_kill_any(pipe->ch, pipe_query_prefix(pipe), texts, KILL_TIMEOUT_MS, err))
 		return false;
 	table->stray_ddl = false;
 	return true;
@@ -381,12 +392,14 @@ begin_exchange(Pipe *pipe, PipeTable *table, ExchangeNames *names, ChError *err)
 						table->info->source_name);
 		return true;
 	}
-	if (!new.exists)
+	if (!new.exists || (!old.exists && names->source_value != NULL))
 	{
 		pipe_table_fail(pipe, table, 0,
 						hint_resync(pipe->info->name, table->info->source_name, NULL),
+						new.exists ? "target %s.%s was dropped during the resync" :
 						"%s.%s was dropped before it could take the place of the target",
-						table->info->target_database, table->info->target_table);
+						table->info->target_database,
+						new.exists ? table->main->info->target_table : table->info->target_table);
 		return true;
 	}
 	worker_begin();
@@ -410,7 +423,8 @@ give_up_try(Pipe *pipe, PipeTable *table, ExchangeNames *names, const ChError *e
 
 	table->stray_ddl |= err->ambiguous;
 	if (table->info->new_uuid == NULL ||
-		(!err->ambiguous && table->info->old_uuid[0] != '\0' &&
+		(names->source_value != NULL && !table->stray_ddl) ||
+		(names->source_value == NULL && !err->ambiguous && table->info->old_uuid[0] != '\0' &&
 		 target_identify(pipe->ch, names->database, names->target, &target, &asked) &&
 		 strcmp(target.uuid, table->info->old_uuid) == 0))
 	{
@@ -436,6 +450,8 @@ make_exchange(Pipe *pipe, PipeTable *table, ExchangeNames *names, ChError *err)
 	const char *new_uuid = table->info->new_uuid ? table->info->new_uuid : "";
 	bool		by_rename = (new_uuid[0] == '\0');
 
+	if (names->source_value != NULL)
+		return replace_rows(pipe, table, names, err);
 	for (int step = 0; step < MAX_STEPS; step++)
 	{
 		TargetIdentity target;
@@ -485,6 +501,37 @@ make_exchange(Pipe *pipe, PipeTable *table, ExchangeNames *names, ChError *err)
 	(void) ch_set_error(err, CH_RETRY_SLOW, false, "the exchange of %s.%s does not come to an end",
 						table->info->target_database, table->info->target_table);
 	return false;
+}
+
+/*
+ * The same for a target that other tables share: only the table's rows are replaced.  It
+ * does not matter whether that was done before: both have the same rows then.
+ */
+static bool
+replace_rows(Pipe *pipe, PipeTable *table, ExchangeNames *names, ChError *err)
+{
+	Target		loaded = {
+		.ch_database = names->database,
+		.ch_table = names->resync,
+		.database = table->info->target_database,
+		.table = table->info->target_table,
+		.rows.source_column = to_utf8(table->options->source_column),
+		.rows.source_value = names->source_value
+	};
+	TargetIdentity resync;
+
+	if (!target_identify(pipe->ch, names->database, names->resync, &resync, err))
+		return false;
+	if (!resync.exists || strcmp(resync.uuid, table->info->new_uuid) != 0)
+	{
+		pipe_table_fail(pipe, table, 0,
+						hint_resync(pipe->info->name, table->info->source_name, NULL),
+						"%s.%s was changed by somebody else before its rows could be taken over",
+						table->info->target_database, table->info->target_table);
+		return false;
+	}
+	tell_views(pipe, table, names);
+	return target_replace_rows(pipe->ch, &loaded, names->target, err);
 }
 
 /*
@@ -562,8 +609,11 @@ finish(Pipe *pipe, PipeTable *table)
 {
 	PipeTable  *old = table->main;
 	TableState	state = TABLE_RUNNING;
+	ChError		err;
 	char	   *resync = table->info->target_table;
-	char	   *name = MemoryContextStrdup(table->mcxt, pnstrdup(resync, strlen(resync) - strlen(RESYNC_SUFFIX)));
+	char	   *name = MemoryContextStrdup(table->mcxt, old->info->target_table);
+	bool		shared = (table->options->source_column != NULL);
+	const char *replaced = shared ? table->info->new_uuid : table->info->old_uuid;
 
 	/*
 	 * When the pipe has failed in the middle of it, changes are missing, and
@@ -577,12 +627,20 @@ finish(Pipe *pipe, PipeTable *table)
 		catalog_fail_table(table->id, 0, old->failure.message ? old->failure.message :
 						   "the pipe had failed; its resync will replace the target",
 						   old->failure.hint);
-	if (table->info->old_uuid != NULL && table->info->old_uuid[0] != '\0')
-		catalog_add_replaced(pipe->id, table->info->target_database, resync, table->info->old_uuid);
+	/* the table that it is from now on is another one than was recorded */
+	if (shared)
+	{
+		table->shape = target_record_forget(table->shape);
+		catalog_set_shape(table->id, table->shape, table->info->shape_lsn,
+						  table->info->shape_change_lsn);
+	}
+	if (replaced != NULL && (replaced[0] != '\0' || shared))
+		catalog_add_replaced(pipe->id, table->info->target_database, resync, replaced);
 	/* where there is no EXCHANGE it has gone to a third name */
-	catalog_add_replaced(pipe->id, table->info->target_database,
-						 psprintf("%s%s", name, RESYNC_OLD_SUFFIX),
-						 table->info->old_uuid ? table->info->old_uuid : "");
+	if (!shared)
+		catalog_add_replaced(pipe->id, table->info->target_database,
+							 psprintf("%s%s", name, RESYNC_OLD_SUFFIX),
+							 table->info->old_uuid ? table->info->old_uuid : "");
 	worker_commit();
 	pipe->replaced_at = GetCurrentTimestamp();
 	pipe->replaced_tries = 0;
@@ -606,6 +664,9 @@ finish(Pipe *pipe, PipeTable *table)
 		table->target->table = name;
 		table->target->ch_table = to_utf8(name);
 		MemoryContextSwitchTo(mcxt);
+		/* if that fails, the next start does it */
+		if (shared)
+			(void) setup_record_target(pipe, table, &err);
 	}
 	if (pipe->has_error)
 	{

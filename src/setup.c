@@ -250,7 +250,10 @@ target_is_taken(Pipe *pipe, PipeTable *table)
 			XLogRecPtrIsInvalid(table->capture_lsn) &&
 			(other->prepared || !XLogRecPtrIsInvalid(other->info->capture_lsn)) &&
 			target_names_clash(other->info->target_database, other->info->target_table,
-							   table->target->database, table->target->table))
+							   table->target->database, table->target->table) &&
+			(strcmp(other->info->target_table, table->target->table) != 0 ||
+			 !targets_share(other->relid, other->options, other->shape,
+							table->relid, table->options, table->shape)))
 			return true;
 	}
 	return false;
@@ -361,6 +364,9 @@ describe_source(Pipe *pipe, PipeTable *table)
 		table->watch = list_copy(watch);
 		MemoryContextSwitchTo(old);
 		setup_remember(table, shape);
+		/* a table that was renamed goes on as what its rows say */
+		setup_remember(table, target_source_lines(table->relid, table->options,
+												  table->main != NULL ? table->main->shape : NIL));
 		make_scratch(table, RelationGetDescr(rel)->natts);
 		table->target = target_make(rel, table->options, pipe->options, table->shape,
 									pipe->server->dbname, table->info->target_database,

@@ -90,7 +90,8 @@ setup_take_over_types(Pipe *pipe, PipeTable *table, char **misfit)
 		setup_note_retry(pipe, table, &err);
 		return SETUP_RETRY;
 	}
-	if (table->main != NULL)
+	/* others may have widened the columns of one that they share */
+	if (table->main != NULL && table->target->rows.source_column == NULL)
 		existing = target_kept_columns(table->target, table->main->shape, existing);
 	if (existing == NIL)
 		return SETUP_DONE;

@@ -136,6 +136,7 @@ target_refusals(Relation rel, const TableOptions *options)
 								   NULL);
 
 	refusals = target_type_refusals(refusals, rel, &key, options);
+	refusals = source_column_refusals(refusals, options);
 	refusals = place_refusals(refusals, rel, options, &key);
 	return column_refusals(refusals, desc, options);
 }
@@ -145,8 +146,15 @@ static List *
 column_refusals(List *refusals, TupleDesc desc, const TableOptions *options)
 {
 	static const char *const hint = "Choose another name with the table option \"columns\", or exclude the column with \"excluded_columns\".";
-	List	   *names = NIL;
+	List	   *names = options->source_column != NULL ? list_make1(options->source_column) : NIL;
+	bool		has_columns = false;
 
+	if (options->source_column != NULL &&
+		(strncmp(options->source_column, CLICKPIPE_COL_PREFIX, strlen(CLICKPIPE_COL_PREFIX)) == 0 ||
+		 strchr(options->source_column, '.') != NULL))
+		refusals = refusal_add(refusals,
+							   psprintf("its source_column cannot be named \"%s\"", options->source_column),
+							   "Choose a name without dots that does not begin with \"" CLICKPIPE_COL_PREFIX "\".");
 	for (int i = 0; i < desc->natts; i++)
 	{
 		Form_pg_attribute att = TupleDescAttr(desc, i);
@@ -169,9 +177,10 @@ column_refusals(List *refusals, TupleDesc desc, const TableOptions *options)
 								   psprintf("two columns would be named \"%s\"", name),
 								   hint);
 		names = lappend(names, (void *) name);
+		has_columns = true;
 	}
 	/* where a key is wanted, that is missed already */
-	if (names == NIL && refusals == NIL)
+	if (!has_columns && refusals == NIL)
 		refusals = refusal_add(refusals, "it has no columns", NULL);
 	return refusals;
 }
@@ -301,6 +310,17 @@ target_describe(Oid relid, TupleDesc desc, const TableOptions *options,
 	place_init(target, options);
 	if (options->partition_by_expr != NULL)
 		target->partition_by = name_in_utf8(options->partition_by_expr);
+	if (options->source_column != NULL)
+	{
+		StringInfoData quoted;
+
+		rows->source_column = name_in_utf8(options->source_column);
+		rows->source_value = name_in_utf8(target_source_value(relid, options, shape));
+		initStringInfo(&quoted);
+		append_ch_identifier(&quoted, rows->source_column);
+		target->partition_by = quoted.data;
+		target->key_names = list_make1(pstrdup(options->source_column));
+	}
 
 	if (options->sorting_keys != NIL)
 	{

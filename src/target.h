@@ -23,6 +23,8 @@
 #define RESYNC_SUFFIX		"_resync"
 #define RESYNC_OLD_SUFFIX	"_resync_old"
 
+struct StringInfoData;
+
 typedef struct Target
 {
 	char	   *database;		/* names in the server's encoding, for people */
@@ -51,6 +53,41 @@ extern void target_name(Oid relid, const TableOptions *options, const char *defa
  */
 extern bool target_names_clash(const char *database1, const char *table1,
 							   const char *database2, const char *table2);
+
+/*
+ * About targets that several tables share (target_shared.c).  What the source column says of a
+ * table's rows: what was recorded of it, else what the options say; NULL: it has no such
+ * column.  In a transaction, if nothing is recorded.
+ */
+extern char *target_source_value(Oid relid, const TableOptions *options, List *shape);
+
+/* The same from a recorded shape alone, in UTF8. */
+extern char *target_recorded_source(List *shape);
+
+/* The lines (char *) that record it.  before: what was recorded of the table earlier. */
+extern List *target_source_lines(Oid relid, const TableOptions *options, List *before);
+
+/* May two tables go to the same target? */
+extern bool targets_share(Oid relid1, const TableOptions *options1, List *shape1,
+						  Oid relid2, const TableOptions *options2, List *shape2);
+
+/* Appends the condition for the rows of one table to a SELECT that has no WHERE yet, if there is one. */
+extern void target_append_source(struct StringInfoData *sql, const RowMap *rows);
+
+/* ALTER TABLE ... DROP or REPLACE (verb) PARTITION, without what may follow.  Names in UTF8. */
+extern char *target_partition_sql(const char *database, const char *table, const char *verb,
+								  const char *source_value);
+
+/*
+ * Replaces the rows of a table in a target that others share ("table", of the same database)
+ * by those in the one that it was loaded into.  May be done twice.
+ */
+extern bool target_replace_rows(ChClient *ch, const Target *target, const char *table,
+								ChError *err);
+
+/* Drops the rows of a table, and with the last ones the target that it has shared. */
+extern bool target_drop_rows(ChClient *ch, const char *database, const char *table,
+							 const char *source_value, int timeout_ms, ChError *err);
 
 /*
  * Why the table cannot have a target with these options: NULL if it can, else the
@@ -180,14 +217,19 @@ extern bool target_rename(ChClient *ch, const char *database, const char *from, 
 extern bool target_views(ChClient *ch, const char *database, const char *table, List **views,
 						 ChError *err);
 
-/* The text that INSERTs into a table begin with. */
-extern char *target_insert_text(const char *database, const char *table);
+/*
+ * The text that INSERTs into a table begin with.  source_value: only those of one table into a
+ * target that several share; NULL: it is not shared.  All in UTF8, here and below.
+ */
+extern char *target_insert_text(const char *database, const char *table,
+								const char *source_value);
 
 /*
  * The TRUNCATE of a target.  bounded: without a setting that servers before 23.12 do not know,
  * so that their limit of size holds.
  */
-extern char *target_truncate_sql(const char *database, const char *table, bool bounded);
+extern char *target_truncate_sql(const char *database, const char *table,
+								 const char *source_value, bool bounded);
 
 /*
  * The INSERT ... SELECT that makes tombstones of that version of all rows of a target that are older
@@ -197,7 +239,8 @@ extern char *target_delete_sql(const Target *target, const char *condition, uint
 							   uint64 version_lo, bool bounded);
 
 /* What all our statements begin with that change rows of a target (char *). */
-extern List *target_change_texts(const char *database, const char *table);
+extern List *target_change_texts(const char *database, const char *table,
+								 const char *source_value);
 
 /* The CREATE TABLE of a target.  mark: its comment, NULL: none. */
 extern char *target_create_sql(const Target *target, const PipeOptions *options,

@@ -26,6 +26,34 @@
  */
 extern char *target_mark(int32 pipe_id);
 
+/* SQL for a column "name" as an identifier */
+#define TARGET_QUOTED_NAME \
+	"'`', replaceAll(replaceAll(name, '\\\\', '\\\\\\\\'), '`', '\\\\`'), '`'"
+
+/* At the end of statements that drop partitions of any size; servers before 23.12 do not know it. */
+#define TARGET_ANY_PARTITION_SIZE	" SETTINGS max_partition_size_to_drop = 0"
+
+/* Is a line of a recorded shape one of target_source_lines? */
+extern bool target_is_source_line(const char *line);
+
+/* Adds what speaks against a source_column (Refusal *). */
+extern List *source_column_refusals(List *refusals, const TableOptions *options);
+
+/* Gives a target that others have made the columns that only this table has, if it may be shared. */
+extern bool target_share(ChClient *ch, const Target *target, ChError *err);
+
+/* Creates a table like another one, with all that users added to that.  In target_resync.c. */
+extern bool target_create_like(ChClient *ch, const Target *target, const char *old_table,
+							   const char *mark, ChError *err);
+
+/*
+ * Makes the table that the rows of one of the tables of a shared target ("main") are loaded into
+ * anew: like main, which it is made for if it is not there.  Otherwise as target_prepare.
+ */
+extern bool target_prepare_shared(ChClient *ch, Target *target, const Target *main,
+								  const PipeOptions *options, const char *mark, bool main_exists,
+								  ChError *err, const char **hint);
+
 /*
  * Reads a table's comment (names in UTF8), "" if there is no such table.  False: not known,
  * see *err.  Waits for the network.

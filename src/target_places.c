@@ -140,6 +140,9 @@ target_learn_partitions(ChClient *ch, Target *target, ChError *err, const char *
 		next = line + strcspn(line, "\n");
 		if (*next == '\n')
 			*next++ = '\0';
+		/* the same in all rows of the table */
+		if (target->rows.source_column != NULL && strcmp(line, target->rows.source_column) == 0)
+			continue;
 		if (!use_column(target, line, err))
 		{
 			*hint = PLACE_HINT ", or partition by columns of the key.";
@@ -180,7 +183,8 @@ target_create(ChClient *ch, Target *target, const PipeOptions *options, const ch
 	if (ch_query(ch, target_create_sql(target, options, &ch->server, mark), false,
 				 CREATE_TIMEOUT_MS, NULL, err))
 		return target_learn_or_drop(ch, target, err, hint);
-	if (target->partition_by != NULL && err->class == CH_PERMANENT)
+	if (target->partition_by != NULL && target->rows.source_column == NULL &&
+		err->class == CH_PERMANENT)
 		*hint = "Look whether partition_by_expr is an expression that ClickHouse accepts; to change it, remove the table and add it again.";
 	return false;
 }

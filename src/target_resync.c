@@ -18,11 +18,6 @@
 #define ASK_TIMEOUT_MS		10000
 #define DDL_TIMEOUT_MS		60000
 
-/* SQL for a column "name" as an identifier */
-#define QUOTED_NAME			"'`', replaceAll(replaceAll(name, '\\\\', '\\\\\\\\'), '`', '\\\\`'), '`'"
-
-static bool create_like(ChClient *ch, const Target *target, const char *old_table,
-						const char *mark, ChError *err);
 static bool take_partitions(ChClient *ch, Target *target, const char *old_table, ChError *err);
 static bool leave_columns(ChClient *ch, const Target *target, const Target *replaced,
 						  bool drop_columns, List **lost, ChError *err);
@@ -67,6 +62,8 @@ target_prepare_resync(ChClient *ch, Target *target, const char *old_table,
 	if (!target_comment(ch, target->ch_database, old.ch_table, ASK_TIMEOUT_MS, &exists, &comment,
 						err))
 		return false;
+	if (!exists && target->rows.source_column != NULL)
+		return target_prepare_shared(ch, target, &old, options, mark, false, err, hint);
 	if (!exists)
 		return target_ensure_database(ch, target, err) &&
 			target_create(ch, target, options, mark, err, hint);
@@ -76,11 +73,13 @@ target_prepare_resync(ChClient *ch, Target *target, const char *old_table,
 		*hint = "Choose another name with the table option target_table, or drop the target in ClickHouse if nobody needs it.";
 		return target_refuse(err, "target %s.%s was not made by this pipe", old.database, old.table);
 	}
+	if (target->rows.source_column != NULL)
+		return target_prepare_shared(ch, target, &old, options, mark, true, err, hint);
 	if (target_check_engine(ch, &old, options, err, hint) &&
 		target_check_columns(ch, &old, err, hint))
 	{
 		*hint = NULL;
-		if (create_like(ch, target, old.ch_table, mark, err))
+		if (target_create_like(ch, target, old.ch_table, mark, err))
 			return leave_columns(ch, target, replaced, options->drop_columns, lost, err) &&
 				target_learn_or_drop(ch, target, err, hint);
 		/* an engine with explicit paths cannot have a twin */
@@ -131,10 +130,10 @@ target_remake(ChClient *ch, Target *target, const PipeOptions *options, const ch
 		target_drop(ch, target->ch_database, old_table, false, DDL_TIMEOUT_MS, err);
 }
 
-/* Creates a table like another one, with all that users added to that. */
-static bool
-create_like(ChClient *ch, const Target *target, const char *old_table, const char *mark,
-			ChError *err)
+/* See target_internal.h. */
+bool
+target_create_like(ChClient *ch, const Target *target, const char *old_table, const char *mark,
+				   ChError *err)
 {
 	StringInfoData sql;
 
@@ -181,7 +180,7 @@ leave_columns(ChClient *ch, const Target *target, const Target *replaced, bool d
 	if (names.len == 0)
 		return true;
 	initStringInfo(&sql);
-	appendStringInfo(&sql, "SELECT concat('%s COLUMN ', " QUOTED_NAME ", '%s') FROM system.columns WHERE ",
+	appendStringInfo(&sql, "SELECT concat('%s COLUMN ', " TARGET_QUOTED_NAME ", '%s') FROM system.columns WHERE ",
 					 drop_columns ? "DROP" : "MODIFY", drop_columns ? "" : " REMOVE DEFAULT");
 	target_append_where(&sql, "table", target);
 	appendStringInfo(&sql, " AND name IN (%s)%s", names.data,
@@ -231,12 +230,12 @@ add_extras(ChClient *ch, const Target *target, const char *old_table, List **los
 	append_ch_literal(&where, old_table);
 
 	/* columns that are computed, also aliases of columns that were renamed: views may need them */
-	appendStringInfo(&sql, "SELECT concat('ADD COLUMN IF NOT EXISTS ', " QUOTED_NAME ", ' ', type, ' ', default_kind, ' ', default_expression) "
+	appendStringInfo(&sql, "SELECT concat('ADD COLUMN IF NOT EXISTS ', " TARGET_QUOTED_NAME ", ' ', type, ' ', default_kind, ' ', default_expression) "
 					 "FROM system.columns WHERE default_kind IN ('ALIAS', 'MATERIALIZED') AND %s ORDER BY position", where.data);
 	if (!alter_each(ch, target, sql.data, lost, err))
 		return false;
 	resetStringInfo(&sql);
-	appendStringInfo(&sql, "SELECT concat('ADD INDEX ', " QUOTED_NAME ", ' ', expr, ' TYPE ', type_full, "
+	appendStringInfo(&sql, "SELECT concat('ADD INDEX ', " TARGET_QUOTED_NAME ", ' ', expr, ' TYPE ', type_full, "
 					 "' GRANULARITY ', toString(granularity)) FROM system.data_skipping_indices WHERE %s",
 					 where.data);
 	if (!alter_each(ch, target, sql.data, lost, err))
@@ -251,7 +250,7 @@ add_extras(ChClient *ch, const Target *target, const char *old_table, List **los
 	if (!alter_each(ch, target, sql.data, lost, err))
 		return false;
 	resetStringInfo(&sql);
-	appendStringInfo(&sql, "SELECT concat('ADD PROJECTION ', " QUOTED_NAME ", ' (', replaceRegexpAll(query, '\\\\s+', ' '), ')') "
+	appendStringInfo(&sql, "SELECT concat('ADD PROJECTION ', " TARGET_QUOTED_NAME ", ' (', replaceRegexpAll(query, '\\\\s+', ' '), ')') "
 					 "FROM system.projections WHERE %s", where.data);
 	/* servers without that table are too old to tell */
 	if (!alter_each(ch, target, sql.data, lost, err) && err->class != CH_PERMANENT)
@@ -383,7 +382,7 @@ target_views(ChClient *ch, const char *database, const char *table, List **views
 
 /* See target.h. */
 char *
-target_insert_text(const char *database, const char *table)
+target_insert_text(const char *database, const char *table, const char *source_value)
 {
 	StringInfoData text;
 
@@ -391,16 +390,29 @@ target_insert_text(const char *database, const char *table)
 	appendStringInfoString(&text, "INSERT INTO ");
 	target_append_name(&text, database, table);
 	appendStringInfoChar(&text, ' ');
+	if (source_value != NULL)
+	{
+		appendStringInfoChar(&text, '(');
+		append_source_mark(&text, source_value);
+	}
 	return text.data;
 }
 
 /* See target.h. */
 char *
-target_truncate_sql(const char *database, const char *table, bool bounded)
+target_truncate_sql(const char *database, const char *table, const char *source_value,
+					bool bounded)
 {
 	StringInfoData sql;
 
 	initStringInfo(&sql);
+	if (source_value != NULL)
+	{
+		appendStringInfoString(&sql, target_partition_sql(database, table, "DROP", source_value));
+		if (!bounded)
+			appendStringInfoString(&sql, TARGET_ANY_PARTITION_SIZE);
+		return sql.data;
+	}
 	appendStringInfoString(&sql, "TRUNCATE TABLE ");
 	target_append_name(&sql, database, table);
 	/* also begins the text that tells it from those of other tables */
@@ -415,6 +427,7 @@ char *
 target_delete_sql(const Target *target, const char *condition, uint64 version_hi,
 				  uint64 version_lo, bool bounded)
 {
+	const char *source_value = target->rows.source_value;
 	StringInfoData places;
 	StringInfoData version;
 	StringInfoData sql;
@@ -422,6 +435,11 @@ target_delete_sql(const Target *target, const char *condition, uint64 version_hi
 	initStringInfo(&places);
 	initStringInfo(&version);
 	initStringInfo(&sql);
+	if (source_value != NULL)
+	{
+		append_ch_identifier(&places, target->rows.source_column);
+		appendStringInfoString(&places, ", ");
+	}
 	for (int i = 0; i < target->rows.ncolumns; i++)
 	{
 		if (!target->rows.is_place[i])
@@ -431,11 +449,14 @@ target_delete_sql(const Target *target, const char *condition, uint64 version_hi
 	}
 	appendStringInfo(&version, "bitOr(bitShiftLeft(toUInt128(" UINT64_FORMAT "), 64), toUInt128(" UINT64_FORMAT "))",
 					 version_hi, version_lo);
-	appendStringInfo(&sql, "%s(%s%s, %s) SELECT %s%s, 1 FROM ",
-					 target_insert_text(target->ch_database, target->ch_table), places.data,
+	appendStringInfo(&sql, "%s%s%s%s, %s) SELECT %s%s, 1 FROM ",
+					 target_insert_text(target->ch_database, target->ch_table, source_value),
+					 source_value == NULL ? "(" : "", places.data,
 					 CLICKPIPE_COL_VERSION, CLICKPIPE_COL_DELETED, places.data, version.data);
 	target_append_name(&sql, target->ch_database, target->ch_table);
-	appendStringInfo(&sql, " FINAL WHERE %s = 0 AND %s < %s AND (%s)", CLICKPIPE_COL_DELETED,
+	appendStringInfoString(&sql, " FINAL");
+	target_append_source(&sql, &target->rows);
+	appendStringInfo(&sql, " WHERE %s = 0 AND %s < %s AND (%s)", CLICKPIPE_COL_DELETED,
 					 CLICKPIPE_COL_VERSION, version.data, condition);
 	/* what was acknowledged must be seen, also by another replica */
 	if (!bounded)
@@ -445,8 +466,8 @@ target_delete_sql(const Target *target, const char *condition, uint64 version_hi
 
 /* See target.h. */
 List *
-target_change_texts(const char *database, const char *table)
+target_change_texts(const char *database, const char *table, const char *source_value)
 {
-	return list_make2(target_insert_text(database, table),
-					  target_truncate_sql(database, table, true));
+	return list_make2(target_insert_text(database, table, source_value),
+					  target_truncate_sql(database, table, source_value, true));
 }

@@ -106,6 +106,10 @@ target_prepare(ChClient *ch, Target *target, const PipeOptions *options, int32 p
 						  target->database, target->table);
 		}
 	}
+	/* one that another table of the pipe has made, or has taken over */
+	if (may_create && strcmp(answer.data, mark) == 0 && target->rows.source_column != NULL &&
+		(!target_check_engine(ch, target, options, err, hint) || !target_share(ch, target, err)))
+		return false;
 	if (!ours)
 	{
 		uint64		hi;
@@ -151,7 +155,8 @@ remake_empty(ChClient *ch, Target *target, const PipeOptions *options, const cha
 	ChError		misfit = *err;
 	bool		has_rows;
 
-	if (misfit.class != CH_PERMANENT || target->engine == ENGINE_NULL)
+	if (misfit.class != CH_PERMANENT || target->engine == ENGINE_NULL ||
+		target->rows.source_column != NULL)
 		return false;
 	if (!target_has_rows(ch, target, 30000, &has_rows, err))
 		return false;
@@ -200,7 +205,7 @@ target_look(ChClient *ch, const Target *target, int timeout_ms, TargetFound *fou
 	return target_has_rows(ch, target, timeout_ms, &found->has_rows, err);
 }
 
-/* Has the target rows? */
+/* Has the target rows of the table? */
 static bool
 target_has_rows(ChClient *ch, const Target *target, int timeout_ms, bool *has_rows,
 				ChError *err)
@@ -212,6 +217,7 @@ target_has_rows(ChClient *ch, const Target *target, int timeout_ms, bool *has_ro
 	initStringInfo(&answer);
 	appendStringInfoString(&sql, "SELECT count() FROM (SELECT 1 FROM ");
 	target_append_name(&sql, target->ch_database, target->ch_table);
+	target_append_source(&sql, &target->rows);
 	appendStringInfoString(&sql, " LIMIT 1)");
 	if (!ch_query(ch, sql.data, false, timeout_ms, &answer, err))
 		return false;
@@ -298,6 +304,7 @@ target_cursor(ChClient *ch, const Target *target, uint64 *hi, uint64 *lo, ChErro
 	appendStringInfo(&sql, "SELECT toUInt64(bitShiftRight(v, 64)), toUInt64(bitAnd(v, toUInt128(18446744073709551615))) "
 					 "FROM (SELECT max(%s) AS v FROM ", CLICKPIPE_COL_VERSION);
 	target_append_name(&sql, target->ch_database, target->ch_table);
+	target_append_source(&sql, &target->rows);
 	appendStringInfoString(&sql, ") FORMAT TabSeparated");
 	if (!ch_query(ch, sql.data, false, 600000, &answer, err))
 		return false;
@@ -327,6 +334,8 @@ target_check_columns(ChClient *ch, const Target *target, ChError *err, const cha
 	for (int i = 0; i < target->rows.ncolumns; i++)
 		check_column(answer.data, target->rows.columns[i].name, target->rows.columns[i].type,
 					 &missing);
+	if (target->rows.source_column != NULL)
+		check_column(answer.data, target->rows.source_column, SOURCE_COLUMN_TYPE, &missing);
 	check_column(answer.data, CLICKPIPE_COL_VERSION, "UInt128", &missing);
 	check_column(answer.data, CLICKPIPE_COL_DELETED, "UInt8", &missing);
 	for (int i = 0; i < METADATA_COUNT; i++)
@@ -407,6 +416,10 @@ target_check_engine(ChClient *ch, const Target *target, const PipeOptions *optio
 	if (partition[0] != '\0' && target->rows.history)
 		return target_refuse(err, "target %s.%s is partitioned, which an append-only history must not be",
 					  target->database, target->table);
+	if (target->rows.source_column != NULL &&
+		strcmp(strip_quotes(partition), strip_quotes(target->partition_by)) != 0)
+		return target_refuse(err, "target %s.%s is partitioned by (%s), not by its source column %s",
+							 target->database, target->table, partition, target->partition_by);
 	if (partition[0] == '\0' && target->partition_by != NULL)
 		return target_refuse(err, "target %s.%s is not partitioned, but the table has a partition_by_expr",
 					  target->database, target->table);
@@ -496,6 +509,11 @@ target_create_sql(const Target *target, const PipeOptions *options, const ChServ
 	appendStringInfoString(&sql, "CREATE TABLE ");
 	target_append_name(&sql, target->ch_database, target->ch_table);
 	appendStringInfoString(&sql, " (");
+	if (target->rows.source_column != NULL)
+	{
+		append_ch_identifier(&sql, target->rows.source_column);
+		appendStringInfoString(&sql, " " SOURCE_COLUMN_TYPE ", ");
+	}
 	for (int i = 0; i < target->rows.ncolumns; i++)
 	{
 		append_ch_identifier(&sql, target->rows.columns[i].name);

@@ -126,7 +126,7 @@ target_is_decision(const char *line, AttrNumber *attnum)
 	int			number;
 
 	*attnum = InvalidAttrNumber;
-	if (strncmp(line, LINE_MONEY, strlen(LINE_MONEY)) == 0 ||
+	if (strncmp(line, LINE_MONEY, strlen(LINE_MONEY)) == 0 || target_is_source_line(line) ||
 		strncmp(line, TARGET_RECORD_LINE, strlen(TARGET_RECORD_LINE)) == 0)
 		return true;
 	if (sscanf(line, LINE_COLUMN "%d" WORD_IS, &number) != 1)

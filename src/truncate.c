@@ -47,7 +47,6 @@
 /* A table that ClickHouse refuses to truncate is set aside after so long. */
 #define PATIENCE_MS			60000
 
-#define CH_UNKNOWN_SETTING	115
 #define CH_TIMEOUT_EXCEEDED 159
 #define CH_MEMORY_LIMIT		241
 #define CH_DROP_LIMIT		359 /* TABLE_SIZE_EXCEEDS_MAX_DROP_SIZE_LIMIT */
@@ -281,7 +280,8 @@ advance(Pipe *pipe, Truncation *t, int *running, List **strays)
 												   t->removal->version_hi,
 												   t->removal->version_lo, t->bounded) :
 								 target_truncate_sql(table->target->ch_database,
-													 table->target->ch_table, t->bounded));
+													 table->target->ch_table,
+													 table->target->rows.source_value, t->bounded));
 	ch_statement_start(pipe->ch, &t->statement, t->sql);
 	t->running = true;
 	t->started = now;
@@ -405,7 +405,8 @@ kill_strays(Pipe *pipe, List *strays)
 	{
 		Target	   *target = ((PipeTable *) lfirst(lc))->target;
 
-		texts = list_concat(texts, target_change_texts(target->ch_database, target->ch_table));
+		texts = list_concat(texts, target_change_texts(target->ch_database, target->ch_table,
+														 target->rows.source_value));
 	}
 	if (!ch_kill_any(pipe->ch, pipe_query_prefix(pipe), texts, KILL_TIMEOUT_MS, &err))
 	{

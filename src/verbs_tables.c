@@ -72,28 +72,31 @@ static void
 require_free_target(const PipeInfo *pipe, List *tables, Oid relid, Jsonb *json)
 {
 	ChServer   *server = server_options_load(pipe->server, pipe->owner);
+	TableOptions *options = table_options_parse(json, get_rel_name(relid));
 	char	   *database;
 	char	   *table;
 	ListCell   *lc;
 
-	target_name(relid, table_options_parse(json, get_rel_name(relid)), server->dbname,
-				&database, &table);
+	target_name(relid, options, server->dbname, &database, &table);
 	foreach(lc, tables)
 	{
 		TableInfo  *other = lfirst(lc);
 		char	   *other_database = other->target_database;
 		char	   *other_table = other->target_table;
+		TableOptions *other_options;
 
 		if (!other->is_listed)
 			continue;
+		other_options = table_options_parse(other->options, other->source_name);
 		if (other_table == NULL)
 		{
 			if (get_rel_name(other->relid) == NULL)
 				continue;
-			target_name(other->relid, table_options_parse(other->options, other->source_name),
-						server->dbname, &other_database, &other_table);
+			target_name(other->relid, other_options, server->dbname, &other_database, &other_table);
 		}
-		if (target_names_clash(database, table, other_database, other_table))
+		if (target_names_clash(database, table, other_database, other_table) &&
+			(strcmp(table, other_table) != 0 ||
+			 !targets_share(relid, options, NIL, other->relid, other_options, other->shape)))
 			ereport(ERROR,
 					(errcode(ERRCODE_DUPLICATE_TABLE),
 					 strcmp(table, other_table) == 0 ?

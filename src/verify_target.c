@@ -250,6 +250,7 @@ append_from(StringInfo sql, const VerifyTable *table, bool final)
 	append_ch_identifier(sql, table->target->ch_table);
 	if (final)
 		appendStringInfoString(sql, " FINAL");
+	target_append_source(sql, &table->target->rows);
 }
 
 /* Runs a query; ERROR if there is no answer. */

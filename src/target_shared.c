@@ -1,0 +1,305 @@
+/*-------------------------------------------------------------------------
+ *
+ * target_shared.c
+ *	  Targets that several tables share: a column says which table a row is of.
+ *
+ * That column is the first of the sorting key, so equal keys of two tables do
+ * not replace each other, and the target is partitioned by it: what elsewhere is
+ * done to a target as a whole (it is truncated, exchanged, dropped, purged) is
+ * done here to the one partition that has a table's rows.  All of these are
+ * single statements that ClickHouse carries out at once, as for whole tables.
+ *
+ * So a resync loads a table of its own here as well, whose partition then
+ * replaces that of the target.  Unlike EXCHANGE that may be done twice: until it
+ * is recorded both have got the same rows, or none.
+ *
+ * The columns of the target are those of all its tables.  None is renamed or
+ * dropped, because another table may have it still.
+ *
+ * Copyright (c) 2026, clickpipe contributors
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "clickpipe.h"
+
+#include "lib/stringinfo.h"
+#include "utils/lsyscache.h"
+
+#include "target.h"
+#include "target_internal.h"
+#include "utf8.h"
+
+/* The line of a shape */
+#define LINE_SOURCE			SHAPE_TARGET "source is "
+
+#define ASK_TIMEOUT_MS		30000
+#define DDL_TIMEOUT_MS		60000
+
+/* SQL for what an ADD COLUMN says of a column in system.columns */
+#define COLUMN_DECLARATION	TARGET_QUOTED_NAME ", ' ', type, " \
+	"if(default_kind = '', '', concat(' ', default_kind, ' ', default_expression))"
+
+static bool add_columns(ChClient *ch, const Target *target, ChError *err);
+static bool alter_all(ChClient *ch, const Target *target, const char *select, ChError *err);
+
+/* See target.h. */
+char *
+target_source_value(Oid relid, const TableOptions *options, List *shape)
+{
+	ListCell   *lc;
+
+	foreach(lc, shape)
+		if (strncmp(lfirst(lc), LINE_SOURCE, strlen(LINE_SOURCE)) == 0)
+			return pstrdup((const char *) lfirst(lc) + strlen(LINE_SOURCE));
+	if (options->source_column == NULL)
+		return NULL;
+	return options->source_value != NULL ? pstrdup(options->source_value) :
+		psprintf("%s.%s", get_namespace_name(get_rel_namespace(relid)), get_rel_name(relid));
+}
+
+/* See target.h. */
+char *
+target_recorded_source(List *shape)
+{
+	static const TableOptions none;
+	char	   *value = target_source_value(InvalidOid, &none, shape);
+	char	   *utf8 = value != NULL ? utf8_cstring(value) : NULL;
+
+	return utf8 != NULL ? utf8 : value;
+}
+
+/* See target.h. */
+List *
+target_source_lines(Oid relid, const TableOptions *options, List *before)
+{
+	char	   *value = target_source_value(relid, options, before);
+
+	return value != NULL ? list_make1(psprintf(LINE_SOURCE "%s", value)) : NIL;
+}
+
+/* See target_internal.h. */
+bool
+target_is_source_line(const char *line)
+{
+	return strncmp(line, LINE_SOURCE, strlen(LINE_SOURCE)) == 0;
+}
+
+/* See target.h. */
+bool
+targets_share(Oid relid1, const TableOptions *options1, List *shape1,
+			  Oid relid2, const TableOptions *options2, List *shape2)
+{
+	return options1->source_column != NULL && options2->source_column != NULL &&
+		strcmp(options1->source_column, options2->source_column) == 0 &&
+		strcmp(target_source_value(relid1, options1, shape1),
+			   target_source_value(relid2, options2, shape2)) != 0;
+}
+
+/* See target_internal.h. */
+List *
+source_column_refusals(List *refusals, const TableOptions *options)
+{
+	if (options->source_column == NULL)
+		return refusals;
+	if (options->table_engine != ENGINE_REPLACING_MERGE_TREE)
+		refusals = refusal_add(refusals,
+							   psprintf("a target with the engine %s cannot have a source_column",
+										target_engine_name(options->table_engine)),
+							   "Leave source_column out, and make a Merge table in ClickHouse over the targets.");
+	if (options->partition_by_expr != NULL)
+		refusals = refusal_add(refusals, "its target cannot have both a source_column and a partition_by_expr",
+							   "A target that tables share is partitioned by its source_column. Leave one of them out.");
+	return refusals;
+}
+
+/* See target.h. */
+void
+target_append_source(StringInfo sql, const RowMap *rows)
+{
+	if (rows->source_column == NULL)
+		return;
+	appendStringInfoString(sql, " PREWHERE ");
+	append_ch_identifier(sql, rows->source_column);
+	appendStringInfoString(sql, " = ");
+	append_ch_literal(sql, rows->source_value);
+}
+
+/* See target.h. */
+char *
+target_partition_sql(const char *database, const char *table, const char *verb,
+					 const char *source_value)
+{
+	StringInfoData sql;
+
+	initStringInfo(&sql);
+	appendStringInfoString(&sql, "ALTER TABLE ");
+	target_append_name(&sql, database, table);
+	appendStringInfo(&sql, " %s PARTITION ", verb);
+	append_ch_literal(&sql, source_value);
+	return sql.data;
+}
+
+/* See target_internal.h. */
+bool
+target_prepare_shared(ChClient *ch, Target *target, const Target *main, const PipeOptions *options,
+					  const char *mark, bool main_exists, ChError *err, const char **hint)
+{
+	Target		shared = *main;
+
+	if (!main_exists && (!target_ensure_database(ch, main, err) ||
+						 !target_create(ch, &shared, options, mark, err, hint)))
+		return false;
+	if (!target_check_engine(ch, main, options, err, hint) || !target_share(ch, main, err))
+		return false;
+	return target_create_like(ch, target, main->ch_table, mark, err) &&
+		target_check_columns(ch, target, err, hint) &&
+		target_learn_partitions(ch, target, err, hint);
+}
+
+/* See target_internal.h. */
+bool
+target_share(ChClient *ch, const Target *target, ChError *err)
+{
+	return target->rows.source_column == NULL || add_columns(ch, target, err);
+}
+
+/* Adds the columns that a table has more than those with which the target was made. */
+static bool
+add_columns(ChClient *ch, const Target *target, ChError *err)
+{
+	List	   *existing;
+	StringInfoData sql;
+
+	if (!target_read_columns(ch, target->ch_database, target->ch_table, ASK_TIMEOUT_MS, &existing,
+							 err))
+		return false;
+	initStringInfo(&sql);
+	for (int i = 0; i < target->rows.ncolumns + METADATA_COUNT; i++)
+	{
+		int			metadata = i - target->rows.ncolumns;
+		const char *name = metadata >= 0 ? metadata_columns[metadata].name :
+			target->rows.columns[i].name;
+		bool		found = (metadata >= 0 && !(target->rows.metadata & METADATA_BIT(metadata)));
+		ListCell   *lc;
+
+		foreach(lc, existing)
+			found = found || strcmp(((ExistingColumn *) lfirst(lc))->name, name) == 0;
+		if (found)
+			continue;
+		appendStringInfoString(&sql, sql.len > 0 ? ", ADD COLUMN IF NOT EXISTS " :
+							   "ADD COLUMN IF NOT EXISTS ");
+		append_ch_identifier(&sql, name);
+		appendStringInfo(&sql, " %s", metadata >= 0 ? metadata_columns[metadata].type :
+						 target->rows.columns[i].type);
+	}
+	return sql.len == 0 || target_alter(ch, target, sql.data, DDL_TIMEOUT_MS, err);
+}
+
+/* See target.h. */
+bool
+target_replace_rows(ChClient *ch, const Target *target, const char *table, ChError *err)
+{
+	const char *value = target->rows.source_value;
+	StringInfoData both;
+	StringInfoData sql;
+	StringInfoData answer;
+
+	initStringInfo(&both);
+	initStringInfo(&sql);
+	initStringInfo(&answer);
+
+	/* other tables of the target may have been altered since this one was made like it */
+	appendStringInfoString(&both, "FROM system.columns WHERE default_kind <> 'ALIAS' AND database = ");
+	append_ch_literal(&both, target->ch_database);
+	appendStringInfoString(&both, " AND table = ");
+	append_ch_literal(&both, table);
+	appendStringInfo(&sql, "SELECT concat('ADD COLUMN IF NOT EXISTS ', " COLUMN_DECLARATION ") %s "
+					 "AND name NOT IN (SELECT name FROM system.columns WHERE ", both.data);
+	target_append_where(&sql, "table", target);
+	appendStringInfoString(&sql, ") ORDER BY position");
+	if (!alter_all(ch, target, sql.data, err))
+		return false;
+	resetStringInfo(&sql);
+	appendStringInfo(&sql, "SELECT concat('MODIFY COLUMN IF EXISTS ', " TARGET_QUOTED_NAME ", ' ', type) %s "
+					 "AND (name, type) NOT IN (SELECT name, type FROM system.columns WHERE ",
+					 both.data);
+	target_append_where(&sql, "table", target);
+	appendStringInfoChar(&sql, ')');
+	if (!alter_all(ch, target, sql.data, err))
+		return false;
+
+	/* newer servers do not replace by nothing, and the setting for it older ones do not know */
+	resetStringInfo(&sql);
+	appendStringInfoString(&sql, "SELECT count() FROM (SELECT 1 FROM ");
+	target_append_name(&sql, target->ch_database, target->ch_table);
+	target_append_source(&sql, &target->rows);
+	appendStringInfoString(&sql, " LIMIT 1) SETTINGS select_sequential_consistency = 1");
+	if (!ch_query(ch, sql.data, false, ASK_TIMEOUT_MS, &answer, err))
+		return false;
+	resetStringInfo(&sql);
+	if (atoi(answer.data) == 0)
+		appendStringInfoString(&sql, target_partition_sql(target->ch_database, table, "DROP", value));
+	else
+	{
+		appendStringInfoString(&sql, target_partition_sql(target->ch_database, table, "REPLACE", value));
+		appendStringInfoString(&sql, " FROM ");
+		target_append_name(&sql, target->ch_database, target->ch_table);
+	}
+	return ch_query(ch, psprintf("%s" TARGET_ANY_PARTITION_SIZE, sql.data), false, DDL_TIMEOUT_MS,
+					NULL, err) ||
+		(err->code == CH_UNKNOWN_SETTING &&
+		 ch_query(ch, sql.data, false, DDL_TIMEOUT_MS, NULL, err));
+}
+
+/* Makes each ALTER that a query returns. */
+static bool
+alter_all(ChClient *ch, const Target *target, const char *select, ChError *err)
+{
+	StringInfoData answer;
+	char	   *line;
+	char	   *next;
+
+	initStringInfo(&answer);
+	if (!ch_query(ch, psprintf("%s FORMAT TabSeparatedRaw", select), false, ASK_TIMEOUT_MS,
+				  &answer, err))
+		return false;
+	for (line = answer.data; *line != '\0'; line = next)
+	{
+		next = line + strcspn(line, "\n");
+		if (*next == '\n')
+			*next++ = '\0';
+		if (!target_alter(ch, target, line, DDL_TIMEOUT_MS, err))
+			return false;
+	}
+	return true;
+}
+
+/* See target.h. */
+bool
+target_drop_rows(ChClient *ch, const char *database, const char *table, const char *source_value,
+				 int timeout_ms, ChError *err)
+{
+	char	   *drop = target_partition_sql(database, table, "DROP", source_value);
+	StringInfoData sql;
+	StringInfoData answer;
+	char	   *comment;
+	bool		exists;
+
+	if (!target_comment(ch, database, table, timeout_ms, &exists, &comment, err))
+		return false;
+	if (!exists)
+		return true;
+	if (!ch_query(ch, psprintf("%s" TARGET_ANY_PARTITION_SIZE, drop), false, timeout_ms, NULL, err) &&
+		(err->code != CH_UNKNOWN_SETTING || !ch_query(ch, drop, false, timeout_ms, NULL, err)))
+		return false;
+
+	/* a table that was removed from the pipe has left its rows there */
+	initStringInfo(&sql);
+	initStringInfo(&answer);
+	appendStringInfoString(&sql, "SELECT count() FROM (SELECT 1 FROM ");
+	target_append_name(&sql, database, table);
+	appendStringInfoString(&sql, " LIMIT 1)");
+	if (!ch_query(ch, sql.data, false, timeout_ms, &answer, err))
+		return false;
+	return atoi(answer.data) != 0 || target_drop(ch, database, table, true, timeout_ms, err);
+}

@@ -1,0 +1,165 @@
+#
+# 078_shared_faults
+#		Faults and changes amid what is done to one of the tables that share a target:
+#		statements that replace or drop its partition fail, lose their answers, or are
+#		overtaken by a crash; other tables are altered, or loaded, meanwhile.
+#
+
+use strict;
+use warnings;
+
+use ClickpipeRelay;
+use ClickpipeTest;
+use ClickpipeTraffic;
+use Test::More;
+
+my $ch   = start_clickhouse();
+my $node = new_node('pg');
+plan skip_all => 'the server crashes with the statements it has sent' if $ch->external;
+my $relay = start_relay($ch);
+setup_server($node, $ch, 'analytics', port => $relay->port);
+
+sub sql { return $node->safe_psql('postgres', $_[0]); }
+
+my @tables = qw(a b c);
+my $n = 1000;
+sql(join '', map { "CREATE TABLE $_ (id int PRIMARY KEY, v text, n int NOT NULL DEFAULT 0); INSERT INTO $_ SELECT g, '$_' || g FROM generate_series(1, 300) g;" } @tables);
+sql(q{SELECT clickpipe_create('p', 'warehouse', '{a, b, c}', jsonb_build_object('sync_interval_seconds', 0.05, 'tables',
+	(SELECT jsonb_object_agg('public.' || t, jsonb_build_object('target_table', 'shared', 'source_column', 'src', 'source_value', t)) FROM unnest('{a,b,c}'::text[]) t)))});
+wait_for_state($node, 'p', 'Running');
+
+# Rows of all, with the same keys
+sub write_rows
+{
+	$n++;
+	sql(join ' ', map { "INSERT INTO $_ (id, v) VALUES ($n, '$_ new'); UPDATE $_ SET v = '$_ $n' WHERE id % 10 = $n % 10; DELETE FROM $_ WHERE id = $n - 1000 + length('$_') - 1;" } @tables);
+	return;
+}
+
+sub same
+{
+	my ($when) = @_;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	wait_caught_up($node, 'p');
+	parity_ok($node, $ch, $_, target => 'shared', ch_where => "r.src = '$_'", name => "$when: $_") for @tables;
+	is(sql(q{SELECT string_agg(source::text || ' ' || state, ', ' ORDER BY source::text) FROM clickpipe.tables}), 'a Running, b Running, c Running', "$when: all go on");
+	ok(wait_until(sub { $ch->query(q{SELECT count() FROM system.tables WHERE database = 'analytics'}) eq '1' }, 60), "$when: nothing else is left");
+	return;
+}
+
+sub crash
+{
+	$node->stop('immediate');
+	$relay->release($_) for @_;
+	$node->start;
+	wait_for_server($node);
+	return;
+}
+
+sub resynced { return sql(q{SELECT count(*) FROM clickpipe.log WHERE message LIKE 'is resynced:%'}); }
+
+same('loaded');
+
+#
+# The partition is replaced
+#
+for my $do (qw(cut_before cut_after cut_during answer))
+{
+	my $before = resynced();
+	$relay->rule('replace', match => q{ALTER TABLE .* REPLACE PARTITION 'b'}, do => $do, times => 2, status => 500, body => 'Code: 999. DB::Exception: no');
+	sql(q{SELECT clickpipe_resync('p', '{b}')});
+	$relay->wait_seen('replace', 2);
+	write_rows();
+	ok(wait_until(sub { resynced() > $before }, 120), "$do: is resynced") or diag(sql('SELECT * FROM clickpipe.log'));
+	is($relay->seen('replace'), 2, "$do: after two failures");
+	write_rows();
+	same("REPLACE PARTITION, $do");
+}
+for my $do (qw(hold_before hold_after))
+{
+	$relay->rule('replace', match => q{ALTER TABLE .* REPLACE PARTITION 'b'}, do => $do);
+	sql(q{SELECT clickpipe_resync('p', '{b}')});
+	ok($do eq 'hold_after' ? $relay->wait_answered('replace') : $relay->wait_seen('replace'), "$do: the partition is replaced");
+	write_rows();
+	crash('replace');
+	write_rows();
+	wait_resynced($node);
+	same("a crash, $do");
+}
+# The other tables go on while one of them is loaded, also if they are altered.
+$relay->rule('load', match => 'INSERT INTO .*_resync', do => 'hold_before');
+sql(q{SELECT clickpipe_resync('p', '{b}')});
+ok($relay->wait_seen('load'), 'a resync loads');
+sql(q{ALTER TABLE a ADD COLUMN more text DEFAULT 'x'; INSERT INTO a (id, v) VALUES (5000, 'more'); ALTER TABLE c ALTER n DROP NOT NULL; INSERT INTO c VALUES (5000, 'null', NULL)});
+ok(wait_until(sub { $ch->query(q{SELECT count() FROM analytics.shared WHERE id = 5000}) eq '2' }, 60), 'others are altered meanwhile');
+$relay->release('load');
+write_rows();
+wait_resynced($node);
+same('altered during the load of another one');
+
+#
+# TRUNCATE
+#
+for my $do (qw(cut_before cut_after cut_during answer))
+{
+	$relay->rule('drop', match => q{ALTER TABLE .* DROP PARTITION 'a'}, do => $do, times => 2, status => 500, body => 'Code: 999. DB::Exception: no');
+	write_rows();
+	sql(q{BEGIN; INSERT INTO a (id, v) VALUES (6000, 'before'); TRUNCATE a; INSERT INTO a (id, v) SELECT g, 'after' FROM generate_series(1, 300) g; UPDATE b SET v = 'same transaction'; COMMIT});
+	write_rows();
+	same("TRUNCATE, $do");
+	is($relay->seen('drop'), 2, "$do: after two failures");
+}
+for my $do (qw(hold_before hold_after))
+{
+	$relay->rule('drop', match => q{ALTER TABLE .* DROP PARTITION 'a'}, do => $do);
+	write_rows();
+	sql(q{TRUNCATE a; INSERT INTO a (id, v) SELECT g, 'after' FROM generate_series(1, 300) g});
+	ok($do eq 'hold_after' ? $relay->wait_answered('drop') : $relay->wait_seen('drop'), "$do: the partition is dropped");
+	write_rows();
+	crash('drop');
+	write_rows();
+	same("a crash in a TRUNCATE, $do");
+}
+
+# An insert of another table whose answer does not come is no obstacle, and is not killed.
+$relay->rule('insert', match => 'INSERT INTO .*shared', do => 'hold_before');
+sql(q{UPDATE b SET v = 'held'});
+ok($relay->wait_seen('insert'), 'an insert is held');
+sql(q{TRUNCATE a});
+ok(wait_until(sub { $ch->query(q{SELECT count() FROM analytics.shared WHERE src = 'a'}) eq '0' }, 60), 'another table is truncated meanwhile');
+is($relay->answered('insert'), 0, 'the insert is still held');
+$relay->release('insert');
+sql(q{INSERT INTO a (id, v) SELECT g, 'again' FROM generate_series(1, 300) g});
+same('an insert of another table was held');
+is(sql(q{SELECT count(*) FROM clickpipe.log WHERE message LIKE '%cancel%'}), '0', 'and not killed');
+
+#
+# A resync while one of unknown fate is under way, and a resync of a resync
+#
+$relay->rule('replace', match => q{ALTER TABLE .* REPLACE PARTITION 'c'}, do => 'cut_before', times => 1000);
+sql(q{SELECT clickpipe_resync('p', '{c}')});
+$relay->wait_seen('replace', 2);
+sql(q{SELECT clickpipe_resync('p', '{c}')});
+write_rows();
+$relay->rule('replace', match => 'nothing', do => 'pass');
+wait_resynced($node);
+write_rows();
+same('a resync was ordered during the end of another one');
+
+#
+# The target goes away before the rows are replaced
+#
+$relay->rule('load', match => 'INSERT INTO .*_resync', do => 'hold_before');
+sql(q{SELECT clickpipe_resync('p', '{c}')});
+ok($relay->wait_seen('load'), 'a resync loads');
+$ch->query('DROP TABLE analytics.shared SYNC');
+$relay->release('load');
+wait_for_table_state($node, 'p', 'c', 'Failed');
+like(sql(q{SELECT string_agg(last_error, E'\n') FROM clickpipe.tables WHERE source = 'c'::regclass}), qr/was dropped during the resync|analytics.shared/, 'is told') or diag(sql('SELECT * FROM clickpipe.log'));
+write_rows();
+sql(q{SELECT clickpipe_resync('p')});
+wait_resynced($node);
+same('all are resynced');
+
+$node->stop;
+done_testing();
