@@ -230,10 +230,10 @@ tables_reload(Pipe *pipe)
 		if (table != NULL && !info->is_resync && info->resync_wanted > info->resync_done &&
 			info->resync_wanted > table->info->resync_done)
 		{
-			/* an exchange of unknown fate comes to its end first */
+			table->info->resync_wanted = info->resync_wanted;
+			/* an exchange of unknown fate comes to its end first, which sees what is wanted */
 			if (table->resync != NULL && table->resync->blocked)
 				continue;
-			table->info->resync_wanted = info->resync_wanted;
 			resync_begin(pipe, table);
 		}
 	}

@@ -40,6 +40,7 @@
 	"if(default_kind = '', '', concat(' ', default_kind, ' ', default_expression))"
 
 static bool add_columns(ChClient *ch, const Target *target, ChError *err);
+static void add_column(StringInfo sql, List *existing, const char *name, const char *type);
 static bool alter_all(ChClient *ch, const Target *target, const char *select, ChError *err);
 
 /* See target.h. */
@@ -163,10 +164,14 @@ target_share(ChClient *ch, const Target *target, ChError *err)
 	return target->rows.source_column == NULL || add_columns(ch, target, err);
 }
 
-/* Adds the columns that a table has more than those with which the target was made. */
+/*
+ * Adds the columns that a table has more than those with which the target was made, and lets
+ * those be NULL that can be NULL in this table only.
+ */
 static bool
 add_columns(ChClient *ch, const Target *target, ChError *err)
 {
+	const RowMap *rows = &target->rows;
 	List	   *existing;
 	StringInfoData sql;
 
@@ -174,25 +179,36 @@ add_columns(ChClient *ch, const Target *target, ChError *err)
 							 err))
 		return false;
 	initStringInfo(&sql);
-	for (int i = 0; i < target->rows.ncolumns + METADATA_COUNT; i++)
-	{
-		int			metadata = i - target->rows.ncolumns;
-		const char *name = metadata >= 0 ? metadata_columns[metadata].name :
-			target->rows.columns[i].name;
-		bool		found = (metadata >= 0 && !(target->rows.metadata & METADATA_BIT(metadata)));
-		ListCell   *lc;
-
-		foreach(lc, existing)
-			found = found || strcmp(((ExistingColumn *) lfirst(lc))->name, name) == 0;
-		if (found)
-			continue;
-		appendStringInfoString(&sql, sql.len > 0 ? ", ADD COLUMN IF NOT EXISTS " :
-							   "ADD COLUMN IF NOT EXISTS ");
-		append_ch_identifier(&sql, name);
-		appendStringInfo(&sql, " %s", metadata >= 0 ? metadata_columns[metadata].type :
-						 target->rows.columns[i].type);
-	}
+	for (int i = 0; i < rows->ncolumns; i++)
+		if (!rows->is_place[i])
+			add_column(&sql, existing, rows->columns[i].name, rows->columns[i].type);
+	for (int i = 0; i < METADATA_COUNT; i++)
+		if (rows->metadata & METADATA_BIT(i))
+			add_column(&sql, existing, metadata_columns[i].name, metadata_columns[i].type);
 	return sql.len == 0 || target_alter(ch, target, sql.data, DDL_TIMEOUT_MS, err);
+}
+
+/* Appends what ALTER TABLE has to do so that the target has a column, if anything. */
+static void
+add_column(StringInfo sql, List *existing, const char *name, const char *type)
+{
+	const char *verb = "ADD COLUMN IF NOT EXISTS ";
+	ListCell   *lc;
+
+	foreach(lc, existing)
+	{
+		ExistingColumn *column = lfirst(lc);
+
+		if (strcmp(column->name, name) != 0)
+			continue;
+		/* what else differs target_check_columns reports */
+		if (strcmp(psprintf("Nullable(%s)", column->type), type) != 0)
+			return;
+		verb = "MODIFY COLUMN IF EXISTS ";
+	}
+	appendStringInfo(sql, "%s%s", sql->len > 0 ? ", " : "", verb);
+	append_ch_identifier(sql, name);
+	appendStringInfo(sql, " %s", type);
 }
 
 /* See target.h. */

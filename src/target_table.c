@@ -93,6 +93,11 @@ target_prepare(ChClient *ch, Target *target, const PipeOptions *options, int32 p
 		return target_refuse(err, "target %s.%s belongs to another pipe",
 					  target->database, target->table);
 	}
+	/* whose rows are whose can be asked only then; our own may be another table's of the pipe */
+	if (may_create && target->rows.source_column != NULL &&
+		(!target_check_engine(ch, target, options, err, hint) ||
+		 (strcmp(answer.data, mark) == 0 && !target_share(ch, target, err))))
+		return false;
 	if (!ours && !may_have_rows)
 	{
 		bool		has_rows;
@@ -106,10 +111,6 @@ target_prepare(ChClient *ch, Target *target, const PipeOptions *options, int32 p
 						  target->database, target->table);
 		}
 	}
-	/* one that another table of the pipe has made, or has taken over */
-	if (may_create && strcmp(answer.data, mark) == 0 && target->rows.source_column != NULL &&
-		(!target_check_engine(ch, target, options, err, hint) || !target_share(ch, target, err)))
-		return false;
 	if (!ours)
 	{
 		uint64		hi;
@@ -202,7 +203,9 @@ target_look(ChClient *ch, const Target *target, int timeout_ms, TargetFound *fou
 		system_identifier == GetSystemIdentifier() && database == MyDatabaseId)
 		found->pipe_id = pipe_id;
 
-	return target_has_rows(ch, target, timeout_ms, &found->has_rows, err);
+	/* without a source column it is none that could be shared, as target_check_engine says */
+	return target_has_rows(ch, target, timeout_ms, &found->has_rows, err) ||
+		(target->rows.source_column != NULL && (err->class == CH_PERMANENT || err->class == CH_REFRESH));
 }
 
 /* Has the target rows of the table? */

@@ -376,11 +376,14 @@ set_aside(Pipe *pipe, Truncation *t, const ChError *err)
 	}
 	if (err->code == CH_ACCESS_DENIED)
 		reason = psprintf("In ClickHouse, GRANT %s ON %s.%s TO %s",
-						  t->removal->condition != NULL ? "SELECT, INSERT" : "TRUNCATE",
+						  t->removal->condition != NULL ? "SELECT, INSERT" :
+						  target->rows.source_column != NULL ? "ALTER DELETE" : "TRUNCATE",
 						  target->database, target->table,
 						  pipe->ch->server.user ? pipe->ch->server.user : "default");
 	else if (err->code == CH_DROP_LIMIT)
-		reason = "Have ClickHouse allow our user the setting max_table_size_to_drop = 0";
+		reason = target->rows.source_column != NULL ?
+			"Have ClickHouse allow our user the setting max_partition_size_to_drop = 0" :
+			"Have ClickHouse allow our user the setting max_table_size_to_drop = 0";
 	pipe_table_fail(pipe, table, err->code,
 					hint_resync(pipe->info->name, table->info->source_name, reason),
 					"%s, but ClickHouse refuses to %s %s.%s: %s",

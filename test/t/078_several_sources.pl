@@ -299,6 +299,19 @@ sql(q{SELECT clickpipe_drop('m', drop_targets => true)});
 ok(wait_until(sub { sql(q{SELECT count(*) FROM clickpipe.pipe}) eq '0' }, 60), 'dropped');
 is($ch->query(q{SELECT groupArray(tenant) FROM analytics.mine}), q{['somebody else']}, 'what others have put there stays');
 
+# Others that are there do not do.
+for my $c (['other', '(id Int32, k String) ENGINE = MergeTree ORDER BY id', qr/has the engine MergeTree/],
+	['unsorted', '(id Int32, k String, tenant LowCardinality(String), _clickpipe_version UInt128, _clickpipe_is_deleted UInt8) ENGINE = ReplacingMergeTree(_clickpipe_version, _clickpipe_is_deleted) PARTITION BY tenant ORDER BY (id, k)', qr/is sorted by \(id, k\), not by/],
+	['unparted', '(id Int32, k String, tenant LowCardinality(String), _clickpipe_version UInt128, _clickpipe_is_deleted UInt8) ENGINE = ReplacingMergeTree(_clickpipe_version, _clickpipe_is_deleted) ORDER BY (tenant, id, k)', qr/is partitioned by \(\), not by its source column/],
+	['untyped', '(id Int32, k String, n Nullable(Int32), tenant String, _clickpipe_version UInt128, _clickpipe_is_deleted UInt8) ENGINE = ReplacingMergeTree(_clickpipe_version, _clickpipe_is_deleted) PARTITION BY tenant ORDER BY (tenant, id, k)', qr/has no column "tenant" of type LowCardinality\(String\)/])
+{
+	my ($name, $table, $why) = @$c;
+	$ch->query("CREATE TABLE analytics.$name $table");
+	my $options = qq{'{"tables": {"eu.a": {"target_table": "$name", "source_column": "tenant"}}}'};
+	like(sql("SELECT string_agg(finding, ' ') FROM clickpipe_check('warehouse', '{eu.a}', $options) WHERE severity = 'error'"), $why, "$name: clickpipe_check");
+	like(error_of("SELECT clickpipe_create('m', 'warehouse', '{eu.a}', $options)"), $why, "$name: clickpipe_create");
+}
+
 #
 # Tables of one kind without a common key of their own: a Merge table
 #
