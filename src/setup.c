@@ -29,6 +29,7 @@
 #include "shape.h"
 #include "target_altered.h"
 
+#define KILL_TIMEOUT_MS	10000
 #define BUSY_RETRY_MS	100		/* somebody has locked the table, or drops a target */
 
 /* How long a round of the loop may set tables up. */
@@ -40,6 +41,7 @@ static bool describe(Pipe *pipe, PipeTable *table);
 static void describe_recorded(Pipe *pipe, PipeTable *table);
 static bool describe_source(Pipe *pipe, PipeTable *table);
 static void make_scratch(PipeTable *table, int natts);
+static bool end_earlier_inserts(Pipe *pipe, PipeTable *table, ChError *err);
 static bool target_is_taken(Pipe *pipe, PipeTable *table);
 static bool drops_going_on(Pipe *pipe);
 static void capture(Pipe *pipe, PipeTable *table, XLogRecPtr lsn);
@@ -147,9 +149,12 @@ set_up(Pipe *pipe, PipeTable *table)
 		return SETUP_BUSY;
 	}
 
-	/* loaded again into itself: what an earlier load still sends must not count as the new one's */
-	if (table->target->engine == ENGINE_NULL && XLogRecPtrIsInvalid(table->capture_lsn) &&
-		loads_have_stragglers(pipe->entry))
+	/*
+	 * Loaded again into itself, or into the place of a table that was removed: what is still
+	 * sent of the time before must not count as the new load's.
+	 */
+	if ((table->target->engine == ENGINE_NULL || table->target->rows.source_column != NULL) &&
+		XLogRecPtrIsInvalid(table->capture_lsn) && loads_have_stragglers(pipe->entry))
 		return SETUP_BUSY;
 
 	if (target_is_taken(pipe, table))
@@ -181,11 +186,12 @@ set_up(Pipe *pipe, PipeTable *table)
 	if (table->main != NULL && XLogRecPtrIsInvalid(table->capture_lsn))
 		ok = resync_prepare_target(pipe, table, &err, &hint);
 	else
-		ok = target_prepare(pipe->ch, table->target, pipe->options, pipe->id,
+		ok = end_earlier_inserts(pipe, table, &err) &&
+			(target_prepare(pipe->ch, table->target, pipe->options, pipe->id,
 							table->info->target_ours,
 							XLogRecPtrIsInvalid(table->capture_lsn),
 							!pipe_table_is_loaded(pipe, table), &err, &hint) ||
-			setup_altered_ahead(pipe, table, &err, &hint);
+			 setup_altered_ahead(pipe, table, &err, &hint));
 	if (table->failure.failed)
 		return SETUP_DONE;
 	if (!ok)
@@ -232,6 +238,25 @@ set_up(Pipe *pipe, PipeTable *table)
 	table->prepared = true;
 	pipe->watch_at = 0;
 	return SETUP_DONE;
+}
+
+/*
+ * Makes sure that no insert of a table that was removed can still come into a target which
+ * other tables share, before it is looked whether that has rows of it.
+ */
+static bool
+end_earlier_inserts(Pipe *pipe, PipeTable *table, ChError *err)
+{
+	Target	   *target = table->target;
+
+	/* before there was a slot nothing was sent */
+	if (target->rows.source_column == NULL || !XLogRecPtrIsInvalid(table->capture_lsn) ||
+		XLogRecPtrIsInvalid(pipe->info->slot_lsn))
+		return true;
+	return ch_kill_any(pipe->ch, pipe_query_prefix(pipe),
+					   target_change_texts(target->ch_database, target->ch_table,
+										   target->rows.source_value),
+					   KILL_TIMEOUT_MS, err);
 }
 
 /*

@@ -113,6 +113,7 @@ sub quote { my $s = shift; $s =~ s/'/''/g; return "'$s'"; }
 # rows		at the begin, 4000
 # ints		the key is one integer, so that all keys can be shifted
 # without	operations that cannot be done with it
+# shared	its rows go to the target of that name, together with other tables'
 my @tables = (
 	{
 		name   => 'w_plain',
@@ -180,6 +181,18 @@ my @tables = (
 		key    => sub { [ id => $_[0] ], [ region => quote((qw(a b c d))[ $_[0] % 4 ]) ] },
 		weight => 3, feature => 'partitions', rewritten => [qw(w_part_a1 w_part_a2 w_part_b)],
 	},
+	(
+		# one target for both
+		map { {
+			name    => $_,
+			create  => "CREATE TABLE $_ (" . ($_ eq 'w_east' ? 'id int PRIMARY KEY, n int, v text' : 'gone int, v text, n int, only_here int DEFAULT 7, id int PRIMARY KEY')
+			  . ', big text); ALTER TABLE ' . "$_ ALTER big SET STORAGE EXTERNAL" . ($_ eq 'w_east' ? '' : ', DROP COLUMN gone'),
+			key     => sub { [ id => $_[0] ] },
+			extra   => sub { [ big => large($_[0]) ] },
+			options => qq("target_table": "w_shared", "source_column": "src", "source_value": "$_"),
+			weight  => 2, ints => 1, feature => 'shared', rows => 1000, shared => 'w_shared',
+		} } qw(w_east w_west)
+	),
 );
 my %by_name = map { $_->{name} => $_ } @tables;
 my @in_use;
@@ -701,6 +714,7 @@ sub compare_tables
 		my @key = map { $_->[0] } $t->{key}->(1);
 		my %opt = (key => \@key);
 		$opt{multiset} = 1 if $t->{keyless};
+		@opt{qw(target ch_where)} = ($t->{shared}, "r.src = '$t->{name}'") if $t->{shared};
 		my $report = eval { ClickpipeTest::_parity($node, $ch, $t->{name}, %opt) } // "error: $@";
 		next if ok($report eq '', "$when: $t->{name}");
 		$all = 0;
@@ -729,12 +743,12 @@ sub show_rows
 		next if $seen{$id}++;
 		last if ++$n > 3;
 		my $where = join ' AND ', map { "$_ = " . quote($v{$_}) } @key;
-		(my $ch_where = $where) =~ s/\\/\\\\/g;
+		(my $ch_where = $where . ($t->{shared} ? " AND src = '$t->{name}'" : '')) =~ s/\\/\\\\/g;
 		diag("=== $t->{name} $id");
 		my ($rc, $out, $err) = $node->psql('postgres', "SELECT 'PostgreSQL: xmin ' || xmin || ', ctid ' || ctid, left(t::text, 300) FROM $t->{name} t WHERE $where");
 		diag($out . $err);
 		my @rows = eval { $ch->query_rows("SELECT toString(toUInt64(bitShiftRight(_clickpipe_version, 64))), toString(toUInt64(bitAnd(_clickpipe_version, toUInt128(18446744073709551615)))),"
-			  . " _clickpipe_is_deleted, _clickpipe_synced_at, substring(toString(tuple(* EXCEPT (_clickpipe_version))), 1, 200) FROM " . ($t->{target} // "$ch->{db}.public_$t->{name}") . " WHERE $ch_where ORDER BY _clickpipe_version") };
+			  . " _clickpipe_is_deleted, _clickpipe_synced_at, substring(toString(tuple(* EXCEPT (_clickpipe_version))), 1, 200) FROM " . ($t->{target} // "$ch->{db}." . ($t->{shared} // "public_$t->{name}")) . " WHERE $ch_where ORDER BY _clickpipe_version") };
 		diag($@) if $@;
 		diag(sprintf('ClickHouse: commit %X/%X change %X/%X deleted %s at %s: %s', $_->[0] >> 32, $_->[0] & 0xffffffff, $_->[1] >> 32, $_->[1] & 0xffffffff, @$_[ 2 .. 4 ])) for @rows;
 		diag(witnessed($node, $t, map { $v{$_} } @key));

@@ -92,7 +92,12 @@ sub add
 	return unless exists $missing{$t};
 	# what is left of it goes when the worker has let it go
 	wait_for_sql($node, 'SELECT count(*) FROM clickpipe.table_state WHERE source = ' . rel($t), 0);
-	$ch->query("DROP TABLE IF EXISTS $missing{$t} SYNC") if $missing{$t};
+	my ($source) = $opt{table_options}->($t) =~ /"source_value": "(\w+)"/;
+	if ($missing{$t} && $source)
+	{
+		$ch->query("ALTER TABLE $missing{$t} DROP PARTITION '$source'") if $ch->query("SELECT count() FROM system.tables WHERE concat(database, '.', name) = '$missing{$t}'");
+	}
+	elsif ($missing{$t}) { $ch->query("DROP TABLE IF EXISTS $missing{$t} SYNC"); }
 	delete $missing{$t} if verb("SELECT clickpipe_add_table('p', " . rel($t) . ", '" . $opt{table_options}->($t) . "')");
 	return;
 }
@@ -134,7 +139,7 @@ my %event = (
 		$relay->rule('lost', match => $random->one_of('INSERT INTO', '-load', '.'), do => 'cut_before',
 			times => $random->int(1, 4), after => $random->int(0, 5), reset => $random->int(0, 1)); } ],
 	'answers are lost' => [ 4, sub {
-		$relay->rule('unanswered', match => $random->one_of('INSERT INTO', 'INSERT INTO', '-load', 'TRUNCATE', 'EXCHANGE', '.'), do => 'cut_after',
+		$relay->rule('unanswered', match => $random->one_of('INSERT INTO', 'INSERT INTO', '-load', 'TRUNCATE', 'EXCHANGE', ' PARTITION ', '.'), do => 'cut_after',
 			times => $random->int(1, 4), after => $random->int(0, 5), reset => $random->int(0, 1)); } ],
 	'requests are delayed' => [ 3, sub {
 		$relay->rule('delayed', match => $random->one_of('INSERT INTO', '-load', '-cdc-'), do => 'delay',

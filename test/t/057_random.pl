@@ -26,7 +26,7 @@ my $seconds = $ENV{CLICKPIPE_TEST_SECONDS} // 5;
 my $nactors = $ENV{CLICKPIPE_TEST_ACTORS} // 3;
 diag("CLICKPIPE_TEST_SEED=$seed");
 
-my @features = qw(truncate toast partitions attach);
+my @features = qw(truncate toast partitions attach shared);
 
 random_test(seed => $seed, rounds => $rounds, seconds => $seconds, nactors => $nactors,
 	create        => sub { my ($node) = @_; return create_tables($node, features => \@features); },
