@@ -83,7 +83,8 @@ resync_begin(Pipe *pipe, PipeTable *table)
 	}
 	id = catalog_begin_resync(info, info->target_database,
 							  psprintf("%s%s", info->target_table ? info->target_table : "",
-									   RESYNC_SUFFIX));
+									   RESYNC_SUFFIX),
+							  shape_option_names(table->shape));
 	worker_commit();
 	if (again)
 		tables_remove(pipe, table->resync);

@@ -263,7 +263,7 @@ describe(Pipe *pipe, PipeTable *table)
 	bool		described = true;
 
 	worker_begin();
-	if (table->shape != NIL)
+	if (shape_is_whole(table->shape))
 		describe_recorded(pipe, table);
 	else
 		described = describe_source(pipe, table);
@@ -313,8 +313,8 @@ describe_recorded(Pipe *pipe, PipeTable *table)
 }
 
 /*
- * Describes a table for the first time, and records its shape.  False: it is
- * locked now.
+ * Describes a table for the first time, or anew for its resync, and records its
+ * shape.  False: it is locked now.
  */
 static bool
 describe_source(Pipe *pipe, PipeTable *table)
@@ -323,6 +323,9 @@ describe_source(Pipe *pipe, PipeTable *table)
 	char	   *reason = NULL;
 	char	   *hint = NULL;
 	List	   *watch;
+	List	   *shape = NIL;
+	/* which columns the options were written for */
+	List	   *then = table->main != NULL ? table->main->shape : table->shape;
 
 	/* we stand in line behind nobody: the stream would, too */
 	if (!ConditionalLockRelationOid(table->relid, AccessShareLock))
@@ -344,11 +347,15 @@ describe_source(Pipe *pipe, PipeTable *table)
 		reason = source_refusal(rel, &hint);
 	if (reason == NULL)
 		reason = source_read_refusal(table->relid, pipe->info->owner, &hint);
+	if (reason == NULL && then != NIL)
+	{
+		shape = source_shape(rel, &watch);
+		shape = list_concat(shape, shape_follow_options(then, shape, table->options));
+	}
 	if (reason == NULL)
-		reason = target_refusal(rel, table->options, &hint);
+		reason = target_refusal(rel, table->options, shape, &hint);
 	if (reason == NULL)
 	{
-		List	   *shape;
 		MemoryContext old;
 
 		/*
@@ -356,10 +363,12 @@ describe_source(Pipe *pipe, PipeTable *table)
 		 * this position; what commits later is followed in the stream.
 		 */
 		table->info->shape_lsn = compat_wal_insert_end();
-		shape = source_shape(rel, &watch);
+		if (shape == NIL)
+			shape = source_shape(rel, &watch);
 		old = MemoryContextSwitchTo(table->mcxt);
 		table->watch = list_copy(watch);
 		MemoryContextSwitchTo(old);
+		table->shape = NIL;
 		setup_remember(table, shape);
 		make_scratch(table, RelationGetDescr(rel)->natts);
 		table->target = target_make(rel, table->options, pipe->options, table->shape,
