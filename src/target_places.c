@@ -194,7 +194,8 @@ target_create(ChClient *ch, Target *target, const PipeOptions *options, const ch
 	if (ch_query(ch, target_create_sql(target, options, &ch->server, mark), false,
 				 CREATE_TIMEOUT_MS, NULL, err))
 		return target_learn_or_drop(ch, target, err, hint);
-	if (target->partition_by != NULL && err->class == CH_PERMANENT)
+	/* one that uses a column's name of before gets the other class */
+	if (target->partition_by != NULL && (err->class == CH_PERMANENT || err->class == CH_REFRESH))
 		*hint = "Look whether partition_by_expr is an expression that ClickHouse accepts; to change it, remove the table and add it again.";
 	return false;
 }

@@ -246,6 +246,25 @@ wait_resynced($node);
 followed('hist', 'one that it is sorted by renamed', columns => 'area id secret v', key => 'area, id, _clickpipe_version', hidden => ['region2'], @hist);
 
 #
+# partition_by_expr is text for ClickHouse; a name of its own keeps a column's name there
+#
+sql(qq{CREATE TABLE kept (id int PRIMARY KEY, bucket int NOT NULL); CREATE TABLE lost (id int PRIMARY KEY, bucket int NOT NULL);
+	ALTER TABLE kept REPLICA IDENTITY FULL; ALTER TABLE lost REPLICA IDENTITY FULL; INSERT INTO kept SELECT g, g $rows; INSERT INTO lost SELECT g, g $rows;
+	SELECT clickpipe_add_table('p', 'kept', '{"partition_by_expr": "intDiv(bucket, 20)", "columns": {"bucket": {"name": "bucket"}}}');
+	SELECT clickpipe_add_table('p', 'lost', '{"partition_by_expr": "intDiv(bucket, 20)"}')});
+wait_for_table_state($node, 'p', $_, 'Running') for qw(kept lost);
+sql(q{ALTER TABLE kept RENAME bucket TO pail; ALTER TABLE lost RENAME bucket TO pail});
+$change{$_} = [ "INSERT INTO $_ VALUES (N, N)", "UPDATE $_ SET pail = pail + 30 WHERE id % 5 = N % 5", "DELETE FROM $_ WHERE id = N - 2" ] for qw(kept lost);
+wait_for_table_state($node, 'p', 'lost', 'Failed');
+like(table_status($node, 'p', 'lost', 'last_error'), qr/bucket/, 'one that is partitioned by a name of before is set aside');
+like(table_status($node, 'p', 'lost', 'last_error_hint'), qr/^Look whether partition_by_expr /, 'what to do');
+sql(q{ALTER TABLE lost RENAME pail TO bucket; SELECT clickpipe_resync('p', '{lost}')});
+wait_resynced($node);
+followed('kept', 'it keeps its name in the target', columns => 'bucket id', rename => { pail => 'bucket' });
+s/pail/bucket/g for @{ $change{lost} };
+followed('lost', 'it has that again', columns => 'bucket id');
+
+#
 # A target of the engine Null is loaded again into itself
 #
 sql(q{ALTER TABLE feed RENAME secret TO s2; ALTER TABLE feed ADD COLUMN secret text});
@@ -299,11 +318,11 @@ is(sql(q{SELECT string_agg(source || ' ' || result, ', ' ORDER BY source) FROM c
 is(sql(q{SELECT string_agg("table"::text || ' ' || option || ' ' || value, E'\n' ORDER BY "table"::text, option) FROM clickpipe.settings
 	WHERE source = 'pipe' AND option IN ('excluded_columns', 'sorting_keys', 'columns')}), join("\n",
 	'early excluded_columns ["s2"]', 'feed excluded_columns ["s2"]', 'hidden excluded_columns ["secret"]',
-	'hist excluded_columns ["region2"]', 'hist sorting_keys ["area", "id"]', 'migrated excluded_columns ["secret"]',
+	'hist excluded_columns ["region2"]', 'hist sorting_keys ["area", "id"]', 'kept columns {"pail": {"name": "bucket"}}', 'migrated excluded_columns ["secret"]',
 	'parts excluded_columns ["secret"]', 'sorted sorting_keys ["region", "id"]',
 	'wished columns {"c": {"type": "Int64"}, "d": {"name": "bee", "type": "String"}}'), 'clickpipe.settings');
 my $definition = sql(q{SELECT clickpipe_definition('p')});
-my @tables = qw(sorted hidden migrated wished hist parts feed again early);
+my @tables = qw(sorted hidden migrated wished hist parts feed again early kept lost);
 my %before = map { $_ => columns("public_$_") . ' by ' . sorting_key("public_$_") } @tables;
 # but for what the tables have no more
 s/ (?:secret|n)\b// for @before{qw(hidden migrated parts)};
