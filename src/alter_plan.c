@@ -43,6 +43,7 @@ static void read_dependents(Pipe *pipe, PipeTable *table, TargetDependents *depe
 static bool keeps_dropped(const AlterPlan *plan, const TargetDependents *dependents);
 static void plan_dependents(Pipe *pipe, PipeTable *table, const TargetDependents *dependents,
 							AlterPlan *plan);
+static void plan_sorting_key(const Target *then, const Target *now, AlterPlan *plan);
 static void keep_places(const Target *then, Target *now);
 static int	find_attribute(const RowMap *rows, AttrNumber attnum);
 static bool has_target_column(const RowMap *rows, const char *name);
@@ -226,6 +227,8 @@ make_plan(Pipe *pipe, PipeTable *table, Relation rel, Target *new, AlterPlan *pl
 	for (int i = 0; i < now->ncolumns - now->ndropped && plan->obstacle == NULL; i++)
 		plan_column(pipe, table, rel, new, i, plan);
 	if (plan->obstacle == NULL)
+		plan_sorting_key(table->target, new, plan);
+	if (plan->obstacle == NULL)
 		check_names(pipe, table, plan);
 	if (plan->obstacle != NULL)
 		plan->obstacle = psprintf("its definition changed (%s)", plan->obstacle);
@@ -257,17 +260,18 @@ plan_column(Pipe *pipe, PipeTable *table, Relation rel, Target *new, int column,
 								  now->attname);
 		return;
 	}
+	/* not even if the old one may stay: all rows would go to one place */
+	if (before >= 0 && then->is_place[before])
+	{
+		plan->obstacle = psprintf("column \"%s\" of its sorting key was renamed to \"%s\"",
+								  then->columns[before].attname, now->attname);
+		return;
+	}
 	if (before >= 0 && !has_target_column(&new->rows, then->columns[before].name))
 	{
 		if (then->source_column != NULL)
 		{
 			plan->obstacle = psprintf("column \"%s\" was renamed to \"%s\", and stays in a target that other tables share",
-									  then->columns[before].attname, now->attname);
-			return;
-		}
-		if (then->is_place[before])
-		{
-			plan->obstacle = psprintf("column \"%s\" of its sorting key was renamed to \"%s\"",
 									  then->columns[before].attname, now->attname);
 			return;
 		}
@@ -474,6 +478,22 @@ plan_dependents(Pipe *pipe, PipeTable *table, const TargetDependents *dependents
 				 "the old name of column \"%s\" stays in the target as an alias, because of %s",
 				 rename->to->attname, views);
 	}
+}
+
+/*
+ * ClickHouse does not rename what a table is sorted by.  In a history that is not only what rows
+ * are told apart by.
+ */
+static void
+plan_sorting_key(const Target *then, const Target *now, AlterPlan *plan)
+{
+	ListCell   *lt;
+	ListCell   *ln;
+
+	forboth(lt, then->key_names, ln, now->key_names)
+		if (plan->obstacle == NULL && strcmp(lfirst(lt), lfirst(ln)) != 0)
+			plan->obstacle = psprintf("column \"%s\" of its sorting key would be \"%s\"",
+									  (char *) lfirst(lt), (char *) lfirst(ln));
 }
 
 /*

@@ -268,14 +268,16 @@ catalog_listed_tables(int32 pipe, MemoryContext mcxt)
 
 /*
  * Returns the tables of a pipe as they were asked for, whether they have a state
- * or not: of each TableInfo only relid, options and automatic are set.
+ * or not: of each TableInfo only relid, options, automatic and shape are set.
  */
 List *
 catalog_defined_tables(int32 pipe, MemoryContext mcxt)
 {
 	List	   *tables = NIL;
-	int			n = catalog_run("SELECT source::oid, options, automatic FROM clickpipe.pipe_table "
-								"WHERE pipe = %d ORDER BY ordinal", pipe);
+	int			n = catalog_run("SELECT pt.source::oid, pt.options, pt.automatic, t.shape "
+								"FROM clickpipe.pipe_table pt LEFT JOIN clickpipe.table_state t "
+								"ON t.pipe_table = pt.id AND NOT t.is_resync "
+								"WHERE pt.pipe = %d ORDER BY pt.ordinal", pipe);
 
 	for (int i = 0; i < n; i++)
 	{
@@ -285,6 +287,7 @@ catalog_defined_tables(int32 pipe, MemoryContext mcxt)
 		table->relid = (Oid) catalog_field_int(i, 1);
 		table->options = field_jsonb(i, 2, mcxt);
 		table->automatic = field_bool(i, 3);
+		table->shape = field_text_array(i, 4, mcxt);
 		old = MemoryContextSwitchTo(mcxt);
 		tables = lappend(tables, table);
 		MemoryContextSwitchTo(old);

@@ -202,7 +202,7 @@ extern void catalog_add_leaf_chunk(int32 table, Oid leaf, Oid filenode, BlockRan
 								   int64 rows, XLogRecPtr seen_lsn);
 extern void catalog_delete_table(int32 table);
 extern int32 catalog_begin_resync(const TableInfo *table, const char *database,
-								  const char *target_table);
+								  const char *target_table, List *option_names);
 extern void catalog_set_exchange(int32 table, const char *old_uuid, const char *new_uuid);
 extern void catalog_forget_exchange(int32 table);
 extern void catalog_finish_resync(int32 old_table, int32 new_table, const char *target_table,

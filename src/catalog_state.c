@@ -284,22 +284,26 @@ catalog_delete_table(int32 table)
 /*
  * Begins the resync of a table: a second row, for the target that will take
  * the place of the first one's.  Returns its id.  A table that was never
- * captured has nothing to be replaced: it begins anew itself, and 0 is returned.
+ * captured has nothing to be replaced: it begins anew itself, and 0 is returned;
+ * of its shape only option_names are kept (see shape_option_names).
  */
 int32
-catalog_begin_resync(const TableInfo *table, const char *database, const char *target_table)
+catalog_begin_resync(const TableInfo *table, const char *database, const char *target_table,
+					 List *option_names)
 {
 	int32		id = 0;
 
 	if (XLogRecPtrIsInvalid(table->capture_lsn))
 	{
 		(void) catalog_run("UPDATE clickpipe.table_state SET state = %s, "
-						   "state_since = pg_catalog.clock_timestamp(), resync = %d, shape = NULL, "
+						   "state_since = pg_catalog.clock_timestamp(), resync = %d, shape = %s, "
 						   "capture_lsn = NULL, "
 						   "last_error = NULL, last_error_code = NULL, last_error_hint = NULL, "
 						   "last_error_at = NULL WHERE id = %d",
 						   quote_literal_cstr(table_state_name(TABLE_SETUP)),
-						   table->resync_wanted, table->id);
+						   table->resync_wanted,
+						   option_names != NIL ? catalog_text_array(option_names) : "NULL",
+						   table->id);
 		return 0;
 	}
 	(void) catalog_run("INSERT INTO clickpipe.table_state (pipe, pipe_table, is_resync, source, "

@@ -195,7 +195,7 @@ check_table(Check *check, void *arg)
 		check_add_error(check, table->name, lfirst(lc));
 	if ((rel->rd_rel->relkind == RELKIND_RELATION || rel->rd_rel->relkind == RELKIND_PARTITIONED_TABLE) &&
 		problems == NIL)
-		refusals = list_concat(refusals, target_refusals(rel, options));
+		refusals = list_concat(refusals, target_refusals(rel, options, NIL));
 
 	foreach(lc, refusals)
 	{

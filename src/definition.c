@@ -4,7 +4,9 @@
  *	  What a pipe is: its options one by one (clickpipe.settings), and the SQL
  *	  that makes it again (clickpipe_definition).
  *
- * Both tell what the catalog holds, and neither tells a password.
+ * Both tell what the catalog holds, and neither tells a password.  Options of
+ * tables are shown with the names that columns have now: those of before would
+ * be refused, or be another column's, when the SQL is run.
  *
  * Copyright (c) 2026, clickpipe contributors
  *
@@ -22,10 +24,12 @@
 #include "utils/builtins.h"
 #include "utils/json.h"
 #include "utils/lsyscache.h"
+#include "utils/syscache.h"
 
 #include "catalog.h"
 #include "compat.h"
 #include "options.h"
+#include "shape.h"
 
 #define SETTINGS_COLUMNS	9
 
@@ -34,6 +38,10 @@ static bool has_schemas(Jsonb *options);
 static void append_server(StringInfo sql, const char *server_name, Oid owner);
 static void append_comment(StringInfo sql, const char *text);
 static char *options_with_tables(Jsonb *options, List *tables);
+static Jsonb *current_options(const TableInfo *table);
+static void append_names(StringInfo json, const TableInfo *table, JsonbContainer *names,
+						 bool keep_gone);
+static char *current_name(const TableInfo *table, const char *name);
 static char *qualified_name(Oid relid);
 
 PG_FUNCTION_INFO_V1(clickpipe_definition);
@@ -64,7 +72,7 @@ clickpipe_pipe_settings(PG_FUNCTION_ARGS)
 		{
 			TableInfo  *table = lfirst(lt);
 
-			put_settings(rsinfo, pipe->id, table->relid, table_options_show(table->options));
+			put_settings(rsinfo, pipe->id, table->relid, table_options_show(current_options(table)));
 		}
 	}
 	catalog_leave(&access);
@@ -254,17 +262,117 @@ options_with_tables(Jsonb *options, List *tables)
 	{
 		TableInfo  *table = lfirst(lc);
 		char	   *name = qualified_name(table->relid);
+		Jsonb	   *current = current_options(table);
 
-		if (name == NULL || table->options == NULL || JB_ROOT_COUNT(table->options) == 0)
+		if (name == NULL || current == NULL || JB_ROOT_COUNT(current) == 0)
 			continue;
 		appendStringInfoString(&members, members.len > 0 ? ", " : "");
 		escape_json(&members, name);
 		appendStringInfo(&members, ": %s",
-						 JsonbToCString(NULL, &table->options->root, VARSIZE(table->options)));
+						 JsonbToCString(NULL, &current->root, VARSIZE(current)));
 	}
 	if (members.len > 0)
 		appendStringInfo(&json, "%s\"tables\": {%s}", json.len > 0 ? ", " : "", members.data);
 	return psprintf("{%s}", json.data);
+}
+
+/* Returns the options of a table with the names that columns have now. */
+static Jsonb *
+current_options(const TableInfo *table)
+{
+	StringInfoData json;
+	JsonbIterator *it;
+	JsonbValue	key;
+	JsonbValue	value;
+
+	if (table->options == NULL || table->shape == NIL)
+		return table->options;
+	initStringInfo(&json);
+	it = JsonbIteratorInit(&table->options->root);
+	(void) JsonbIteratorNext(&it, &key, true);
+	while (JsonbIteratorNext(&it, &key, true) == WJB_KEY)
+	{
+		char	   *option = pnstrdup(key.val.string.val, key.val.string.len);
+
+		(void) JsonbIteratorNext(&it, &value, true);
+		appendStringInfoString(&json, json.len > 0 ? ", " : "{");
+		escape_json(&json, option);
+		appendStringInfoString(&json, ": ");
+		if (value.type == jbvBinary &&
+			(strcmp(option, "excluded_columns") == 0 || strcmp(option, "sorting_keys") == 0 ||
+			 strcmp(option, "columns") == 0))
+			append_names(&json, table, value.val.binary.data, strcmp(option, "sorting_keys") == 0);
+		else
+		{
+			Jsonb	   *member = JsonbValueToJsonb(&value);
+
+			(void) JsonbToCString(&json, &member->root, VARSIZE(member));
+		}
+	}
+	appendStringInfoString(&json, json.len > 0 ? "}" : "{}");
+	return DatumGetJsonbP(DirectFunctionCall1(jsonb_in, CStringGetDatum(json.data)));
+}
+
+/*
+ * Appends an array of columns' names, or an object with such keys.  What is about a column that is
+ * gone is left out, unless keep_gone.
+ */
+static void
+append_names(StringInfo json, const TableInfo *table, JsonbContainer *names, bool keep_gone)
+{
+	bool		is_object = JsonContainerIsObject(names);
+	JsonbIterator *it = JsonbIteratorInit(names);
+	JsonbIteratorToken token;
+	JsonbValue	item;
+	bool		first = true;
+
+	appendStringInfoChar(json, is_object ? '{' : '[');
+	(void) JsonbIteratorNext(&it, &item, true);
+	while ((token = JsonbIteratorNext(&it, &item, true)) == WJB_ELEM || token == WJB_KEY)
+	{
+		char	   *name = pnstrdup(item.val.string.val, item.val.string.len);
+		char	   *now = current_name(table, name);
+
+		if (token == WJB_KEY)
+			(void) JsonbIteratorNext(&it, &item, true);
+		if (now == NULL && !keep_gone)
+			continue;
+		appendStringInfoString(json, first ? "" : ", ");
+		first = false;
+		escape_json(json, now != NULL ? now : name);
+		if (token == WJB_KEY)
+		{
+			Jsonb	   *wish = JsonbValueToJsonb(&item);
+
+			appendStringInfoString(json, ": ");
+			(void) JsonbToCString(json, &wish->root, VARSIZE(wish));
+		}
+	}
+	appendStringInfoChar(json, is_object ? '}' : ']');
+}
+
+/* Returns the name now of a column that the options call by that name; NULL if it is gone. */
+static char *
+current_name(const TableInfo *table, const char *name)
+{
+	AttrNumber	attnum = shape_option_column(table->shape, name);
+	HeapTuple	tuple;
+	char	   *other;
+
+	tuple = attnum > 0 ? SearchSysCacheAttNum(table->relid, attnum) : NULL;
+	if (HeapTupleIsValid(tuple))
+	{
+		char	   *now = pstrdup(NameStr(((Form_pg_attribute) GETSTRUCT(tuple))->attname));
+
+		ReleaseSysCache(tuple);
+		return now;
+	}
+	/* another one may have got the name, and with it the options, or not */
+	attnum = get_attnum(table->relid, name);
+	if (attnum <= 0)
+		return NULL;
+	other = shape_option_name(table->shape, attnum);
+	return other == NULL || strcmp(other, name) == 0 ? pstrdup(name) : NULL;
 }
 
 /* Returns a table's name with its schema, quoted; NULL if it is gone. */

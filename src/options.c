@@ -294,6 +294,29 @@ table_options_exclude(const TableOptions *options, const char *column)
 	return false;
 }
 
+/* See options.h. */
+bool
+table_options_name_columns(const TableOptions *options)
+{
+	return options->excluded_columns != NIL || options->sorting_keys != NIL ||
+		options->columns != NIL;
+}
+
+/* See options.h. */
+bool
+table_options_mention(const TableOptions *options, const char *column)
+{
+	ListCell   *lc;
+
+	foreach(lc, options->columns)
+		if (strcmp(((ColumnOption *) lfirst(lc))->column, column) == 0)
+			return true;
+	foreach(lc, options->sorting_keys)
+		if (strcmp(lfirst(lc), column) == 0)
+			return true;
+	return table_options_exclude(options, column);
+}
+
 /* Returns the engine's name (static). */
 const char *
 target_engine_name(TargetEngine engine)

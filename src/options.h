@@ -130,6 +130,10 @@ extern TableOptions *table_options_parse(Jsonb *json, const char *table);
 extern const char *table_options_column_name(const TableOptions *options, const char *column);
 extern bool table_options_exclude(const TableOptions *options, const char *column);
 
+/* Do the options name any columns?  That one? */
+extern bool table_options_name_columns(const TableOptions *options);
+extern bool table_options_mention(const TableOptions *options, const char *column);
+
 /*
  * Merges changes into the options of a pipe; null takes an option back to its default.  ERROR
  * if an option cannot be changed while the pipe exists, or if the result is not valid.

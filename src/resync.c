@@ -91,7 +91,8 @@ resync_begin(Pipe *pipe, PipeTable *table)
 	id = catalog_begin_resync(info, info->target_database,
 							  table->options->source_column != NULL ?
 							  psprintf("%s_%d%s", name, table->id, RESYNC_SUFFIX) :
-							  psprintf("%s%s", name, RESYNC_SUFFIX));
+							  psprintf("%s%s", name, RESYNC_SUFFIX),
+							  shape_option_names(table->shape));
 	worker_commit();
 	if (again)
 		tables_remove(pipe, table->resync);

@@ -210,7 +210,7 @@ refusal(Pipe *pipe, Oid relid, HTAB *taken, bool *locked, bool *gone)
 	if (reason == NULL)
 		reason = source_read_refusal(relid, pipe->info->owner, &hint);
 	if (reason == NULL)
-		reason = target_refusal(rel, options, &hint);
+		reason = target_refusal(rel, options, NIL, &hint);
 	if (reason == NULL && target_is_taken(pipe, relid, taken))
 		reason = "another table has the same target";
 	/* it stays as it is until it is in the catalog */

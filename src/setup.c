@@ -291,7 +291,7 @@ describe(Pipe *pipe, PipeTable *table)
 	bool		described = true;
 
 	worker_begin();
-	if (table->shape != NIL)
+	if (shape_is_whole(table->shape))
 		describe_recorded(pipe, table);
 	else
 		described = describe_source(pipe, table);
@@ -341,8 +341,8 @@ describe_recorded(Pipe *pipe, PipeTable *table)
 }
 
 /*
- * Describes a table for the first time, and records its shape.  False: it is
- * locked now.
+ * Describes a table for the first time, or anew for its resync, and records its
+ * shape.  False: it is locked now.
  */
 static bool
 describe_source(Pipe *pipe, PipeTable *table)
@@ -351,6 +351,9 @@ describe_source(Pipe *pipe, PipeTable *table)
 	char	   *reason = NULL;
 	char	   *hint = NULL;
 	List	   *watch;
+	List	   *shape = NIL;
+	/* which columns the options were written for, and what the rows' source is called */
+	List	   *then = table->main != NULL ? table->main->shape : table->shape;
 
 	/* we stand in line behind nobody: the stream would, too */
 	if (!ConditionalLockRelationOid(table->relid, AccessShareLock))
@@ -372,11 +375,15 @@ describe_source(Pipe *pipe, PipeTable *table)
 		reason = source_refusal(rel, &hint);
 	if (reason == NULL)
 		reason = source_read_refusal(table->relid, pipe->info->owner, &hint);
+	if (reason == NULL && then != NIL)
+	{
+		shape = source_shape(rel, &watch);
+		shape = list_concat(shape, shape_follow_options(then, shape, table->options));
+	}
 	if (reason == NULL)
-		reason = target_refusal(rel, table->options, &hint);
+		reason = target_refusal(rel, table->options, shape, &hint);
 	if (reason == NULL)
 	{
-		List	   *shape;
 		MemoryContext old;
 
 		/*
@@ -384,14 +391,15 @@ describe_source(Pipe *pipe, PipeTable *table)
 		 * this position; what commits later is followed in the stream.
 		 */
 		table->info->shape_lsn = compat_wal_insert_end();
-		shape = source_shape(rel, &watch);
+		if (shape == NIL)
+			shape = source_shape(rel, &watch);
 		old = MemoryContextSwitchTo(table->mcxt);
 		table->watch = list_copy(watch);
 		MemoryContextSwitchTo(old);
+		table->shape = NIL;
 		setup_remember(table, shape);
 		/* a table that was renamed goes on as what its rows say */
-		setup_remember(table, target_source_lines(table->relid, table->options,
-												  table->main != NULL ? table->main->shape : NIL));
+		setup_remember(table, target_source_lines(table->relid, table->options, then));
 		make_scratch(table, RelationGetDescr(rel)->natts);
 		table->target = target_make(rel, table->options, pipe->options, table->shape,
 									pipe->server->dbname, table->info->target_database,

@@ -9,8 +9,8 @@
  * has the table locked.
  *
  * The record also has lines about the target, which no look at the table can
- * tell: which options are those of a column that was renamed, and columns that
- * are in the target only, because the table had them once.
+ * tell: which options are those of a column that was renamed, or of none, and
+ * columns that are in the target only, because the table had them once.
  *
  * Copyright (c) 2026, clickpipe contributors
  *
@@ -50,6 +50,9 @@ static bool has_line(List *shape, const char *line);
 static const ShapeColumn *find_column(List *shape, int attnum, ShapeColumn *column);
 static bool is_not_null(List *shape, int attnum);
 static bool is_same_type(List *then, List *now, int attnum);
+static const char *followed_name(List *then, List *now, const ShapeColumn *column,
+								 const TableOptions *options);
+static const char *name_in_options(List *shape, AttrNumber attnum);
 
 /* See shape.h. */
 TupleDesc
@@ -211,6 +214,7 @@ shape_keep_target(List *then, List *now, const TableOptions *options, bool drop_
 				  bool rename_columns)
 {
 	List	   *shape = NIL;
+	List	   *names = shape_follow_options(then, now, options);
 	ListCell   *lc;
 
 	/* what can be NULL in the target stays so */
@@ -223,24 +227,19 @@ shape_keep_target(List *then, List *now, const TableOptions *options, bool drop_
 			source_shape_has(then, lfirst(lc)) || find_column(then, attnum, &column) == NULL)
 			shape = lappend(shape, lfirst(lc));
 	}
+	shape = list_concat(shape, names);
 	foreach(lc, then)
 	{
 		char	   *line = lfirst(lc);
 		ShapeColumn column;
 		ShapeColumn successor;
 		AttrNumber	decided;
-		int			attnum;
 
 		if (target_is_decision(line, &decided))
 		{
 			/* of another type something else is decided, of what is in the target only nothing */
 			if (decided == InvalidAttrNumber || is_same_type(then, now, decided) ||
 				(find_column(now, decided, &successor) == NULL && !drop_columns))
-				shape = lappend(shape, line);
-		}
-		else if (sscanf(line, OPTIONS_LINE, &attnum) == 1)
-		{
-			if (find_column(now, attnum, &successor) != NULL)
 				shape = lappend(shape, line);
 		}
 		else if (strncmp(line, DROPPED_LINE, strlen(DROPPED_LINE)) == 0)
@@ -250,17 +249,14 @@ shape_keep_target(List *then, List *now, const TableOptions *options, bool drop_
 		}
 		else if (parse_column(line, &column))
 		{
-			const char *option_name = shape_option_name(then, column.attnum);
-			bool		gone = (find_column(now, column.attnum, &successor) == NULL);
-			bool		renamed = !gone && strcmp(successor.name, column.name) != 0;
+			const char *option_name = name_in_options(then, column.attnum);
+			const char *now_name = name_in_options(shape, column.attnum);
+			/* one that gets the name of an excluded column that the table has no more is left out, too */
+			bool		gone = now_name == NULL || table_options_exclude(options, now_name);
+			bool		renamed = !gone && find_column(now, column.attnum, &successor) != NULL &&
+				strcmp(successor.name, column.name) != 0;
 			const char *name;
 
-			if (option_name == NULL)
-			{
-				option_name = column.name;
-				if (renamed)
-					shape = lappend(shape, psprintf(OPTIONS_LINE "%s\"", column.attnum, option_name));
-			}
 			if (column.generated == 'v' || table_options_exclude(options, option_name))
 				continue;
 			name = table_options_column_name(options, option_name);
@@ -291,6 +287,118 @@ shape_option_name(List *shape, AttrNumber attnum)
 			return pnstrdup(line + len, strlen(line + len) - 1);
 	}
 	return NULL;
+}
+
+/* See shape.h. */
+AttrNumber
+shape_option_column(List *shape, const char *name)
+{
+	ListCell   *lc;
+
+	foreach(lc, shape)
+	{
+		ShapeColumn column;
+		int			attnum;
+
+		if (parse_column(lfirst(lc), &column))
+			attnum = column.attnum;
+		else if (sscanf(lfirst(lc), OPTIONS_LINE, &attnum) != 1)
+			continue;
+		if (strcmp(name_in_options(shape, attnum), name) == 0)
+			return attnum;
+	}
+	return InvalidAttrNumber;
+}
+
+/* See shape.h. */
+List *
+shape_follow_options(List *then, List *now, const TableOptions *options)
+{
+	List	   *lines = NIL;
+	ShapeColumn column;
+	ListCell   *lc;
+
+	foreach(lc, now)
+		if (parse_column(lfirst(lc), &column))
+		{
+			const char *name = followed_name(then, now, &column, options);
+
+			if (strcmp(name, column.name) != 0)
+				lines = lappend(lines, psprintf(OPTIONS_LINE "%s\"", column.attnum, name));
+		}
+	return lines;
+}
+
+/* Returns the name under which the options speak of a column of "now"; see shape.h. */
+static const char *
+followed_name(List *then, List *now, const ShapeColumn *column, const TableOptions *options)
+{
+	const char *before;
+	ListCell   *lc;
+
+	if (!table_options_name_columns(options))
+		return column->name;
+	before = name_in_options(then, column->attnum);
+	if (before != NULL && table_options_mention(options, before))
+		return before;
+	if (!table_options_mention(options, column->name))
+		return column->name;
+	/* it came when they were those of another one */
+	if (before != NULL && before[0] == '\0')
+		return before;
+	foreach(lc, now)
+	{
+		ShapeColumn other;
+		const char *others;
+
+		if (!parse_column(lfirst(lc), &other) || other.attnum == column->attnum)
+			continue;
+		others = name_in_options(then, other.attnum);
+		if (others != NULL && strcmp(others, column->name) == 0)
+			return "";
+	}
+	return column->name;
+}
+
+/*
+ * Returns the name under which the options speak of a column of the shape, "" if under none; NULL
+ * if the shape has no such column.
+ */
+static const char *
+name_in_options(List *shape, AttrNumber attnum)
+{
+	const char *name = shape_option_name(shape, attnum);
+	ShapeColumn column;
+
+	if (name == NULL && find_column(shape, attnum, &column) != NULL)
+		name = column.name;
+	return name;
+}
+
+/* See shape.h. */
+List *
+shape_option_names(List *shape)
+{
+	List	   *lines = NIL;
+	ShapeColumn column;
+	ListCell   *lc;
+
+	foreach(lc, shape)
+	{
+		if (!shape_is_whole(shape))
+			lines = lappend(lines, lfirst(lc));
+		else if (parse_column(lfirst(lc), &column))
+			lines = lappend(lines, psprintf(OPTIONS_LINE "%s\"", column.attnum,
+											name_in_options(shape, column.attnum)));
+	}
+	return lines;
+}
+
+/* See shape.h. */
+bool
+shape_is_whole(List *shape)
+{
+	return shape != NIL && !shape_line_is_of_target(linitial(shape));
 }
 
 /* See shape.h. */

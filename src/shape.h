@@ -34,10 +34,26 @@ extern List *shape_keep_target(List *then, List *now, const TableOptions *option
 							   bool drop_columns, bool rename_columns);
 
 /*
- * The name under which the table options speak of a column: what it was called when it came
- * into the target.  NULL: as it is called now.
+ * Table options name columns, which may be renamed.  An option goes on to be about the column
+ * that it was written for, as long as the table has that one; another one that gets the name
+ * meanwhile has no options.  Where names differ, lines of the shape say so.
+ *
+ * The name under which the options speak of a column: NULL: as it is called now; "": under none.
  */
 extern char *shape_option_name(List *shape, AttrNumber attnum);
+
+/* The column of which the options speak under that name; InvalidAttrNumber if there is none. */
+extern AttrNumber shape_option_column(List *shape, const char *name);
+
+/* The lines about that for the shape "now" of a table whose shape was "then". */
+extern List *shape_follow_options(List *then, List *now, const TableOptions *options);
+
+/*
+ * The lines that keep what a shape says about that, for every column, if nothing else of it
+ * holds any more.  shape_is_whole: is it more than that?
+ */
+extern List *shape_option_names(List *shape);
+extern bool shape_is_whole(List *shape);
 
 /*
  * The columns that are in the target only (Form_pg_attribute).  Several may have the number

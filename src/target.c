@@ -24,9 +24,13 @@
 #define MAX_ESCAPED_NAME	200
 
 static bool list_has(List *list, const char *name);
-static List *column_refusals(List *refusals, TupleDesc desc, const TableOptions *options);
+static List *column_refusals(List *refusals, TupleDesc desc, const TableOptions *options,
+							 List *shape);
 static bool has_deferrable_key(Relation rel);
-static const char *column_target_name(const TableOptions *options, const char *attname);
+static const char *column_target_name(const TableOptions *options, List *shape,
+									  Form_pg_attribute att);
+static const char *sorting_key_name(const TableOptions *options, List *shape, TupleDesc desc,
+									const char *name);
 static bool has_control_character(const char *name);
 static int	escaped_length(const char *name);
 static char *name_in_utf8(const char *name);
@@ -65,9 +69,9 @@ target_names_clash(const char *database1, const char *table1, const char *databa
 
 /* See target.h. */
 char *
-target_refusal(Relation rel, const TableOptions *options, char **hint)
+target_refusal(Relation rel, const TableOptions *options, List *shape, char **hint)
 {
-	List	   *refusals = target_refusals(rel, options);
+	List	   *refusals = target_refusals(rel, options, shape);
 	Refusal    *first = refusals != NIL ? linitial(refusals) : NULL;
 
 	*hint = first != NULL ? first->hint : NULL;
@@ -76,7 +80,7 @@ target_refusal(Relation rel, const TableOptions *options, char **hint)
 
 /* See target.h. */
 List *
-target_refusals(Relation rel, const TableOptions *options)
+target_refusals(Relation rel, const TableOptions *options, List *shape)
 {
 	Oid			relid = RelationGetRelid(rel);
 	TupleDesc	desc = RelationGetDescr(rel);
@@ -116,9 +120,9 @@ target_refusals(Relation rel, const TableOptions *options)
 
 	foreach(lc, options->excluded_columns)
 	{
-		AttrNumber	attnum = get_attnum(relid, lfirst(lc));
+		AttrNumber	attnum = target_option_column(rel, shape, lfirst(lc));
 
-		if (attnum <= 0)
+		if (attnum <= 0 && shape == NIL)
 			refusals = refusal_add(refusals,
 								   psprintf("excluded column \"%s\" does not exist", (char *) lfirst(lc)),
 								   NULL);
@@ -129,21 +133,40 @@ target_refusals(Relation rel, const TableOptions *options)
 									   NULL);
 	}
 	foreach(lc, options->columns)
-		if (get_attnum(relid, ((ColumnOption *) lfirst(lc))->column) <= 0)
+		if (shape == NIL && get_attnum(relid, ((ColumnOption *) lfirst(lc))->column) <= 0)
 			refusals = refusal_add(refusals,
 								   psprintf("column \"%s\" of the table option \"columns\" does not exist",
 											((ColumnOption *) lfirst(lc))->column),
 								   NULL);
 
-	refusals = target_type_refusals(refusals, rel, &key, options);
+	refusals = target_type_refusals(refusals, rel, &key, options, shape);
 	refusals = source_column_refusals(refusals, options);
-	refusals = place_refusals(refusals, rel, options, &key);
-	return column_refusals(refusals, desc, options);
+	refusals = place_refusals(refusals, rel, options, shape, &key);
+	return column_refusals(refusals, desc, options, shape);
+}
+
+/* See target_internal.h. */
+const char *
+target_option_name(List *shape, Form_pg_attribute att)
+{
+	const char *name = shape_option_name(shape, att->attnum);
+
+	return name != NULL ? name : NameStr(att->attname);
+}
+
+/* See target_internal.h. */
+AttrNumber
+target_option_column(Relation rel, List *shape, const char *name)
+{
+	AttrNumber	attnum = shape != NIL ? shape_option_column(shape, name) :
+		get_attnum(RelationGetRelid(rel), name);
+
+	return Max(attnum, InvalidAttrNumber);
 }
 
 /* Adds what speaks against the columns' names. */
 static List *
-column_refusals(List *refusals, TupleDesc desc, const TableOptions *options)
+column_refusals(List *refusals, TupleDesc desc, const TableOptions *options, List *shape)
 {
 	static const char *const hint = "Choose another name with the table option \"columns\", or exclude the column with \"excluded_columns\".";
 	List	   *names = options->source_column != NULL ? list_make1(options->source_column) : NIL;
@@ -161,9 +184,9 @@ column_refusals(List *refusals, TupleDesc desc, const TableOptions *options)
 		const char *name;
 
 		if (att->attisdropped || compat_attr_is_virtual(att) ||
-			table_options_exclude(options, NameStr(att->attname)))
+			table_options_exclude(options, target_option_name(shape, att)))
 			continue;
-		name = column_target_name(options, NameStr(att->attname));
+		name = column_target_name(options, shape, att);
 		if (strncmp(name, CLICKPIPE_COL_PREFIX, strlen(CLICKPIPE_COL_PREFIX)) == 0)
 			refusals = refusal_add(refusals,
 								   psprintf("column name \"%s\" begins with \"%s\"", name, CLICKPIPE_COL_PREFIX),
@@ -270,9 +293,7 @@ target_describe(Oid relid, TupleDesc desc, const TableOptions *options,
 
 		if (att->attisdropped || compat_attr_is_virtual(att))
 			continue;
-		option_name = shape_option_name(shape, att->attnum);
-		if (option_name == NULL)
-			option_name = NameStr(att->attname);
+		option_name = target_option_name(shape, att);
 		if (table_options_exclude(options, option_name))
 			continue;
 		name = table_options_column_name(options, option_name);
@@ -307,7 +328,7 @@ target_describe(Oid relid, TupleDesc desc, const TableOptions *options,
 		rows->ndropped++;
 	}
 
-	place_init(target, options);
+	place_init(target, options, shape);
 	if (options->partition_by_expr != NULL)
 		target->partition_by = name_in_utf8(options->partition_by_expr);
 	if (options->source_column != NULL)
@@ -326,13 +347,13 @@ target_describe(Oid relid, TupleDesc desc, const TableOptions *options,
 	{
 		foreach(lc, options->sorting_keys)
 			target->key_names = lappend(target->key_names,
-										pstrdup(column_target_name(options, lfirst(lc))));
+										pstrdup(sorting_key_name(options, shape, desc, lfirst(lc))));
 	}
 	else
 		for (int k = 0; k < target->key.natts; k++)
 			target->key_names = lappend(target->key_names,
-										pstrdup(column_target_name(options,
-																   NameStr(TupleDescAttr(desc, target->key.attnums[k] - 1)->attname))));
+										pstrdup(column_target_name(options, shape,
+																   TupleDescAttr(desc, target->key.attnums[k] - 1))));
 	foreach(lc, target->key_names)
 		target->ch_key_names = lappend(target->ch_key_names, name_in_utf8(lfirst(lc)));
 	target->insert_columns = row_map_insert_columns(rows);
@@ -363,11 +384,25 @@ list_has(List *list, const char *name)
 
 /* Returns a column's name in the target. */
 static const char *
-column_target_name(const TableOptions *options, const char *attname)
+column_target_name(const TableOptions *options, List *shape, Form_pg_attribute att)
 {
-	const char *name = table_options_column_name(options, attname);
+	const char *name = table_options_column_name(options, target_option_name(shape, att));
 
-	return name != NULL ? name : attname;
+	return name != NULL ? name : NameStr(att->attname);
+}
+
+/* Returns the name in the target of a column that sorting_keys calls by that name. */
+static const char *
+sorting_key_name(const TableOptions *options, List *shape, TupleDesc desc, const char *name)
+{
+	AttrNumber	attnum = shape_option_column(shape, name);
+	const char *wish;
+
+	if (attnum > 0 && attnum <= desc->natts && !TupleDescAttr(desc, attnum - 1)->attisdropped)
+		return column_target_name(options, shape, TupleDescAttr(desc, attnum - 1));
+	/* the table has it no more, and a new target is refused; this one still has it */
+	wish = table_options_column_name(options, name);
+	return wish != NULL ? wish : name;
 }
 
 /* Does a name hold a control character? */

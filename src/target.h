@@ -92,11 +92,14 @@ extern bool target_drop_rows(ChClient *ch, const char *database, const char *tab
 /*
  * Why the table cannot have a target with these options: NULL if it can, else the
  * reason, and *hint.  In a transaction.
+ *
+ * shape: NIL if the options are new and name columns as they are called now; else the table's,
+ * which says what columns they are about (shape.h), and those that are gone do not matter.
  */
-extern char *target_refusal(Relation rel, const TableOptions *options, char **hint);
+extern char *target_refusal(Relation rel, const TableOptions *options, List *shape, char **hint);
 
 /* All such reasons (Refusal *). */
-extern List *target_refusals(Relation rel, const TableOptions *options);
+extern List *target_refusals(Relation rel, const TableOptions *options, List *shape);
 
 /*
  * Describes the target of a table, in "mcxt".  In a transaction.

@@ -91,7 +91,14 @@ extern char *target_type_refusal(TupleDesc desc, const ColumnMap *column, bool i
 
 /* Adds what speaks against the types that the options wish (Refusal *). */
 extern List *target_type_refusals(List *refusals, Relation rel, const SourceKey *key,
-								  const TableOptions *options);
+								  const TableOptions *options, List *shape);
+
+/*
+ * The name under which the table options speak of a column, and the column that they mean by a
+ * name (InvalidAttrNumber: none).  shape as for target_refusals.
+ */
+extern const char *target_option_name(List *shape, Form_pg_attribute att);
+extern AttrNumber target_option_column(Relation rel, List *shape, const char *name);
 
 /* How long making a table may take. */
 #define CREATE_TIMEOUT_MS	60000
@@ -108,10 +115,10 @@ extern bool target_learn_or_drop(ChClient *ch, Target *target, ChError *err, con
 
 /* Adds what speaks against sorting_keys and partition_by_expr (Refusal *). */
 extern List *place_refusals(List *refusals, Relation rel, const TableOptions *options,
-							const SourceKey *key);
+							List *shape, const SourceKey *key);
 
 /* Sets which columns decide where a row is, as far as the options say it.  In the target's memory. */
-extern void place_init(Target *target, const TableOptions *options);
+extern void place_init(Target *target, const TableOptions *options, List *shape);
 
 /* Appends database.table, quoted. */
 extern void target_append_name(StringInfo buf, const char *database, const char *table);

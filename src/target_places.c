@@ -19,11 +19,14 @@
 #include "utils/lsyscache.h"
 
 #include "compat.h"
+#include "shape.h"
 #include "target.h"
 #include "target_internal.h"
 
 /* What to do so that PostgreSQL logs where a row was. */
 #define PLACE_HINT		"Where a row was before an update or delete, the WAL says by the columns of the key only. Use ALTER TABLE ... REPLICA IDENTITY USING INDEX with a unique index that has the column as well, or REPLICA IDENTITY FULL"
+
+#define GONE_HINT		"Let a column have that name again, or remove the table and add it with other sorting_keys."
 
 #define ASK_TIMEOUT_MS	30000
 #define DROP_TIMEOUT_MS	10000
@@ -33,7 +36,8 @@ static bool use_column(Target *target, const char *name, ChError *err);
 
 /* See target_internal.h. */
 List *
-place_refusals(List *refusals, Relation rel, const TableOptions *options, const SourceKey *key)
+place_refusals(List *refusals, Relation rel, const TableOptions *options, List *shape,
+			   const SourceKey *key)
 {
 	TupleDesc	desc = RelationGetDescr(rel);
 	bool		replaces = (options->table_engine == ENGINE_REPLACING_MERGE_TREE);
@@ -55,15 +59,18 @@ place_refusals(List *refusals, Relation rel, const TableOptions *options, const 
 	foreach(lc, options->sorting_keys)
 	{
 		const char *name = lfirst(lc);
-		AttrNumber	attnum = get_attnum(RelationGetRelid(rel), name);
+		AttrNumber	attnum = target_option_column(rel, shape, name);
+		Form_pg_attribute att;
 		bool		is_key = false;
 
-		if (attnum <= 0)
+		if (attnum == InvalidAttrNumber)
 		{
 			refusals = refusal_add(refusals,
-								   psprintf("column \"%s\" of its sorting_keys does not exist", name), NULL);
+								   psprintf("column \"%s\" of its sorting_keys does not exist", name),
+								   shape != NIL ? GONE_HINT : NULL);
 			continue;
 		}
+		att = TupleDescAttr(desc, attnum - 1);
 		for (int i = 0; i < key->natts; i++)
 			is_key |= (key->attnums[i] == attnum);
 		for (ListCell *other = list_head(options->sorting_keys); other != lc;
@@ -73,27 +80,30 @@ place_refusals(List *refusals, Relation rel, const TableOptions *options, const 
 									   psprintf("its sorting_keys name column \"%s\" twice", name), NULL);
 		if (is_key)
 			continue;
-		if (has_string(options->excluded_columns, name) ||
-			compat_attr_is_virtual(TupleDescAttr(desc, attnum - 1)))
+		if (has_string(options->excluded_columns, name) || compat_attr_is_virtual(att))
 			refusals = refusal_add(refusals,
-								   psprintf("column \"%s\" of its sorting_keys is not mirrored", name), NULL);
-		else if (!TupleDescAttr(desc, attnum - 1)->attnotnull)
+								   psprintf("column \"%s\" of its sorting_keys is not mirrored",
+											NameStr(att->attname)), NULL);
+		else if (!att->attnotnull)
 			refusals = refusal_add(refusals,
-								   psprintf("column \"%s\" of its sorting_keys can be NULL", name),
+								   psprintf("column \"%s\" of its sorting_keys can be NULL",
+											NameStr(att->attname)),
 								   "ClickHouse sorts by columns that are not Nullable. Use ALTER TABLE ... ALTER COLUMN ... SET NOT NULL, or leave it out.");
 		else if (replaces && !key->full)
 			refusals = refusal_add(refusals,
-								   psprintf("column \"%s\" of its sorting_keys is not part of its key", name),
+								   psprintf("column \"%s\" of its sorting_keys is not part of its key",
+											NameStr(att->attname)),
 								   PLACE_HINT ", or leave the column out.");
 	}
 	/* rows of a history do not replace each other, whatever it is sorted by */
 	for (int i = 0; replaces && i < key->natts; i++)
 	{
-		const char *name = NameStr(TupleDescAttr(desc, key->attnums[i] - 1)->attname);
+		Form_pg_attribute att = TupleDescAttr(desc, key->attnums[i] - 1);
 
-		if (!has_string(options->sorting_keys, name))
+		if (!has_string(options->sorting_keys, target_option_name(shape, att)))
 			refusals = refusal_add(refusals,
-								   psprintf("its sorting_keys lack column \"%s\" of its key", name),
+								   psprintf("its sorting_keys lack column \"%s\" of its key",
+											NameStr(att->attname)),
 								   "Rows with equal sorting keys replace each other. Add all columns of the key, at any place.");
 	}
 	return refusals;
@@ -101,17 +111,21 @@ place_refusals(List *refusals, Relation rel, const TableOptions *options, const 
 
 /* See target_internal.h. */
 void
-place_init(Target *target, const TableOptions *options)
+place_init(Target *target, const TableOptions *options, List *shape)
 {
 	RowMap	   *rows = &target->rows;
 
 	rows->is_place = palloc0(sizeof(bool) * Max(rows->ncolumns, 1));
 	target->places = palloc0(sizeof(AttrNumber) * Max(rows->ncolumns, 1));
-	for (int i = 0; i < rows->ncolumns; i++)
+	/* not those that only the target has */
+	for (int i = 0; i < rows->ncolumns - rows->ndropped; i++)
 	{
+		const ColumnMap *column = &rows->columns[i];
+		const char *name = shape_option_name(shape, column->attnum);
+
 		rows->is_place[i] = rows->is_key[i] ||
 			(target->engine == ENGINE_REPLACING_MERGE_TREE &&
-			 has_string(options->sorting_keys, rows->columns[i].attname));
+			 has_string(options->sorting_keys, name != NULL ? name : column->attname));
 		if (rows->is_place[i])
 			target->places[target->nplaces++] = rows->columns[i].attnum;
 	}
@@ -183,8 +197,9 @@ target_create(ChClient *ch, Target *target, const PipeOptions *options, const ch
 	if (ch_query(ch, target_create_sql(target, options, &ch->server, mark), false,
 				 CREATE_TIMEOUT_MS, NULL, err))
 		return target_learn_or_drop(ch, target, err, hint);
+	/* one that uses a column's name of before gets the other class */
 	if (target->partition_by != NULL && target->rows.source_column == NULL &&
-		err->class == CH_PERMANENT)
+		(err->class == CH_PERMANENT || err->class == CH_REFRESH))
 		*hint = "Look whether partition_by_expr is an expression that ClickHouse accepts; to change it, remove the table and add it again.";
 	return false;
 }

@@ -167,7 +167,7 @@ in_key(const SourceKey *key, AttrNumber attnum)
 /* See target_internal.h. */
 List *
 target_type_refusals(List *refusals, Relation rel, const SourceKey *key,
-					 const TableOptions *options)
+					 const TableOptions *options, List *shape)
 {
 	TupleDesc	desc = RelationGetDescr(rel);
 	/* of a ClickHouse that can do everything: another one will refuse the type itself */
@@ -183,7 +183,7 @@ target_type_refusals(List *refusals, Relation rel, const SourceKey *key,
 
 		if (att->attisdropped || compat_attr_is_virtual(att))
 			continue;
-		option = column_option(options, NameStr(att->attname));
+		option = column_option(options, target_option_name(shape, att));
 		if (option == NULL || (option->type == NULL && !option->lossy))
 			continue;
 		wish.type = option->type;

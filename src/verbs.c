@@ -532,7 +532,7 @@ check_source(Oid relid, Oid owner, Jsonb *json)
 	if (reason == NULL)
 	{
 		options = table_options_parse(json, RelationGetRelationName(rel));
-		reason = target_refusal(rel, options, &hint);
+		reason = target_refusal(rel, options, NIL, &hint);
 	}
 	if (reason != NULL)
 		ereport(ERROR,
