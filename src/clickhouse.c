@@ -571,3 +571,29 @@ ch_kill_any(ChClient *client, const char *query_id_prefix, List *texts, int time
 	pfree(answer.data);
 	return ok;
 }
+
+/* See clickhouse.h. */
+char *
+ch_next_line(char **answer)
+{
+	char	   *line = *answer;
+
+	if (*line == '\0')
+		return NULL;
+	*answer += strcspn(line, "\n");
+	if (**answer == '\n')
+		*(*answer)++ = '\0';
+	return line;
+}
+
+/* See clickhouse.h. */
+char *
+ch_next_field(char *field)
+{
+	char	   *tab = strchr(field, '\t');
+
+	if (tab == NULL)
+		return field + strlen(field);
+	*tab = '\0';
+	return tab + 1;
+}

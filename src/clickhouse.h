@@ -206,4 +206,11 @@ extern bool ch_error_is_of_server(int code);
 /* Delay before try number "tries" (from 1), in ms: exponential with jitter, bounded. */
 extern long ch_retry_delay(ChErrorClass class, int tries);
 
+/*
+ * Take an answer in the format TabSeparatedRaw apart, in place.  The next line, NULL at the end;
+ * and what follows a field in its line, "" if nothing does.
+ */
+extern char *ch_next_line(char **answer);
+extern char *ch_next_field(char *field);
+
 #endif							/* CLICKPIPE_CLICKHOUSE_H */

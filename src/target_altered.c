@@ -61,7 +61,6 @@ typedef struct ColumnOrigin
 	const char *origin;			/* the name it had when the target was recorded; NULL: none */
 } ColumnOrigin;
 
-static char *next_field(char *field);
 static TargetAlter *parse_alter(char *id, const char *command);
 static bool take_word(const char **at, const char *word);
 static char *take_name(const char **at);
@@ -97,8 +96,8 @@ target_record_read(ChClient *ch, const Target *target, int timeout_ms, TargetRec
 		return true;
 	answer.data[strcspn(answer.data, "\n")] = '\0';
 	record->uuid = answer.data;
-	record->definition = next_field(record->uuid);
-	engine = next_field(record->definition);
+	record->definition = ch_next_field(record->uuid);
+	engine = ch_next_field(record->definition);
 	if (strspn(record->uuid, "0-") == strlen(record->uuid))
 		record->uuid = pstrdup("");
 	record->has_twins = strncmp(engine, "Replicated", 10) == 0 || strncmp(engine, "Shared", 6) == 0;
@@ -111,15 +110,13 @@ target_record_read(ChClient *ch, const Target *target, int timeout_ms, TargetRec
 	initStringInfo(&answer);
 	if (!ch_query(ch, sql.data, false, timeout_ms, &answer, err))
 		return false;
-	for (line = answer.data; *line != '\0'; line = next)
+	next = answer.data;
+	while ((line = ch_next_line(&next)) != NULL)
 	{
 		TargetAlter *alter;
 		char	   *command;
 
-		next = line + strcspn(line, "\n");
-		if (*next == '\n')
-			*next++ = '\0';
-		command = next_field(line);
+		command = ch_next_field(line);
 		alter = parse_alter(line, ch_from_hex(command, strlen(command)));
 		if (alter != NULL)
 			record->alters = lappend(record->alters, alter);
@@ -140,32 +137,17 @@ target_definitions_query(const char *condition)
 char *
 target_definitions_next(char **answer, char **database, char **table)
 {
-	char	   *line = *answer;
+	char	   *line = ch_next_line(answer);
 	char	   *name;
 	char	   *definition;
 
-	if (*line == '\0')
+	if (line == NULL)
 		return NULL;
-	*answer += strcspn(line, "\n");
-	if (**answer == '\n')
-		*(*answer)++ = '\0';
-	name = next_field(line);
-	definition = next_field(name);
+	name = ch_next_field(line);
+	definition = ch_next_field(name);
 	*database = ch_from_hex(line, strlen(line));
 	*table = ch_from_hex(name, strlen(name));
 	return definition;
-}
-
-/* Ends a tab separated field; returns the next one. */
-static char *
-next_field(char *field)
-{
-	char	   *tab = strchr(field, '\t');
-
-	if (tab == NULL)
-		return field + strlen(field);
-	*tab = '\0';
-	return tab + 1;
 }
 
 /*

@@ -29,6 +29,7 @@
 #include "clickpipe.h"
 
 #include "block.h"
+#include "clickhouse.h"
 #include "target_hazards.h"
 
 #define AUTO_CLEANUP	"enable_replacing_merge_with_cleanup_for_min_age_to_force_merge"
@@ -47,7 +48,6 @@ static const char *find_keyword(const char *sql, const char *keyword);
 static const char *skip_quoted(const char *at);
 static void find_columns(const char *sql, List *key_names, ColumnsUsed *used);
 static bool keeps_tombstones(const char *condition);
-static char *next_field(char *field);
 
 /* See target_hazards.h. */
 char *
@@ -65,33 +65,19 @@ hazards_read(char *answer)
 {
 	List	   *list = NIL;
 
-	while (*answer != '\0')
+	char	   *line;
+
+	while ((line = ch_next_line(&answer)) != NULL)
 	{
 		TargetSettings *settings = palloc(sizeof(TargetSettings));
-		char	   *next = answer + strcspn(answer, "\n");
 
-		if (*next == '\n')
-			*next++ = '\0';
-		settings->database = answer;
-		settings->table = next_field(settings->database);
-		settings->ttl = next_field(settings->table);
-		settings->cleans_up = (atoi(next_field(settings->ttl)) != 0);
+		settings->database = line;
+		settings->table = ch_next_field(settings->database);
+		settings->ttl = ch_next_field(settings->table);
+		settings->cleans_up = (atoi(ch_next_field(settings->ttl)) != 0);
 		list = lappend(list, settings);
-		answer = next;
 	}
 	return list;
-}
-
-/* Ends a tab separated field; returns the next one. */
-static char *
-next_field(char *field)
-{
-	char	   *tab = strchr(field, '\t');
-
-	if (tab == NULL)
-		return field + strlen(field);
-	*tab = '\0';
-	return tab + 1;
 }
 
 /* See target_hazards.h. */

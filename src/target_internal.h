@@ -42,6 +42,13 @@ extern List *source_column_refusals(List *refusals, const TableOptions *options)
 /* Gives a target that others have made the columns that only this table has, if it may be shared. */
 extern bool target_share(ChClient *ch, const Target *target, ChError *err);
 
+/*
+ * Makes each ALTER of a target that a query returns.  What ClickHouse refuses goes to *lost
+ * (char *); NULL: then it ends there.
+ */
+extern bool target_alter_each(ChClient *ch, const Target *target, const char *select,
+							  List **lost, ChError *err);
+
 /* Creates a table like another one, with all that users added to that.  In target_resync.c. */
 extern bool target_create_like(ChClient *ch, const Target *target, const char *old_table,
 							   const char *mark, ChError *err);

@@ -149,11 +149,9 @@ target_learn_partitions(ChClient *ch, Target *target, ChError *err, const char *
 	appendStringInfoString(&sql, " FORMAT TabSeparatedRaw");
 	if (!ch_query(ch, sql.data, false, ASK_TIMEOUT_MS, &answer, err))
 		return false;
-	for (line = answer.data; *line != '\0'; line = next)
+	next = answer.data;
+	while ((line = ch_next_line(&next)) != NULL)
 	{
-		next = line + strcspn(line, "\n");
-		if (*next == '\n')
-			*next++ = '\0';
 		/* the same in all rows of the table */
 		if (target->rows.source_column != NULL && strcmp(line, target->rows.source_column) == 0)
 			continue;

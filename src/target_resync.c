@@ -23,8 +23,6 @@ static bool leave_columns(ChClient *ch, const Target *target, const Target *repl
 						  bool drop_columns, List **lost, ChError *err);
 static bool add_extras(ChClient *ch, const Target *target, const char *old_table,
 					   List **lost, ChError *err);
-static bool alter_each(ChClient *ch, const Target *target, const char *select,
-					   List **lost, ChError *err);
 
 /* See target.h. */
 bool
@@ -185,7 +183,7 @@ leave_columns(ChClient *ch, const Target *target, const Target *replaced, bool d
 	target_append_where(&sql, "table", target);
 	appendStringInfo(&sql, " AND name IN (%s)%s", names.data,
 					 drop_columns ? "" : " AND default_kind <> ''");
-	return alter_each(ch, target, sql.data, lost, err);
+	return target_alter_each(ch, target, sql.data, lost, err);
 }
 
 /* A target that its users have partitioned stays so. */
@@ -232,13 +230,13 @@ add_extras(ChClient *ch, const Target *target, const char *old_table, List **los
 	/* columns that are computed, also aliases of columns that were renamed: views may need them */
 	appendStringInfo(&sql, "SELECT concat('ADD COLUMN IF NOT EXISTS ', " TARGET_QUOTED_NAME ", ' ', type, ' ', default_kind, ' ', default_expression) "
 					 "FROM system.columns WHERE default_kind IN ('ALIAS', 'MATERIALIZED') AND %s ORDER BY position", where.data);
-	if (!alter_each(ch, target, sql.data, lost, err))
+	if (!target_alter_each(ch, target, sql.data, lost, err))
 		return false;
 	resetStringInfo(&sql);
 	appendStringInfo(&sql, "SELECT concat('ADD INDEX ', " TARGET_QUOTED_NAME ", ' ', expr, ' TYPE ', type_full, "
 					 "' GRANULARITY ', toString(granularity)) FROM system.data_skipping_indices WHERE %s",
 					 where.data);
-	if (!alter_each(ch, target, sql.data, lost, err))
+	if (!target_alter_each(ch, target, sql.data, lost, err))
 		return false;
 	resetStringInfo(&sql);
 	/* without this setting ReplacingMergeTree takes no projections */
@@ -247,13 +245,13 @@ add_extras(ChClient *ch, const Target *target, const char *old_table, List **los
 	append_ch_literal(&sql, target->ch_database);
 	appendStringInfoString(&sql, " AND name = ");
 	append_ch_literal(&sql, old_table);
-	if (!alter_each(ch, target, sql.data, lost, err))
+	if (!target_alter_each(ch, target, sql.data, lost, err))
 		return false;
 	resetStringInfo(&sql);
 	appendStringInfo(&sql, "SELECT concat('ADD PROJECTION ', " TARGET_QUOTED_NAME ", ' (', replaceRegexpAll(query, '\\\\s+', ' '), ')') "
 					 "FROM system.projections WHERE %s", where.data);
 	/* servers without that table are too old to tell */
-	if (!alter_each(ch, target, sql.data, lost, err) && err->class != CH_PERMANENT)
+	if (!target_alter_each(ch, target, sql.data, lost, err) && err->class != CH_PERMANENT)
 		return false;
 	resetStringInfo(&sql);
 	appendStringInfoString(&sql, "SELECT concat('MODIFY TTL ', extract(engine_full, ' TTL (.*?)(?: SETTINGS |$)')) "
@@ -261,12 +259,12 @@ add_extras(ChClient *ch, const Target *target, const char *old_table, List **los
 	append_ch_literal(&sql, target->ch_database);
 	appendStringInfoString(&sql, " AND name = ");
 	append_ch_literal(&sql, old_table);
-	return alter_each(ch, target, sql.data, lost, err);
+	return target_alter_each(ch, target, sql.data, lost, err);
 }
 
-/* Applies each ALTER that a query returns; those that do not fit go to *lost. */
-static bool
-alter_each(ChClient *ch, const Target *target, const char *select, List **lost, ChError *err)
+/* See target_internal.h. */
+bool
+target_alter_each(ChClient *ch, const Target *target, const char *select, List **lost, ChError *err)
 {
 	StringInfoData answer;
 	char	   *line;
@@ -276,23 +274,14 @@ alter_each(ChClient *ch, const Target *target, const char *select, List **lost, 
 	if (!ch_query(ch, psprintf("%s FORMAT TabSeparatedRaw", select), false, ASK_TIMEOUT_MS,
 				  &answer, err))
 		return false;
-	for (line = answer.data; *line != '\0'; line = next)
+	next = answer.data;
+	while ((line = ch_next_line(&next)) != NULL)
 	{
-		StringInfoData sql;
-
-		next = line + strcspn(line, "\n");
-		if (*next == '\n')
-			*next++ = '\0';
-		initStringInfo(&sql);
-		appendStringInfoString(&sql, "ALTER TABLE ");
-		target_append_name(&sql, target->ch_database, target->ch_table);
-		appendStringInfo(&sql, " %s", line);
-		if (!ch_query(ch, sql.data, false, DDL_TIMEOUT_MS, NULL, err))
-		{
-			if (err->class != CH_PERMANENT && err->class != CH_REFRESH)
-				return false;
-			*lost = lappend(*lost, pstrdup(line));
-		}
+		if (target_alter(ch, target, line, DDL_TIMEOUT_MS, err))
+			continue;
+		if (lost == NULL || (err->class != CH_PERMANENT && err->class != CH_REFRESH))
+			return false;
+		*lost = lappend(*lost, pstrdup(line));
 	}
 	return true;
 }
@@ -370,11 +359,9 @@ target_views(ChClient *ch, const char *database, const char *table, List **views
 	appendStringInfoString(&sql, " FORMAT TabSeparatedRaw");
 	if (!ch_query(ch, sql.data, false, ASK_TIMEOUT_MS, &answer, err))
 		return false;
-	for (line = answer.data; *line != '\0'; line = next)
+	next = answer.data;
+	while ((line = ch_next_line(&next)) != NULL)
 	{
-		next = line + strcspn(line, "\n");
-		if (*next == '\n')
-			*next++ = '\0';
 		*views = lappend(*views, pstrdup(line));
 	}
 	return true;

@@ -41,7 +41,6 @@
 
 static bool add_columns(ChClient *ch, const Target *target, ChError *err);
 static void add_column(StringInfo sql, List *existing, const char *name, const char *type);
-static bool alter_all(ChClient *ch, const Target *target, const char *select, ChError *err);
 
 /* See target.h. */
 char *
@@ -233,7 +232,7 @@ target_replace_rows(ChClient *ch, const Target *target, const char *table, ChErr
 					 "AND name NOT IN (SELECT name FROM system.columns WHERE ", both.data);
 	target_append_where(&sql, "table", target);
 	appendStringInfoString(&sql, ") ORDER BY position");
-	if (!alter_all(ch, target, sql.data, err))
+	if (!target_alter_each(ch, target, sql.data, NULL, err))
 		return false;
 	resetStringInfo(&sql);
 	appendStringInfo(&sql, "SELECT concat('MODIFY COLUMN IF EXISTS ', " TARGET_QUOTED_NAME ", ' ', type) %s "
@@ -241,7 +240,7 @@ target_replace_rows(ChClient *ch, const Target *target, const char *table, ChErr
 					 both.data);
 	target_append_where(&sql, "table", target);
 	appendStringInfoChar(&sql, ')');
-	if (!alter_all(ch, target, sql.data, err))
+	if (!target_alter_each(ch, target, sql.data, NULL, err))
 		return false;
 
 	/* newer servers do not replace by nothing, and the setting for it older ones do not know */
@@ -265,29 +264,6 @@ target_replace_rows(ChClient *ch, const Target *target, const char *table, ChErr
 					NULL, err) ||
 		(err->code == CH_UNKNOWN_SETTING &&
 		 ch_query(ch, sql.data, false, DDL_TIMEOUT_MS, NULL, err));
-}
-
-/* Makes each ALTER that a query returns. */
-static bool
-alter_all(ChClient *ch, const Target *target, const char *select, ChError *err)
-{
-	StringInfoData answer;
-	char	   *line;
-	char	   *next;
-
-	initStringInfo(&answer);
-	if (!ch_query(ch, psprintf("%s FORMAT TabSeparatedRaw", select), false, ASK_TIMEOUT_MS,
-				  &answer, err))
-		return false;
-	for (line = answer.data; *line != '\0'; line = next)
-	{
-		next = line + strcspn(line, "\n");
-		if (*next == '\n')
-			*next++ = '\0';
-		if (!target_alter(ch, target, line, DDL_TIMEOUT_MS, err))
-			return false;
-	}
-	return true;
 }
 
 /* See target.h. */

@@ -30,7 +30,6 @@ static bool target_has_rows(ChClient *ch, const Target *target, int timeout_ms, 
 static const char *engine_clause(const Target *target, const PipeOptions *options);
 static void check_column(const char *columns, const char *name, const char *type,
 						 StringInfo missing);
-static char *split_field(char *field);
 static char *strip_quotes(const char *expression);
 static char *sorting_clause(const Target *target);
 
@@ -195,7 +194,7 @@ target_look(ChClient *ch, const Target *target, int timeout_ms, TargetFound *fou
 		return true;
 	found->exists = true;
 	answer.data[strcspn(answer.data, "\n")] = '\0';
-	views = split_field(answer.data);
+	views = ch_next_field(answer.data);
 	found->views = pstrdup(views);
 	found->marked = (answer.data[0] != '\0');
 	if (sscanf(answer.data, TARGET_MARK " " UINT64_FORMAT "-%u-%d",
@@ -391,9 +390,9 @@ target_check_engine(ChClient *ch, const Target *target, const PipeOptions *optio
 		return false;
 	answer.data[strcspn(answer.data, "\n")] = '\0';
 	engine = answer.data;
-	full = split_field(engine);
-	sorting = split_field(full);
-	partition = split_field(sorting);
+	full = ch_next_field(engine);
+	sorting = ch_next_field(full);
+	partition = ch_next_field(sorting);
 
 	/* Replicated... and Shared... behave the same */
 	plain = engine;
@@ -428,18 +427,6 @@ target_check_engine(ChClient *ch, const Target *target, const PipeOptions *optio
 					  target->database, target->table);
 	*hint = NULL;
 	return true;
-}
-
-/* Ends a tab separated field; returns the next one. */
-static char *
-split_field(char *field)
-{
-	char	   *tab = strchr(field, '\t');
-
-	if (tab == NULL)
-		return field + strlen(field);
-	*tab = '\0';
-	return tab + 1;
 }
 
 /*
