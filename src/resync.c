@@ -33,6 +33,9 @@
 #define KILL_TIMEOUT_MS	10000
 #define DROP_TIMEOUT_MS	10000
 #define MAX_STEPS		6
+#define MAX_MISFITS		2
+
+#define CH_INCOMPATIBLE_COLUMNS 122
 
 /* The names of an exchange, as ClickHouse knows them. */
 typedef struct ExchangeNames
@@ -519,11 +522,14 @@ replace_rows(Pipe *pipe, PipeTable *table, ExchangeNames *names, ChError *err)
 		.rows.source_column = to_utf8(table->options->source_column),
 		.rows.source_value = names->source_value
 	};
+	TargetIdentity target;
 	TargetIdentity resync;
 
-	if (!target_identify(pipe->ch, names->database, names->resync, &resync, err))
+	if (!target_identify(pipe->ch, names->database, names->target, &target, err) ||
+		!target_identify(pipe->ch, names->database, names->resync, &resync, err))
 		return false;
-	if (!resync.exists || strcmp(resync.uuid, table->info->new_uuid) != 0)
+	if (!target.exists || strcmp(target.uuid, table->info->old_uuid) != 0 ||
+		!resync.exists || strcmp(resync.uuid, table->info->new_uuid) != 0)
 	{
 		pipe_table_fail(pipe, table, 0,
 						hint_resync(pipe->info->name, table->info->source_name, NULL),
@@ -532,7 +538,20 @@ replace_rows(Pipe *pipe, PipeTable *table, ExchangeNames *names, ChError *err)
 		return false;
 	}
 	tell_views(pipe, table, names);
-	return target_replace_rows(pipe->ch, &loaded, names->target, err);
+	if (target_replace_rows(pipe->ch, &loaded, names->target, err))
+		return true;
+	/* somebody has dropped a column of the target, or the like: a new table is made like it */
+	if (table->tries >= MAX_MISFITS && !err->ambiguous &&
+		(err->code == CH_INCOMPATIBLE_COLUMNS || ch_error_is_of_definition(err->code)))
+	{
+		worker_begin();
+		catalog_forget_exchange(table->id);
+		worker_commit();
+		table->info->old_uuid = table->info->new_uuid = NULL;
+		pipe_table_resync_later(pipe, table, NULL, "%s was altered in ClickHouse while it was loaded: %s",
+								table->main->info->target_table, err->message);
+	}
+	return false;
 }
 
 /*

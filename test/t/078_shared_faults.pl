@@ -97,6 +97,28 @@ write_rows();
 wait_resynced($node);
 same('altered during the load of another one');
 
+# Also if users alter the target meanwhile: with what the loaded table cannot get, it is loaded again.
+$relay->rule('load', match => 'INSERT INTO .*_resync', do => 'hold_before');
+sql(q{SELECT clickpipe_resync('p', '{b}')});
+ok($relay->wait_seen('load'), 'a resync loads');
+$ch->query('ALTER TABLE analytics.shared ADD COLUMN mine Int64 DEFAULT id * 2, ADD COLUMN mine2 Nullable(String) MATERIALIZED upper(v)');
+$relay->release('load');
+write_rows();
+wait_resynced($node);
+same('users add columns during the load');
+is($ch->query(q{SELECT uniqExact(src), countIf(mine <> id * 2 OR mine2 <> upper(v)) FROM analytics.shared WHERE NOT _clickpipe_is_deleted}), "3\t0", 'which all rows have');
+$relay->rule('load', match => 'INSERT INTO .*_resync', do => 'hold_before');
+sql(q{SELECT clickpipe_resync('p', '{b}')});
+ok($relay->wait_seen('load'), 'a resync loads');
+$ch->query('ALTER TABLE analytics.shared ADD INDEX by_v v TYPE bloom_filter GRANULARITY 1, DROP COLUMN mine');
+$relay->release('load');
+write_rows();
+ok(wait_until(sub { sql(q{SELECT count(*) FROM clickpipe.log WHERE message LIKE 'is resynced because shared was altered in ClickHouse while it was loaded%'}) eq '1' }, 90), 'users drop a column')
+  or diag(sql('SELECT * FROM clickpipe.log'));
+wait_resynced($node);
+write_rows();
+same('users add an index and drop a column during the load');
+
 #
 # TRUNCATE
 #
