@@ -313,6 +313,26 @@ for my $c (['other', '(id Int32, k String) ENGINE = MergeTree ORDER BY id', qr/h
 }
 
 #
+# Children of a parent, and partitions whose primary keys are their own
+#
+sql(q{CREATE TABLE parent (id int PRIMARY KEY, v text); CREATE TABLE child (PRIMARY KEY (id), more int) INHERITS (parent);
+	INSERT INTO parent VALUES (1, 'parent'); INSERT INTO child VALUES (1, 'child', 1);
+	CREATE TABLE parted (id int NOT NULL, v text, more int) PARTITION BY LIST (v);
+	CREATE TABLE parted_a PARTITION OF parted (PRIMARY KEY (id)) FOR VALUES IN ('a'); CREATE TABLE parted_b PARTITION OF parted (PRIMARY KEY (id)) FOR VALUES IN ('b');
+	INSERT INTO parted VALUES (1, 'a'), (1, 'b'), (2, 'b')});
+my %family = (parent => 'family', child => 'family', parted_a => 'parted', parted_b => 'parted');
+my $options = join ', ', map { qq("public.$_": {"target_table": "$family{$_}", "source_column": "of"}) } sort keys %family;
+sql("SELECT clickpipe_create('f', 'warehouse', '{parent, child, parted_a, parted_b}', '{\"tables\": {$options}}')");
+wait_for_state($node, 'f', 'Running');
+sql(q{UPDATE parent SET v = v || '!'; DELETE FROM parted WHERE id = 2; INSERT INTO parted VALUES (3, 'b'); UPDATE parted SET v = 'a', more = 5 WHERE id = 3});
+wait_caught_up($node, 'f');
+parity_ok($node, $ch, $_, only => 1, target => $family{$_}, ch_where => "r.of = 'public.$_'", name => "$_ in the target $family{$_}") for sort keys %family;
+is($ch->query(q{SELECT groupArray((of, id, v)) FROM (SELECT of, id, v FROM analytics.family FINAL ORDER BY of)}), q{[('public.child',1,'child!'),('public.parent',1,'parent!')]}, 'a family');
+sql(q{SELECT clickpipe_drop('f', drop_targets => true)});
+ok(wait_until(sub { sql(q{SELECT count(*) FROM clickpipe.pipe}) eq '0' }, 60), 'dropped');
+is($ch->query(q{SELECT count() FROM system.tables WHERE database = 'analytics' AND name IN ('family', 'parted')}), '0', 'with its targets');
+
+#
 # Tables of one kind without a common key of their own: a Merge table
 #
 sql(q{TRUNCATE us.orders; CREATE TABLE us.items (id int PRIMARY KEY, v text); INSERT INTO eu.items VALUES (1, 'eu'); INSERT INTO us.items VALUES (1, 'us')});
