@@ -30,11 +30,14 @@
 #include "target_altered.h"
 
 #define KILL_TIMEOUT_MS	10000
+#define ASK_TIMEOUT_MS	30000
+#define ASK_AT_ONCE		250		/* targets, so that queries stay of a size that is taken everywhere */
 #define BUSY_RETRY_MS	100		/* somebody has locked the table, or drops a target */
 
 /* How long a round of the loop may set tables up. */
 #define ROUND_MS		200
 
+static void ask_targets(Pipe *pipe, int first, int end);
 static bool needs_setup(PipeTable *table);
 static SetupResult set_up(Pipe *pipe, PipeTable *table);
 static bool describe(Pipe *pipe, PipeTable *table);
@@ -55,14 +58,23 @@ setup_tables(Pipe *pipe)
 {
 	static uint32 wait_event = 0;
 	MemoryContext mcxt;
+	MemoryContext asked;
 
 	if (wait_event == 0)
 		wait_event = compat_wait_event("ClickpipeTarget");
 	mcxt = AllocSetContextCreate(pipe->mcxt, "clickpipe set-up", ALLOCSET_DEFAULT_SIZES);
+	asked = AllocSetContextCreate(pipe->mcxt, "clickpipe answers", ALLOCSET_DEFAULT_SIZES);
 	for (int i = 0; i < pipe->ntables; i++)
 	{
 		PipeTable  *table = pipe->tables[i];
 
+		if (i % ASK_AT_ONCE == 0)
+		{
+			MemoryContext old = MemoryContextSwitchTo(asked);
+
+			ask_targets(pipe, i, Min(i + ASK_AT_ONCE, pipe->ntables));
+			MemoryContextSwitchTo(old);
+		}
 		while (needs_setup(table) && table->retry_at != PG_INT64_MAX)
 		{
 			MemoryContext old = MemoryContextSwitchTo(mcxt);
@@ -70,6 +82,9 @@ setup_tables(Pipe *pipe)
 
 			MemoryContextSwitchTo(old);
 			MemoryContextReset(mcxt);
+			/* who tries again asks again */
+			if (table->target != NULL)
+				table->target->answers = NULL;
 			if (result == SETUP_BUSY)
 				pipe_wait_until(pipe,
 								TimestampTzPlusMilliseconds(GetCurrentTimestamp(), BUSY_RETRY_MS),
@@ -77,9 +92,35 @@ setup_tables(Pipe *pipe)
 			else if (result == SETUP_RETRY)
 				pipe_wait_until(pipe, table->retry_at, wait_event);
 		}
+		if (table->target != NULL)
+			table->target->answers = NULL;
 	}
 	MemoryContextDelete(mcxt);
+	MemoryContextDelete(asked);
 	pipe_flush_failures(pipe);
+}
+
+/*
+ * Asks at once about the targets of those of some tables that are captured: all of them must
+ * have been described as they were recorded.  In the memory context of the answers.
+ */
+static void
+ask_targets(Pipe *pipe, int first, int end)
+{
+	List	   *targets = NIL;
+
+	MemoryContextReset(CurrentMemoryContext);
+	for (int i = first; i < end; i++)
+	{
+		PipeTable  *table = pipe->tables[i];
+
+		if (!needs_setup(table) || XLogRecPtrIsInvalid(table->capture_lsn) ||
+			(table->target == NULL && !describe(pipe, table)) || table->failure.failed)
+			continue;
+		targets = lappend(targets, table->target);
+	}
+	if (list_length(targets) > 1)
+		target_ask_many(pipe->ch, targets, ASK_TIMEOUT_MS);
 }
 
 /*

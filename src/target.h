@@ -40,6 +40,7 @@ typedef struct Target
 	AttrNumber *places;			/* columns that decide where a row is, in no order */
 	char	   *partition_by;	/* expression for new targets, in UTF8; NULL: none */
 	char	   *insert_columns; /* of INSERT INTO ... (...) */
+	struct TargetAnswers *answers;	/* what was asked already (target_ask_many); NULL: nothing */
 	bool		calls_output;	/* some column goes through its output function */
 } Target;
 
@@ -141,6 +142,14 @@ extern bool target_is_decision(const char *line, AttrNumber *attnum);
 extern char *target_types_refusal(TupleDesc desc, const TableOptions *options,
 								  const PipeOptions *pipe_options, List *shape,
 								  const TypeCaps *caps);
+
+/*
+ * Asks all that target_prepare and target_record_read want to know of targets (Target *) that are
+ * there, with few queries.  What is not answered they ask themselves.  The answers are in
+ * CurrentMemoryContext, and must be forgotten (Target.answers) before anything is done to the
+ * targets that changes them.  Waits for the network; not in a transaction.  In target_ask.c.
+ */
+extern void target_ask_many(ChClient *ch, List *targets, int timeout_ms);
 
 /* A column of a table in ClickHouse, in UTF8. */
 typedef struct ExistingColumn

@@ -33,9 +33,6 @@
 #define RECORD_FORMAT	TARGET_RECORD_LINE "%s after %s"
 #define NOTHING			"-"
 
-/* Of a table in system.tables: changes when another one is there, or its definition is altered. */
-#define DEFINITION		"concat(toString(uuid), ' ', toString(metadata_modification_time))"
-
 /* What an ALTER did to a column. */
 typedef enum AlterKind
 {
@@ -86,10 +83,7 @@ target_record_read(ChClient *ch, const Target *target, int timeout_ms, TargetRec
 	memset(record, 0, sizeof(*record));
 	initStringInfo(&sql);
 	initStringInfo(&answer);
-	appendStringInfoString(&sql, "SELECT toString(uuid), " DEFINITION ", engine FROM system.tables WHERE ");
-	target_append_where(&sql, "name", target);
-	appendStringInfoString(&sql, " FORMAT TabSeparatedRaw");
-	if (!ch_query(ch, sql.data, false, timeout_ms, &answer, err))
+	if (!target_ask(ch, target, ASK_DEFINITION, timeout_ms, &answer, err))
 		return false;
 	record->exists = answer.len > 0;
 	if (!record->exists)
@@ -102,13 +96,8 @@ target_record_read(ChClient *ch, const Target *target, int timeout_ms, TargetRec
 		record->uuid = pstrdup("");
 	record->has_twins = strncmp(engine, "Replicated", 10) == 0 || strncmp(engine, "Shared", 6) == 0;
 
-	resetStringInfo(&sql);
-	appendStringInfoString(&sql, "SELECT mutation_id, hex(command) FROM system.mutations WHERE ");
-	target_append_where(&sql, "table", target);
-	appendStringInfoString(&sql, " AND match(command, '^\\\\(?(DROP|CLEAR|RENAME|MODIFY) COLUMN ') "
-						   "ORDER BY length(mutation_id), mutation_id FORMAT TabSeparatedRaw");
 	initStringInfo(&answer);
-	if (!ch_query(ch, sql.data, false, timeout_ms, &answer, err))
+	if (!target_ask(ch, target, ASK_ALTERS, timeout_ms, &answer, err))
 		return false;
 	next = answer.data;
 	while ((line = ch_next_line(&next)) != NULL)
@@ -121,15 +110,18 @@ target_record_read(ChClient *ch, const Target *target, int timeout_ms, TargetRec
 		if (alter != NULL)
 			record->alters = lappend(record->alters, alter);
 	}
-	return target_read_columns(ch, target->ch_database, target->ch_table, timeout_ms,
-							   &record->columns, err);
+	initStringInfo(&answer);
+	if (!target_ask(ch, target, ASK_COLUMNS, timeout_ms, &answer, err))
+		return false;
+	record->columns = target_take_columns(answer.data);
+	return true;
 }
 
 /* See target_altered.h. */
 char *
 target_definitions_query(const char *condition)
 {
-	return psprintf("SELECT hex(database), hex(name), " DEFINITION " FROM system.tables WHERE %s "
+	return psprintf("SELECT hex(database), hex(name), " TARGET_DEFINITION " FROM system.tables WHERE %s "
 					"FORMAT TabSeparatedRaw", condition);
 }
 

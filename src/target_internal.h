@@ -61,6 +61,38 @@ extern bool target_prepare_shared(ChClient *ch, Target *target, const Target *ma
 								  const PipeOptions *options, const char *mark, bool main_exists,
 								  ChError *err, const char **hint);
 
+/* Of a table in system.tables: changes when another one is there, or its definition is altered. */
+#define TARGET_DEFINITION	"concat(toString(uuid), ' ', toString(metadata_modification_time))"
+
+/* What is asked about targets (target_ask.c). */
+typedef enum TargetQuestion
+{
+	ASK_COMMENT,
+	ASK_ENGINE,					/* engine, with its arguments, sorting key, partition key */
+	ASK_DEFINITION,				/* uuid, TARGET_DEFINITION, engine */
+	ASK_INSERTED_COLUMNS,		/* names and types of those that an INSERT may have */
+	ASK_PARTITION_COLUMNS,
+	ASK_COLUMNS,				/* names and types of all, in hexadecimal digits */
+	ASK_ALTERS					/* that touched values: id and command (in hexadecimal digits), in order */
+} TargetQuestion;
+
+#define NTARGETQUESTIONS	(ASK_ALTERS + 1)
+
+typedef struct TargetAnswers
+{
+	char	   *texts[NTARGETQUESTIONS];	/* NULL: not asked */
+} TargetAnswers;
+
+/*
+ * Appends the answer to a question about a target, in the format TabSeparatedRaw; nothing if
+ * there is no such table.  False: not known, see *err.  Waits for the network, if it was not asked before.
+ */
+extern bool target_ask(ChClient *ch, const Target *target, TargetQuestion which, int timeout_ms,
+					   StringInfo answer, ChError *err);
+
+/* Takes the answer to ASK_COLUMNS apart (ExistingColumn *). */
+extern List *target_take_columns(const char *answer);
+
 /*
  * Reads a table's comment (names in UTF8), "" if there is no such table.  False: not known,
  * see *err.  Waits for the network.

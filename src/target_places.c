@@ -144,10 +144,7 @@ target_learn_partitions(ChClient *ch, Target *target, ChError *err, const char *
 		return true;
 	initStringInfo(&sql);
 	initStringInfo(&answer);
-	appendStringInfoString(&sql, "SELECT name FROM system.columns WHERE is_in_partition_key AND ");
-	target_append_where(&sql, "table", target);
-	appendStringInfoString(&sql, " FORMAT TabSeparatedRaw");
-	if (!ch_query(ch, sql.data, false, ASK_TIMEOUT_MS, &answer, err))
+	if (!target_ask(ch, target, ASK_PARTITION_COLUMNS, ASK_TIMEOUT_MS, &answer, err))
 		return false;
 	next = answer.data;
 	while ((line = ch_next_line(&next)) != NULL)

@@ -66,10 +66,7 @@ target_prepare(ChClient *ch, Target *target, const PipeOptions *options, int32 p
 	*hint = NULL;
 	initStringInfo(&sql);
 	initStringInfo(&answer);
-	appendStringInfoString(&sql, "SELECT comment FROM system.tables WHERE ");
-	target_append_where(&sql, "name", target);
-	appendStringInfoString(&sql, " FORMAT TabSeparatedRaw");
-	if (!ch_query(ch, sql.data, false, 30000, &answer, err))
+	if (!target_ask(ch, target, ASK_COMMENT, 30000, &answer, err))
 		return false;
 
 	if (answer.len == 0)
@@ -327,11 +324,7 @@ target_check_columns(ChClient *ch, const Target *target, ChError *err, const cha
 	initStringInfo(&sql);
 	initStringInfo(&answer);
 	initStringInfo(&missing);
-	/* one that ClickHouse computes takes no values */
-	appendStringInfoString(&sql, "SELECT name, type FROM system.columns WHERE default_kind NOT IN ('MATERIALIZED', 'ALIAS', 'EPHEMERAL') AND ");
-	target_append_where(&sql, "table", target);
-	appendStringInfoString(&sql, " FORMAT TabSeparatedRaw");
-	if (!ch_query(ch, sql.data, false, 30000, &answer, err))
+	if (!target_ask(ch, target, ASK_INSERTED_COLUMNS, 30000, &answer, err))
 		return false;
 	for (int i = 0; i < target->rows.ncolumns; i++)
 		check_column(answer.data, target->rows.columns[i].name, target->rows.columns[i].type,
@@ -383,10 +376,7 @@ target_check_engine(ChClient *ch, const Target *target, const PipeOptions *optio
 
 	initStringInfo(&sql);
 	initStringInfo(&answer);
-	appendStringInfoString(&sql, "SELECT engine, engine_full, sorting_key, partition_key FROM system.tables WHERE ");
-	target_append_where(&sql, "name", target);
-	appendStringInfoString(&sql, " FORMAT TabSeparatedRaw");
-	if (!ch_query(ch, sql.data, false, 30000, &answer, err))
+	if (!target_ask(ch, target, ASK_ENGINE, 30000, &answer, err))
 		return false;
 	answer.data[strcspn(answer.data, "\n")] = '\0';
 	engine = answer.data;

@@ -323,44 +323,35 @@ bool
 target_read_columns(ChClient *ch, const char *database, const char *table, int timeout_ms,
 					List **columns, ChError *err)
 {
-	StringInfoData sql;
+	Target		target = {.ch_database = (char *) database, .ch_table = (char *) table};
 	StringInfoData answer;
-	char	   *at;
 
 	*columns = NIL;
-	initStringInfo(&sql);
 	initStringInfo(&answer);
-	appendStringInfoString(&sql, "SELECT hex(name), hex(type) FROM system.columns WHERE database = ");
-	append_ch_literal(&sql, database);
-	appendStringInfoString(&sql, " AND table = ");
-	append_ch_literal(&sql, table);
-	appendStringInfoString(&sql, " FORMAT TabSeparatedRaw");
-	if (!ch_query(ch, sql.data, false, timeout_ms, &answer, err))
+	if (!target_ask(ch, &target, ASK_COLUMNS, timeout_ms, &answer, err))
 		return false;
-	/* names may hold anything, so they come in hexadecimal digits */
-	for (at = answer.data; *at != '\0';)
-	{
-		char	   *end = strchr(at, '\n');
-		char	   *tab = strchr(at, '\t');
-		ExistingColumn *column = palloc(sizeof(ExistingColumn));
-		char	  **fields[2] = {&column->name, &column->type};
-		char	   *starts[2] = {at, tab != NULL ? tab + 1 : at};
-
-		if (end == NULL)
-			end = at + strlen(at);
-		if (tab == NULL || tab > end)
-			break;
-		for (int i = 0; i < 2; i++)
-		{
-			int			len = (i == 0 ? tab : end) - starts[i];
-
-			*fields[i] = palloc0(len / 2 + 1);
-			(void) hex_decode(starts[i], len / 2 * 2, *fields[i]);
-		}
-		*columns = lappend(*columns, column);
-		at = *end == '\n' ? end + 1 : end;
-	}
+	*columns = target_take_columns(answer.data);
 	return true;
+}
+
+/* See target_internal.h. */
+List *
+target_take_columns(const char *answer)
+{
+	char	   *next = pstrdup(answer);
+	char	   *name;
+	List	   *columns = NIL;
+
+	while ((name = ch_next_line(&next)) != NULL)
+	{
+		char	   *type = ch_next_field(name);
+		ExistingColumn *column = palloc(sizeof(ExistingColumn));
+
+		column->name = ch_from_hex(name, strlen(name));
+		column->type = ch_from_hex(type, strlen(type));
+		columns = lappend(columns, column);
+	}
+	return columns;
 }
 
 /* Returns the type of an existing column of that name, NULL if there is none. */
