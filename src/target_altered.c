@@ -74,14 +74,12 @@ bool
 target_record_read(ChClient *ch, const Target *target, int timeout_ms, TargetRecord *record,
 				   ChError *err)
 {
-	StringInfoData sql;
 	StringInfoData answer;
 	char	   *engine;
 	char	   *line;
 	char	   *next;
 
 	memset(record, 0, sizeof(*record));
-	initStringInfo(&sql);
 	initStringInfo(&answer);
 	if (!target_ask(ch, target, ASK_DEFINITION, timeout_ms, &answer, err))
 		return false;

@@ -135,14 +135,12 @@ place_init(Target *target, const TableOptions *options, List *shape)
 bool
 target_learn_partitions(ChClient *ch, Target *target, ChError *err, const char **hint)
 {
-	StringInfoData sql;
 	StringInfoData answer;
 	char	   *line;
 	char	   *next;
 
 	if (target->engine != ENGINE_REPLACING_MERGE_TREE)
 		return true;
-	initStringInfo(&sql);
 	initStringInfo(&answer);
 	if (!target_ask(ch, target, ASK_PARTITION_COLUMNS, ASK_TIMEOUT_MS, &answer, err))
 		return false;

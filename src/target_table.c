@@ -316,12 +316,10 @@ target_cursor(ChClient *ch, const Target *target, uint64 *hi, uint64 *lo, ChErro
 bool
 target_check_columns(ChClient *ch, const Target *target, ChError *err, const char **hint)
 {
-	StringInfoData sql;
 	StringInfoData answer;
 	StringInfoData missing;
 
 	*hint = NULL;
-	initStringInfo(&sql);
 	initStringInfo(&answer);
 	initStringInfo(&missing);
 	if (!target_ask(ch, target, ASK_INSERTED_COLUMNS, 30000, &answer, err))
@@ -364,7 +362,6 @@ bool
 target_check_engine(ChClient *ch, const Target *target, const PipeOptions *options,
 					ChError *err, const char **hint)
 {
-	StringInfoData sql;
 	StringInfoData answer;
 	char	   *engine;
 	char	   *full;
@@ -374,7 +371,6 @@ target_check_engine(ChClient *ch, const Target *target, const PipeOptions *optio
 	const char *wanted = engine_clause(target, options);
 	char	   *arguments;
 
-	initStringInfo(&sql);
 	initStringInfo(&answer);
 	if (!target_ask(ch, target, ASK_ENGINE, 30000, &answer, err))
 		return false;
