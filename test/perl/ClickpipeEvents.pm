@@ -93,7 +93,9 @@ sub add
 	# what is left of it goes when the worker has let it go
 	wait_for_sql($node, 'SELECT count(*) FROM clickpipe.table_state WHERE source = ' . rel($t), 0);
 	$ch->query("DROP TABLE IF EXISTS $missing{$t} SYNC") if $missing{$t};
-	delete $missing{$t} if verb("SELECT clickpipe_add_table('p', " . rel($t) . ", '" . $opt{table_options}->($t) . "')");
+	# the options name columns as they are called now: they stay so until it is done
+	my ($lock, $options) = $opt{options_now} ? $opt{options_now}->($t) : ('', "'" . $opt{table_options}->($t) . "'");
+	delete $missing{$t} if verb("BEGIN; $lock; SELECT clickpipe_add_table('p', " . rel($t) . ", $options); COMMIT");
 	return;
 }
 
@@ -182,6 +184,8 @@ sub forgive
 #	create			a function that makes the tables, and returns their names
 #	options			pipe options, JSON members
 #	table_options	a function of a table's name: its options, JSON
+#	options_now		the same for one that is added later: two SQL texts, a statement that
+#					keeps its columns' names as they are, and an expression that gives the JSON
 #	actors			a function that starts the actors
 #	events			{name => [weight, function]}: more of them; they get the node,
 #					ClickHouse, random numbers and the tables that the pipe has
