@@ -149,7 +149,7 @@ extern bool catalog_lock_pipe(int32 pipe);
 extern bool catalog_try_lock_pipe(int32 pipe);
 extern void catalog_restore_pipe(int32 pipe);
 extern void catalog_insert_table(int32 pipe, Oid relid, const char *source_name,
-								 Jsonb *options, bool automatic);
+								 Jsonb *options, List *option_names, bool automatic);
 extern bool catalog_remove_table(int32 pipe, Oid relid);
 extern void catalog_exclude_table(int32 pipe, Oid relid, bool exclude);
 extern void catalog_set_paused(int32 pipe, bool paused);

@@ -24,7 +24,8 @@
 #define TRIM_EVERY		64
 
 static char *jsonb_literal(Jsonb *json);
-static void insert_table_state(int32 pipe, Oid relid, const char *source_name);
+static void insert_table_state(int32 pipe, Oid relid, const char *source_name,
+							   List *option_names);
 
 /* Adds a pipe in state Provisioning; returns its id.  ERROR if the name is taken. */
 int32
@@ -68,28 +69,32 @@ catalog_restore_pipe(int32 pipe)
 					   quote_literal_cstr(table_state_name(TABLE_SETUP)), pipe);
 }
 
-/* Adds a table to a pipe, after the others, in state Setup.  ERROR if the pipe has it. */
+/*
+ * Adds a table to a pipe, after the others, in state Setup.  ERROR if the pipe has it.
+ * option_names: see target_new_option_names.
+ */
 void
 catalog_insert_table(int32 pipe, Oid relid, const char *source_name, Jsonb *options,
-					 bool automatic)
+					 List *option_names, bool automatic)
 {
 	(void) catalog_run("INSERT INTO clickpipe.pipe_table (pipe, source, ordinal, options, automatic) "
 					   "SELECT %d, %u::oid::regclass, coalesce(max(ordinal), 0) + 1, %s, %s "
 					   "FROM clickpipe.pipe_table WHERE pipe = %d RETURNING id",
 					   pipe, relid, jsonb_literal(options), automatic ? "true" : "false", pipe);
-	insert_table_state(pipe, relid, source_name);
+	insert_table_state(pipe, relid, source_name, option_names);
 }
 
 /* Inserts the state of the table that was inserted into pipe_table just now. */
 static void
-insert_table_state(int32 pipe, Oid relid, const char *source_name)
+insert_table_state(int32 pipe, Oid relid, const char *source_name, List *option_names)
 {
 	int32		id = (int32) catalog_field_int(0, 1);
 
-	(void) catalog_run("INSERT INTO clickpipe.table_state (pipe, pipe_table, source, source_name, state) "
-					   "VALUES (%d, %d, %u, %s, %s)",
+	(void) catalog_run("INSERT INTO clickpipe.table_state (pipe, pipe_table, source, source_name, state, shape) "
+					   "VALUES (%d, %d, %u, %s, %s, %s)",
 					   pipe, id, relid, quote_literal_cstr(source_name),
-					   quote_literal_cstr(table_state_name(TABLE_SETUP)));
+					   quote_literal_cstr(table_state_name(TABLE_SETUP)),
+					   option_names != NIL ? catalog_text_array(option_names) : "NULL");
 }
 
 /* Takes a table out of a pipe; its state is deleted by the worker.  False: the pipe has not got it. */

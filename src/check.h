@@ -47,6 +47,7 @@ typedef struct CheckedTable
 	char	   *name;			/* with its schema, quoted */
 	Jsonb	   *json;			/* its options, NULL: none */
 	TableOptions *options;		/* NULL: they, or the table, are not usable */
+	List	   *option_names;	/* which columns they are about (char *) */
 	bool		eligible;		/* it can be mirrored */
 	char	   *database;		/* its target's */
 	char	   *table;

@@ -211,6 +211,8 @@ check_table(Check *check, void *arg)
 	{
 		table->options = options;
 		table->eligible = (refusals == NIL);
+		if (table->eligible)
+			table->option_names = target_new_option_names(rel, options);
 		target_name(table->relid, options,
 					check->server != NULL ? check->server->dbname : "",
 					&table->database, &table->table);

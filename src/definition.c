@@ -372,7 +372,10 @@ current_name(const TableInfo *table, const char *name)
 	if (attnum <= 0)
 		return NULL;
 	other = shape_option_name(table->shape, attnum);
-	return other == NULL || strcmp(other, name) == 0 ? pstrdup(name) : NULL;
+	if (other == NULL ||
+		(other[0] != '\0' && !table_options_mention(table_options_parse(table->options, ""), other)))
+		return pstrdup(name);
+	return NULL;
 }
 
 /* Returns a table's name with its schema, quoted; NULL if it is gone. */

@@ -48,7 +48,8 @@ static bool make_list(Pipe *pipe, PipeTable *table);
 static void find_leaves(PipeTable *table);
 static void describe_leaves(Pipe *pipe, PipeTable *table);
 static int	describe_some(Pipe *pipe, PipeTable *table, bool *progress);
-static bool describe_leaf(Pipe *pipe, PipeTable *table, Leaf *leaf, char **reason, char **hint);
+static bool describe_leaf(Pipe *pipe, PipeTable *table, Relation root, Leaf *leaf, char **reason,
+						  char **hint);
 static char *bound_text(Oid relid);
 static void set_totals(PipeTable *table);
 static void show_loading(Pipe *pipe, PipeTable *table);
@@ -227,19 +228,28 @@ describe_some(Pipe *pipe, PipeTable *table, bool *progress)
 	char	   *reason = NULL;
 	char	   *hint = NULL;
 	int			n = 0;
+	Relation	root;
 
 	foreach(lc, partitions->leaves)
 		n += !((Leaf *) lfirst(lc))->loaded && !((Leaf *) lfirst(lc))->described;
 	if (n == 0)
 		return 0;
 	worker_begin();
+	/* if it is gone, the stream will say so */
+	root = ConditionalLockRelationOid(table->relid, AccessShareLock) ?
+		try_relation_open(table->relid, NoLock) : NULL;
+	if (root == NULL)
+	{
+		worker_commit();
+		return n;
+	}
 	foreach(lc, partitions->leaves)
 	{
 		Leaf	   *leaf = lfirst(lc);
 
 		if (leaf->loaded || leaf->described)
 			continue;
-		if (describe_leaf(pipe, table, leaf, &reason, &hint))
+		if (describe_leaf(pipe, table, root, leaf, &reason, &hint))
 			described = lappend(described, leaf);
 		if (reason != NULL || list_length(described) == DESCRIBE_LEAVES)
 			break;
@@ -257,6 +267,7 @@ describe_some(Pipe *pipe, PipeTable *table, bool *progress)
 		pipe_table_fail(pipe, table, 0, hint != NULL ? hint :
 						hint_resync(pipe->info->name, table->info->source_name, "Repair it"),
 						"%s", reason);
+	relation_close(root, NoLock);
 	worker_commit();
 	pipe_flush_failures(pipe);
 	return n;
@@ -267,11 +278,12 @@ describe_some(Pipe *pipe, PipeTable *table, bool *progress)
  * it is locked now, or *reason says why it cannot be mirrored.
  */
 static bool
-describe_leaf(Pipe *pipe, PipeTable *table, Leaf *leaf, char **reason, char **hint)
+describe_leaf(Pipe *pipe, PipeTable *table, Relation root, Leaf *leaf, char **reason, char **hint)
 {
 	Relation	rel;
 	MemoryContext old;
 	Oid			filenode;
+	SourceKey	key;
 
 	/* who has attached it has it locked until that is visible */
 	if (!ConditionalLockRelationOid(leaf->relid, AccessShareLock))
@@ -285,7 +297,9 @@ describe_leaf(Pipe *pipe, PipeTable *table, Leaf *leaf, char **reason, char **hi
 			relation_close(rel, NoLock);
 		return true;
 	}
-	*reason = partition_refusal(table->partitions->desc, &table->target->key, rel, hint);
+	/* both may have been altered since the table was described; the stream will come to that */
+	source_key(root, &key);
+	*reason = partition_refusal(RelationGetDescr(root), &key, rel, hint);
 	if (*reason != NULL)
 	{
 		relation_close(rel, NoLock);

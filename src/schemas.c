@@ -86,7 +86,7 @@ schemas_add_tables(Pipe *pipe)
 	{
 		Oid			relid = lfirst_oid(lc);
 
-		catalog_insert_table(pipe->id, relid, qualified_name(relid), NULL, true);
+		catalog_insert_table(pipe->id, relid, qualified_name(relid), NULL, NIL, true);
 	}
 	worker_commit();
 	/* somebody who makes a table has it locked until he commits */

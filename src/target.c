@@ -145,6 +145,15 @@ target_refusals(Relation rel, const TableOptions *options, List *shape)
 	return column_refusals(refusals, desc, options, shape);
 }
 
+/* See target.h. */
+List *
+target_new_option_names(Relation rel, const TableOptions *options)
+{
+	List	   *watch;
+
+	return table_options_name_columns(options) ? shape_option_names(source_shape(rel, &watch)) : NIL;
+}
+
 /* See target_internal.h. */
 const char *
 target_option_name(List *shape, Form_pg_attribute att)

@@ -103,6 +103,12 @@ extern char *target_refusal(Relation rel, const TableOptions *options, List *sha
 extern List *target_refusals(Relation rel, const TableOptions *options, List *shape);
 
 /*
+ * Which columns new options are about, as lines for the shape (char *; see shape_option_names), so
+ * that it does not matter what these are called when the table is described.  NIL: they name none.
+ */
+extern List *target_new_option_names(Relation rel, const TableOptions *options);
+
+/*
  * Describes the target of a table, in "mcxt".  In a transaction.
  *
  * shape is what was recorded at the capture point: which columns can be NULL

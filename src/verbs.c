@@ -103,7 +103,7 @@ clickpipe_create(PG_FUNCTION_ARGS)
 	pipe_id = catalog_insert_pipe(name, owner, server_name, json);
 	for (int i = 0; i < check->ntables; i++)
 		catalog_insert_table(pipe_id, check->tables[i].relid, check->tables[i].name,
-							 check->tables[i].json, false);
+							 check->tables[i].json, check->tables[i].option_names, false);
 	catalog_add_event(pipe_id, 0, "info", NULL, 0,
 					  psprintf("created by %s", GetUserNameFromId(owner, false)), NULL);
 	catalog_leave(&access);
@@ -513,12 +513,16 @@ source_array(ArrayType *array, int *n)
 	return relids;
 }
 
-/* ERROR unless the table can be mirrored for that owner and with these options. */
-void
+/*
+ * ERROR unless the table can be mirrored for that owner and with these options.  Returns which
+ * columns these are about (see target_new_option_names).
+ */
+List *
 check_source(Oid relid, Oid owner, Jsonb *json)
 {
 	Relation	rel = try_relation_open(relid, AccessShareLock);
-	TableOptions *options;
+	TableOptions *options = NULL;
+	List	   *option_names;
 	char	   *reason;
 	char	   *hint = NULL;
 
@@ -540,7 +544,9 @@ check_source(Oid relid, Oid owner, Jsonb *json)
 				 errmsg("table \"%s\" cannot be mirrored: %s",
 						RelationGetRelationName(rel), reason),
 				 hint != NULL ? errhint("%s", hint) : 0));
+	option_names = target_new_option_names(rel, options);
 	relation_close(rel, AccessShareLock);
+	return option_names;
 }
 
 /* Returns a table's name with its schema, quoted; its number if it is gone. */

@@ -48,7 +48,7 @@ extern void log_verb(const PipeInfo *pipe, const CatalogAccess *access, PipeVerb
 extern Oid *source_array(ArrayType *array, int *n);
 
 /* Can the table be mirrored for that owner and with these options? */
-extern void check_source(Oid relid, Oid owner, Jsonb *json);
+extern List *check_source(Oid relid, Oid owner, Jsonb *json);
 
 /* A table's name with its schema, quoted. */
 extern char *qualified_name(Oid relid);

@@ -45,6 +45,7 @@ clickpipe_add_table(PG_FUNCTION_ARGS)
 	CatalogAccess access;
 	PipeInfo   *pipe;
 	PipeState	next;
+	List	   *option_names;
 
 	require_preloaded();
 	require_decoding();
@@ -55,10 +56,10 @@ clickpipe_add_table(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_DUPLICATE_OBJECT),
 				 errmsg("pipe \"%s\" has table %s already", name, qualified_name(relid))));
-	check_source(relid, pipe->owner, json);
+	option_names = check_source(relid, pipe->owner, json);
 	require_free_target(pipe, catalog_load_tables(pipe->id, CurrentMemoryContext), relid, json);
 
-	catalog_insert_table(pipe->id, relid, qualified_name(relid), json, false);
+	catalog_insert_table(pipe->id, relid, qualified_name(relid), json, option_names, false);
 	catalog_exclude_table(pipe->id, relid, false);
 	log_verb(pipe, &access, VERB_ADD_TABLE, qualified_name(relid));
 	next = visible_state(pipe) == PIPE_RUNNING ? PIPE_SNAPSHOT : visible_state(pipe);

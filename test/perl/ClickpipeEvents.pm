@@ -98,7 +98,9 @@ sub add
 		$ch->query("ALTER TABLE $missing{$t} DROP PARTITION '$source'") if $ch->query("SELECT count() FROM system.tables WHERE concat(database, '.', name) = '$missing{$t}'");
 	}
 	elsif ($missing{$t}) { $ch->query("DROP TABLE IF EXISTS $missing{$t} SYNC"); }
-	delete $missing{$t} if verb("SELECT clickpipe_add_table('p', " . rel($t) . ", '" . $opt{table_options}->($t) . "')");
+	# the options name columns as they are called now: they stay so until it is done
+	my ($lock, $options) = $opt{options_now} ? $opt{options_now}->($t) : ('', "'" . $opt{table_options}->($t) . "'");
+	delete $missing{$t} if verb("BEGIN; $lock; SELECT clickpipe_add_table('p', " . rel($t) . ", $options); COMMIT");
 	return;
 }
 
@@ -187,6 +189,8 @@ sub forgive
 #	create			a function that makes the tables, and returns their names
 #	options			pipe options, JSON members
 #	table_options	a function of a table's name: its options, JSON
+#	options_now		the same for one that is added later: two SQL texts, a statement that
+#					keeps its columns' names as they are, and an expression that gives the JSON
 #	actors			a function that starts the actors
 #	events			{name => [weight, function]}: more of them; they get the node,
 #					ClickHouse, random numbers and the tables that the pipe has

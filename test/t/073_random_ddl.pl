@@ -35,6 +35,7 @@ random_test(seed => $seed, rounds => $rounds, seconds => $seconds, nactors => $n
 	create        => sub { my ($node) = @_; return create_ddl_tables($node, history => $history); },
 	options       => qq("on_rewrite": "resync", "on_rename": "$rename", "drop_columns": $drop_columns),
 	table_options => \&ddl_table_options_json,
+	options_now   => \&ddl_table_options_now,
 	rel           => \&rel_of_ddl_table,
 	actors        => sub { my ($node, %opt) = @_; return start_ddl_actors($node, %opt, rewrites => $rewrites); },
 	events        => {

@@ -311,6 +311,14 @@ sql(q{ALTER TABLE again DROP s2});
 hidden_columns('again', undef, 'v');
 followed('again', 'what was left out is gone', columns => 'id v');
 
+# What the verb sees counts, whatever the columns are called when the worker comes to look
+sql(qq{CREATE TABLE quick (id int PRIMARY KEY, secret text, v text); INSERT INTO quick SELECT g, 'secret', 'v' $rows;
+	BEGIN; SELECT clickpipe_add_table('p', 'quick', '{"excluded_columns": ["secret"]}');
+	ALTER TABLE quick RENAME v TO x; ALTER TABLE quick RENAME secret TO v; ALTER TABLE quick RENAME x TO secret; COMMIT});
+hidden_columns('quick', qw(v secret));
+wait_for_table_state($node, 'p', 'quick', 'Running');
+followed('quick', 'names swapped before it was described', columns => 'id secret', hidden => ['v']);
+
 #
 # All of it is verified; a definition has the names of now, and makes the same again
 #
@@ -319,10 +327,10 @@ is(sql(q{SELECT string_agg("table"::text || ' ' || option || ' ' || value, E'\n'
 	WHERE source = 'pipe' AND option IN ('excluded_columns', 'sorting_keys', 'columns')}), join("\n",
 	'early excluded_columns ["s2"]', 'feed excluded_columns ["s2"]', 'hidden excluded_columns ["secret"]',
 	'hist excluded_columns ["region2"]', 'hist sorting_keys ["area", "id"]', 'kept columns {"pail": {"name": "bucket"}}', 'migrated excluded_columns ["secret"]',
-	'parts excluded_columns ["secret"]', 'sorted sorting_keys ["region", "id"]',
+	'parts excluded_columns ["secret"]', 'quick excluded_columns ["v"]', 'sorted sorting_keys ["region", "id"]',
 	'wished columns {"c": {"type": "Int64"}, "d": {"name": "bee", "type": "String"}}'), 'clickpipe.settings');
 my $definition = sql(q{SELECT clickpipe_definition('p')});
-my @tables = qw(sorted hidden migrated wished hist parts feed again early kept lost);
+my @tables = qw(sorted hidden migrated wished hist parts feed again early kept lost quick);
 my %before = map { $_ => columns("public_$_") . ' by ' . sorting_key("public_$_") } @tables;
 # but for what the tables have no more
 s/ (?:secret|n)\b// for @before{qw(hidden migrated parts)};
@@ -338,9 +346,11 @@ is(sql(q{SELECT string_agg(source || ' ' || result, ', ' ORDER BY source) FROM c
 # A pipe that is completed, or has failed, loads all tables anew
 #
 sql(qq{CREATE TABLE once (id int PRIMARY KEY, secret text, v text); INSERT INTO once SELECT g, 'secret', 'v' $rows;
-	SELECT clickpipe_create('q', 'warehouse', '{once}', '{"replication_mode": "snapshot", "tables": {"once": {"excluded_columns": ["secret"]}}}')});
+	SELECT clickpipe_create('q', 'warehouse', '{once}', '{"replication_mode": "snapshot", "tables": {"once": {"excluded_columns": ["secret"]}}}');
+	ALTER TABLE once RENAME secret TO s1});
 wait_for_state($node, 'q', 'Completed');
-sql(q{ALTER TABLE once RENAME secret TO s2; ALTER TABLE once ADD COLUMN secret text DEFAULT 'open'; SELECT clickpipe_resync('q')});
+is(columns('public_once'), 'id v', 'a pipe whose table was altered before it was described');
+sql(q{ALTER TABLE once RENAME s1 TO s2; ALTER TABLE once ADD COLUMN secret text DEFAULT 'open'; SELECT clickpipe_resync('q')});
 wait_for_sql($node, q{SELECT count(*) FROM clickpipe.log WHERE pipe = 'q' AND message LIKE '%its new target has taken the place%'}, '1');
 wait_for_state($node, 'q', 'Completed');
 parity_ok($node, $ch, 'once', exclude => ['s2'], name => 'a pipe that was completed');
