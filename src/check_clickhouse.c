@@ -32,6 +32,9 @@ static bool greet(Check *check, Survey *s);
 static void check_capabilities(Check *check, Survey *s);
 static void make_target(Check *check, void *arg);
 static void check_target(Check *check, void *arg);
+static const Target *first_of_shared(Survey *s);
+static void check_shared_key(Check *check, Survey *s, const Target *first);
+static char *key_declaration(const Target *target);
 static void check_existing(Check *check, Survey *s, const TargetFound *found);
 static void check_hazards(Check *check, Survey *s);
 static bool pipe_is_going(int32 pipe_id, char **name);
@@ -174,10 +177,21 @@ check_target(Check *check, void *arg)
 {
 	Survey	   *s = arg;
 	TargetDatabase *database = find_database(s, s->target->database);
+	const Target *first = NULL;
 	TargetFound found;
 	ChError		err;
 
 	database->ch_tables = lappend(database->ch_tables, s->target->ch_table);
+	if (s->target->rows.source_column != NULL)
+	{
+		/* it is altered for what one table has more than another, and rows go by partitions */
+		database->takes_over = true;
+		first = first_of_shared(s);
+		if (first == NULL)
+			s->shared = lappend(s->shared, s->target);
+		else
+			check_shared_key(check, s, first);
+	}
 	if (!target_look(s->ch, s->target, check->answer_ms, &found, &err))
 	{
 		check_add_ch_error(check, s, s->table->name, NULL, &err);
@@ -192,13 +206,65 @@ check_target(Check *check, void *arg)
 	else
 	{
 		database->creates = true;
-		if (s->target->partition_by != NULL)
+		if (s->target->partition_by != NULL && s->target->rows.source_column == NULL)
 			check_partition_expr(check, s);
-		if (check->want_plan)
+		if (check->want_plan && first != NULL)
+			check_add(check, FINDING_INFO, 0, s->table->name, NULL,
+					  "it shares target %s.%s, where its rows say \"%s\"", s->target->database,
+					  s->target->table, check_in_server_encoding(s->target->rows.source_value));
+		else if (check->want_plan)
 			check_add(check, FINDING_INFO, 0, s->table->name, NULL, "%s",
 					  check_in_server_encoding(target_create_sql(s->target, check->options,
 														   check->server, NULL)));
 	}
+}
+
+/* Returns the target of the first table that goes to the same one as the table at hand; or NULL. */
+static const Target *
+first_of_shared(Survey *s)
+{
+	ListCell   *lc;
+
+	foreach(lc, s->shared)
+	{
+		const Target *other = lfirst(lc);
+
+		if (strcmp(other->ch_database, s->target->ch_database) == 0 &&
+			strcmp(other->ch_table, s->target->ch_table) == 0)
+			return other;
+	}
+	return NULL;
+}
+
+/* Tables share a target only if their keys are columns of the same names and types. */
+static void
+check_shared_key(Check *check, Survey *s, const Target *first)
+{
+	char	   *key = key_declaration(s->target);
+	char	   *others = key_declaration(first);
+
+	if (strcmp(key, others) != 0)
+		check_add(check, FINDING_ERROR, ERRCODE_DATATYPE_MISMATCH, s->table->name,
+				  "Give it the names and types of the other table with the table options \"columns\" and \"sorting_keys\", or another target_table.",
+				  "its key (%s) is not that of the other table that goes to %s.%s (%s)",
+				  check_in_server_encoding(key), s->target->database, s->target->table,
+				  check_in_server_encoding(others));
+}
+
+/* Returns the columns that a target is sorted by, with their types. */
+static char *
+key_declaration(const Target *target)
+{
+	StringInfoData key;
+	ListCell   *lc;
+
+	initStringInfo(&key);
+	foreach(lc, target->ch_key_names)
+		for (int i = 0; i < target->rows.ncolumns; i++)
+			if (strcmp(target->rows.columns[i].name, lfirst(lc)) == 0)
+				appendStringInfo(&key, "%s%s %s", key.len > 0 ? ", " : "",
+								 target->rows.columns[i].name, target->rows.columns[i].type);
+	return key.data;
 }
 
 /* May the pipe take over a table that exists? */

@@ -36,6 +36,7 @@ typedef struct Survey
 	List	   *databases;		/* TargetDatabase * */
 	CheckedTable *table;		/* that the work is about */
 	Target	   *target;
+	List	   *shared;			/* Target *: the first table's of each that tables share */
 } Survey;
 
 /*

@@ -86,7 +86,10 @@ extern char *target_partition_sql(const char *database, const char *table, const
 extern bool target_replace_rows(ChClient *ch, const Target *target, const char *table,
 								ChError *err);
 
-/* Drops the rows of a table, and with the last ones the target that it has shared. */
+/*
+ * Drops the rows of a table, and with the last ones the target that it has shared; one that has
+ * others still bears nobody's mark afterwards.  Of a pipe that is dropped.
+ */
 extern bool target_drop_rows(ChClient *ch, const char *database, const char *table,
 							 const char *source_value, int timeout_ms, ChError *err);
 

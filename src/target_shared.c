@@ -293,5 +293,14 @@ target_drop_rows(ChClient *ch, const char *database, const char *table, const ch
 	appendStringInfoString(&sql, " LIMIT 1)");
 	if (!ch_query(ch, sql.data, false, timeout_ms, &answer, err))
 		return false;
-	return atoi(answer.data) != 0 || target_drop(ch, database, table, true, timeout_ms, err);
+	if (atoi(answer.data) == 0)
+		return target_drop(ch, database, table, true, timeout_ms, err);
+	/* another pipe may have it now */
+	if (strncmp(comment, TARGET_MARK, strlen(TARGET_MARK)) != 0)
+		return true;
+	resetStringInfo(&sql);
+	appendStringInfoString(&sql, "ALTER TABLE ");
+	target_append_name(&sql, database, table);
+	appendStringInfoString(&sql, " MODIFY COMMENT ''");
+	return ch_query(ch, sql.data, false, timeout_ms, NULL, err);
 }

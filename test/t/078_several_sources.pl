@@ -119,6 +119,18 @@ for my $c (['"table_engine": "MergeTree"', qr/engine MergeTree cannot have a sou
 }
 like(error_of(q{SELECT clickpipe_create('p', 'warehouse', '{eu.orders}', '{"tables": {"eu.orders": {"source_value": "x"}}}')}), qr/"source_value" .* needs "source_column"/, 'a value without a column');
 
+sql(q{CREATE TABLE us.narrow (id smallint, k text, PRIMARY KEY (id, k))});
+for my $c (['us.orders', '', qr/its key \(k String, id Int32\) is not that of the other table that goes to analytics\.orders \(id Int32, k String\)/],
+	['us.narrow', '', qr/its key \(id Int16, k String\) is not that of the other table/])
+{
+	my $json = qq{'{"tables": {"eu.orders": {"target_table": "orders", "source_column": "src"}, "$c->[0]": {"target_table": "orders", "source_column": "src"}}}'};
+	like(error_of("SELECT clickpipe_create('p', 'warehouse', '{eu.orders, $c->[0]}', $json)"), $c->[2], "$c->[0]: another key");
+}
+my $shared = qq{'{"tables": {"eu.orders": {"target_table": "orders", "source_column": "src"}, "us.narrow": {"target_table": "orders", "source_column": "src", "columns": {"id": {"type": "Int32"}}}}}'};
+is(sql("SELECT string_agg(finding, E'\n') FROM clickpipe_check('warehouse', '{eu.orders, us.narrow}', $shared) WHERE severity = 'info' AND object IN ('eu.orders', 'us.narrow') AND finding NOT LIKE 'its key%'"),
+	'CREATE TABLE `analytics`.`orders` (`src` LowCardinality(String), `id` Int32, `k` String, `v` Nullable(String), `n` Int32, _clickpipe_version UInt128, _clickpipe_is_deleted UInt8, _clickpipe_synced_at DateTime64(9) DEFAULT now64(9)) ENGINE = ReplacingMergeTree(_clickpipe_version, _clickpipe_is_deleted) PARTITION BY `src`'
+	  . "\n ORDER BY (`src`, `id`, `k`)\nit shares target analytics.orders, where its rows say \"us.narrow\"", 'the plan of what can');
+
 #
 # Load and changes
 #
@@ -277,6 +289,7 @@ ok(wait_until(sub { sql(q{SELECT count(*) FROM clickpipe.tables}) eq '2' }, 60),
 sql(q{SELECT clickpipe_drop('p', drop_targets => true)});
 ok(wait_until(sub { sql(q{SELECT count(*) FROM clickpipe.pipe}) eq '0' }, 60), 'dropped');
 is($ch->query(q{SELECT DISTINCT src FROM analytics.orders}), 'us.orders', 'the rows of a table that was removed stay');
+is($ch->query(q{SELECT comment FROM system.tables WHERE database = 'analytics' AND name = 'orders'}), '', 'in a target that another pipe may have');
 $ch->query('DROP TABLE analytics.orders SYNC');
 
 #
