@@ -100,7 +100,7 @@ sql(q{CREATE TABLE eu.orders (id int, k text, v text, n int NOT NULL DEFAULT 0, 
 my %of = map { $_ => '{"target_table": "orders", "source_column": "src"}' } ('eu.orders', q{"a''p".orders});
 $of{'us.orders'} = '{"target_table": "orders", "source_column": "src", "sorting_keys": ["id", "k"]}';
 
-my $both = q{'{"tables": {"eu.orders": {"target_table": "orders"%s}, "us.orders": {"target_table": "orders"%s}}}'};
+my $both = q{'{"tables": {"eu.orders": {"target_table": "orders"%s}, "us.orders": {"target_table": "orders", "sorting_keys": ["id", "k"]%s}}}'};
 my $hint = qr/Use the table option target_table for one of them, or source_column for both/;
 for my $options (['', ''], [', "source_column": "src"', ''], [', "source_column": "src"', ', "source_column": "other"'],
 	[', "source_column": "src", "source_value": "x"', ', "source_column": "src", "source_value": "x"'])
