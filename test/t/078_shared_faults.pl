@@ -143,6 +143,29 @@ for my $do (qw(hold_before hold_after))
 	same("a crash in a TRUNCATE, $do");
 }
 
+#
+# ALTERs that are not recorded when the server crashes
+#
+for my $do (qw(hold_before hold_after))
+{
+	for my $c ([ 'ADD COLUMN', "ALTER TABLE a ADD COLUMN d_$do numeric(8,2) NOT NULL DEFAULT 1.5" ], [ 'MODIFY COLUMN', "ALTER TABLE a ALTER d_$do TYPE numeric(12,2)" ],
+		[ 'ADD COLUMN', "ALTER TABLE b ADD COLUMN d_$do numeric(12,2) NOT NULL DEFAULT 2.5" ])
+	{
+		my ($statement, $ddl) = @$c;
+		my $resyncs = $ddl =~ /TABLE b/;
+		$relay->rule('alter', match => "ALTER TABLE .* $statement", do => $do);
+		sql("UPDATE a SET v = v || '+' WHERE id < 50; UPDATE b SET v = v || '+' WHERE id < 50; $ddl; UPDATE a SET v = v || '-' WHERE id < 20; UPDATE b SET v = v || '-' WHERE id < 20");
+		if ($resyncs) { wait_resynced($node); $relay->release('alter'); }
+		else
+		{
+			ok($do eq 'hold_after' ? $relay->wait_answered('alter') : $relay->wait_seen('alter'), "$ddl: $do");
+			crash('alter');
+		}
+		write_rows();
+		same("$ddl, $do");
+	}
+}
+
 # An insert of another table whose answer does not come is no obstacle, and is not killed.
 $relay->rule('insert', match => 'INSERT INTO .*shared', do => 'hold_before');
 sql(q{UPDATE b SET v = 'held'});
