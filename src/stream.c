@@ -142,11 +142,11 @@ stream_run(Pipe *pipe)
 			schemas_add_tables(pipe);
 		pipe_flush_events(pipe);
 
+		MemoryContextReset(mcxt);
 		if (more)
 			last_traffic = GetCurrentTimestamp();
 		else
 			wait_for_work(pipe, last_traffic);
-		MemoryContextReset(mcxt);
 	}
 }
 
