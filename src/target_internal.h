@@ -101,6 +101,12 @@ extern bool target_comment(ChClient *ch, const char *database, const char *table
 						   bool *exists, char **comment, ChError *err);
 
 /*
+ * Has a target rows of the table?  all_acknowledged: also such as another replica has taken.
+ */
+extern bool target_has_rows(ChClient *ch, const Target *target, bool all_acknowledged,
+							int timeout_ms, bool *has_rows, ChError *err);
+
+/*
  * Makes the target's database if it is not there: a user without the right to create
  * databases must not need it.
  */

@@ -217,11 +217,10 @@ target_replace_rows(ChClient *ch, const Target *target, const char *table, ChErr
 	const char *value = target->rows.source_value;
 	StringInfoData both;
 	StringInfoData sql;
-	StringInfoData answer;
+	bool		has_rows;
 
 	initStringInfo(&both);
 	initStringInfo(&sql);
-	initStringInfo(&answer);
 
 	/* other tables of the target may have been altered since this one was made like it */
 	appendStringInfoString(&both, "FROM system.columns WHERE default_kind <> 'ALIAS' AND database = ");
@@ -244,15 +243,10 @@ target_replace_rows(ChClient *ch, const Target *target, const char *table, ChErr
 		return false;
 
 	/* newer servers do not replace by nothing, and the setting for it older ones do not know */
-	resetStringInfo(&sql);
-	appendStringInfoString(&sql, "SELECT count() FROM (SELECT 1 FROM ");
-	target_append_name(&sql, target->ch_database, target->ch_table);
-	target_append_source(&sql, &target->rows);
-	appendStringInfoString(&sql, " LIMIT 1) SETTINGS select_sequential_consistency = 1");
-	if (!ch_query(ch, sql.data, false, ASK_TIMEOUT_MS, &answer, err))
+	if (!target_has_rows(ch, target, true, ASK_TIMEOUT_MS, &has_rows, err))
 		return false;
 	resetStringInfo(&sql);
-	if (atoi(answer.data) == 0)
+	if (!has_rows)
 		appendStringInfoString(&sql, target_partition_sql(target->ch_database, table, "DROP", value));
 	else
 	{
@@ -272,8 +266,9 @@ target_drop_rows(ChClient *ch, const char *database, const char *table, const ch
 				 int timeout_ms, ChError *err)
 {
 	char	   *drop = target_partition_sql(database, table, "DROP", source_value);
+	Target		target = {.ch_database = (char *) database, .ch_table = (char *) table};
 	StringInfoData sql;
-	StringInfoData answer;
+	bool		has_rows;
 	char	   *comment;
 	bool		exists;
 
@@ -286,19 +281,14 @@ target_drop_rows(ChClient *ch, const char *database, const char *table, const ch
 		return false;
 
 	/* a table that was removed from the pipe has left its rows there */
-	initStringInfo(&sql);
-	initStringInfo(&answer);
-	appendStringInfoString(&sql, "SELECT count() FROM (SELECT 1 FROM ");
-	target_append_name(&sql, database, table);
-	appendStringInfoString(&sql, " LIMIT 1)");
-	if (!ch_query(ch, sql.data, false, timeout_ms, &answer, err))
+	if (!target_has_rows(ch, &target, true, timeout_ms, &has_rows, err))
 		return false;
-	if (atoi(answer.data) == 0)
+	if (!has_rows)
 		return target_drop(ch, database, table, true, timeout_ms, err);
 	/* another pipe may have it now */
 	if (strncmp(comment, TARGET_MARK, strlen(TARGET_MARK)) != 0)
 		return true;
-	resetStringInfo(&sql);
+	initStringInfo(&sql);
 	appendStringInfoString(&sql, "ALTER TABLE ");
 	target_append_name(&sql, database, table);
 	appendStringInfoString(&sql, " MODIFY COMMENT ''");

@@ -25,8 +25,6 @@ const char *const target_owner_hint = "Choose another name with the table option
 
 static bool remake_empty(ChClient *ch, Target *target, const PipeOptions *options,
 						 const char *mark, ChError *err, const char **hint);
-static bool target_has_rows(ChClient *ch, const Target *target, int timeout_ms, bool *has_rows,
-							ChError *err);
 static const char *engine_clause(const Target *target, const PipeOptions *options);
 static void check_column(const char *columns, const char *name, const char *type,
 						 StringInfo missing);
@@ -98,7 +96,7 @@ target_prepare(ChClient *ch, Target *target, const PipeOptions *options, int32 p
 	{
 		bool		has_rows;
 
-		if (!target_has_rows(ch, target, 30000, &has_rows, err))
+		if (!target_has_rows(ch, target, false, 30000, &has_rows, err))
 			return false;
 		if (has_rows)
 		{
@@ -155,7 +153,7 @@ remake_empty(ChClient *ch, Target *target, const PipeOptions *options, const cha
 	if (misfit.class != CH_PERMANENT || target->engine == ENGINE_NULL ||
 		target->rows.source_column != NULL)
 		return false;
-	if (!target_has_rows(ch, target, 30000, &has_rows, err))
+	if (!target_has_rows(ch, target, false, 30000, &has_rows, err))
 		return false;
 	if (has_rows)
 	{
@@ -200,14 +198,14 @@ target_look(ChClient *ch, const Target *target, int timeout_ms, TargetFound *fou
 		found->pipe_id = pipe_id;
 
 	/* without a source column it is none that could be shared, as target_check_engine says */
-	return target_has_rows(ch, target, timeout_ms, &found->has_rows, err) ||
+	return target_has_rows(ch, target, false, timeout_ms, &found->has_rows, err) ||
 		(target->rows.source_column != NULL && (err->class == CH_PERMANENT || err->class == CH_REFRESH));
 }
 
-/* Has the target rows of the table? */
-static bool
-target_has_rows(ChClient *ch, const Target *target, int timeout_ms, bool *has_rows,
-				ChError *err)
+/* See target_internal.h. */
+bool
+target_has_rows(ChClient *ch, const Target *target, bool all_acknowledged, int timeout_ms,
+				bool *has_rows, ChError *err)
 {
 	StringInfoData sql;
 	StringInfoData answer;
@@ -217,7 +215,8 @@ target_has_rows(ChClient *ch, const Target *target, int timeout_ms, bool *has_ro
 	appendStringInfoString(&sql, "SELECT count() FROM (SELECT 1 FROM ");
 	target_append_name(&sql, target->ch_database, target->ch_table);
 	target_append_source(&sql, &target->rows);
-	appendStringInfoString(&sql, " LIMIT 1)");
+	appendStringInfo(&sql, " LIMIT 1)%s",
+					 all_acknowledged ? " SETTINGS select_sequential_consistency = 1" : "");
 	if (!ch_query(ch, sql.data, false, timeout_ms, &answer, err))
 		return false;
 	*has_rows = (atoi(answer.data) != 0);
