@@ -94,14 +94,11 @@ names_to_utf8(Pipe *pipe, List *tables)
 	foreach(lc, tables)
 	{
 		TableInfo  *table = lfirst(lc);
-		char	   *name;
 
 		if (table->target_table == NULL)
 			continue;
-		if ((name = utf8_cstring(table->target_database)) != NULL)
-			table->target_database = name;
-		if ((name = utf8_cstring(table->target_table)) != NULL)
-			table->target_table = name;
+		table->target_database = utf8_or_same(table->target_database);
+		table->target_table = utf8_or_same(table->target_table);
 	}
 	MemoryContextSwitchTo(old);
 }

@@ -341,12 +341,8 @@ target_names(PipeTable *table, char **database, char **name, char **source_value
 		*name = table->target->ch_table;
 		return;
 	}
-	*database = utf8_cstring(table->info->target_database);
-	if (*database == NULL)
-		*database = table->info->target_database;
-	*name = utf8_cstring(table->info->target_table);
-	if (*name == NULL)
-		*name = table->info->target_table;
+	*database = utf8_or_same(table->info->target_database);
+	*name = utf8_or_same(table->info->target_table);
 }
 
 /* Returns the statement; palloc'ed. */

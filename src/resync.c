@@ -31,7 +31,6 @@
 #include "utf8.h"
 
 #define KILL_TIMEOUT_MS	10000
-#define DROP_TIMEOUT_MS	10000
 #define MAX_STEPS		6
 #define MAX_MISFITS		2
 
@@ -48,14 +47,12 @@ typedef struct ExchangeNames
 } ExchangeNames;
 
 static void get_names(PipeTable *table, ExchangeNames *names);
-static char *to_utf8(const char *name);
 static const Target *describe_replaced(Pipe *pipe, PipeTable *table, MemoryContext mcxt);
 static bool settle_ddl(Pipe *pipe, PipeTable *table, ExchangeNames *names, ChError *err);
 static bool settle_strays(Pipe *pipe, PipeTable *table, ExchangeNames *names, ChError *err);
 static bool begin_exchange(Pipe *pipe, PipeTable *table, ExchangeNames *names, ChError *err);
 static bool make_exchange(Pipe *pipe, PipeTable *table, ExchangeNames *names, ChError *err);
 static bool replace_rows(Pipe *pipe, PipeTable *table, ExchangeNames *names, ChError *err);
-static bool drop_replaced(Pipe *pipe, const ReplacedTarget *target, ChError *err);
 static void give_up_try(Pipe *pipe, PipeTable *table, ExchangeNames *names, const ChError *err);
 static void finish(Pipe *pipe, PipeTable *table);
 static void tell_views(Pipe *pipe, PipeTable *table, ExchangeNames *names);
@@ -122,20 +119,11 @@ resync_begin(Pipe *pipe, PipeTable *table)
 static void
 get_names(PipeTable *table, ExchangeNames *names)
 {
-	names->database = to_utf8(table->info->target_database);
-	names->resync = to_utf8(table->info->target_table);
-	names->target = to_utf8(table->main->info->target_table);
+	names->database = utf8_or_same(table->info->target_database);
+	names->resync = utf8_or_same(table->info->target_table);
+	names->target = utf8_or_same(table->main->info->target_table);
 	names->old = psprintf("%s%s", names->target, RESYNC_OLD_SUFFIX);
 	names->source_value = target_recorded_source(table->shape);
-}
-
-/* Returns a name as ClickHouse gets it. */
-static char *
-to_utf8(const char *name)
-{
-	char	   *utf8 = utf8_cstring(name);
-
-	return utf8 != NULL ? utf8 : pstrdup(name);
 }
 
 /* Makes the target that a resync loads; see target_prepare. */
@@ -198,23 +186,6 @@ describe_replaced(Pipe *pipe, PipeTable *table, MemoryContext mcxt)
 								 table->info->target_table, &pipe->ch->caps, mcxt);
 	worker_commit();
 	return target;
-}
-
-/* Drops a target that was not exchanged yet, as far as ClickHouse lets us. */
-void
-resync_drop_target(Pipe *pipe, const char *database, const char *target_table)
-{
-	char	   *ch_database = to_utf8(database);
-	char	   *ch_table = to_utf8(target_table);
-	bool		marked = false;
-	ChError		err;
-
-	if (target_is_marked(pipe->ch, pipe->id, ch_database, ch_table, KILL_TIMEOUT_MS, &marked, &err) &&
-		(!marked || target_drop(pipe->ch, ch_database, ch_table, false, DROP_TIMEOUT_MS, &err)))
-		return;
-	pipe_log(pipe, WARNING, NULL, err.code, "Drop it in ClickHouse.",
-			 "%s.%s, which a resync had not finished, is left in ClickHouse: %s",
-			 database, target_table, err.message);
 }
 
 /*
@@ -519,7 +490,7 @@ replace_rows(Pipe *pipe, PipeTable *table, ExchangeNames *names, ChError *err)
 		.ch_table = names->resync,
 		.database = table->info->target_database,
 		.table = table->info->target_table,
-		.rows.source_column = to_utf8(table->options->source_column),
+		.rows.source_column = utf8_or_same(table->options->source_column),
 		.rows.source_value = names->source_value
 	};
 	TargetIdentity target;
@@ -552,72 +523,6 @@ replace_rows(Pipe *pipe, PipeTable *table, ExchangeNames *names, ChError *err)
 								table->main->info->target_table, err->message);
 	}
 	return false;
-}
-
-/*
- * Drops what was replaced and could not be dropped at once.  From the loop;
- * tries again later as long as that may help.
- */
-void
-resync_drop_replaced(Pipe *pipe)
-{
-	MemoryContext mcxt = CurrentMemoryContext;	/* the round's */
-	List	   *targets;
-	ListCell   *lc;
-	bool		again = false;
-
-	if (pipe->replaced_at == 0 || pipe->replaced_at > GetCurrentTimestamp())
-		return;
-	worker_begin();
-	targets = catalog_load_replaced(pipe->id, mcxt);
-	worker_commit();
-	foreach(lc, targets)
-	{
-		ReplacedTarget *target = lfirst(lc);
-		ChError		err;
-
-		if (!again && drop_replaced(pipe, target, &err))
-		{
-			worker_begin();
-			catalog_delete_replaced(target->id);
-			worker_commit();
-		}
-		else
-		{
-			if (!again && pipe->replaced_tries == 0)
-				pipe_log(pipe, WARNING, NULL, err.code, NULL,
-						 "%s.%s, which a resync has replaced, will be dropped later: %s",
-						 target->database, target->table, err.message);
-			again = true;
-		}
-	}
-	pipe->replaced_tries = again ? pipe->replaced_tries + 1 : 0;
-	pipe->replaced_at = again ?
-		TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
-									ch_retry_delay(pipe->replaced_tries > 3 ? CH_RETRY_SLOW : CH_RETRY,
-												   pipe->replaced_tries)) : 0;
-}
-
-/*
- * Drops a table that was replaced.  True if it is not there any more, under
- * that name.
- */
-static bool
-drop_replaced(Pipe *pipe, const ReplacedTarget *target, ChError *err)
-{
-	char	   *database = to_utf8(target->database);
-	char	   *table = to_utf8(target->table);
-	TargetIdentity identity;
-	bool		marked;
-
-	if (!target_identify(pipe->ch, database, table, &identity, err) ||
-		!target_is_marked(pipe->ch, pipe->id, database, table, KILL_TIMEOUT_MS, &marked, err))
-		return false;
-	/* without an id, at least its comment must say that it is ours */
-	if (!identity.exists || strcmp(identity.uuid, target->uuid) != 0 ||
-		(target->uuid[0] == '\0' && !marked))
-		return true;
-	return target_drop(pipe->ch, database, table, false, DROP_TIMEOUT_MS, err);
 }
 
 /*
@@ -682,7 +587,7 @@ finish(Pipe *pipe, PipeTable *table)
 		MemoryContext mcxt = MemoryContextSwitchTo(table->mcxt);
 
 		table->target->table = name;
-		table->target->ch_table = to_utf8(name);
+		table->target->ch_table = utf8_or_same(name);
 		MemoryContextSwitchTo(mcxt);
 		/* if that fails, the next start does it */
 		if (shared)

@@ -33,7 +33,6 @@ static const char *sorting_key_name(const TableOptions *options, List *shape, Tu
 									const char *name);
 static bool has_control_character(const char *name);
 static int	escaped_length(const char *name);
-static char *name_in_utf8(const char *name);
 
 /* See target.h. */
 void
@@ -271,8 +270,8 @@ target_describe(Oid relid, TupleDesc desc, const TableOptions *options,
 	else
 		target_name(relid, options, default_database, &target->database, &target->table);
 	utf8_init();
-	target->ch_database = name_in_utf8(target->database);
-	target->ch_table = name_in_utf8(target->table);
+	target->ch_database = utf8_or_same(target->database);
+	target->ch_table = utf8_or_same(target->table);
 	target->engine = options->table_engine;
 	/* which index it is from, and in which order, was decided at the capture point */
 	source_shape_key(shape, &target->key);
@@ -339,13 +338,13 @@ target_describe(Oid relid, TupleDesc desc, const TableOptions *options,
 
 	place_init(target, options, shape);
 	if (options->partition_by_expr != NULL)
-		target->partition_by = name_in_utf8(options->partition_by_expr);
+		target->partition_by = utf8_or_same(options->partition_by_expr);
 	if (options->source_column != NULL)
 	{
 		StringInfoData quoted;
 
-		rows->source_column = name_in_utf8(options->source_column);
-		rows->source_value = name_in_utf8(target_source_value(relid, options, shape));
+		rows->source_column = utf8_or_same(options->source_column);
+		rows->source_value = utf8_or_same(target_source_value(relid, options, shape));
 		initStringInfo(&quoted);
 		append_ch_identifier(&quoted, rows->source_column);
 		target->partition_by = quoted.data;
@@ -364,19 +363,10 @@ target_describe(Oid relid, TupleDesc desc, const TableOptions *options,
 										pstrdup(column_target_name(options, shape,
 																   TupleDescAttr(desc, target->key.attnums[k] - 1))));
 	foreach(lc, target->key_names)
-		target->ch_key_names = lappend(target->ch_key_names, name_in_utf8(lfirst(lc)));
+		target->ch_key_names = lappend(target->ch_key_names, utf8_or_same(lfirst(lc)));
 	target->insert_columns = row_map_insert_columns(rows);
 	MemoryContextSwitchTo(old);
 	return target;
-}
-
-/* Returns a name as ClickHouse gets it; as it is if it has no form in UTF8. */
-static char *
-name_in_utf8(const char *name)
-{
-	char	   *utf8 = utf8_cstring(name);
-
-	return utf8 != NULL ? utf8 : pstrdup(name);
 }
 
 /* Is the name in the list? */

@@ -40,9 +40,7 @@ target_prepare_resync(ChClient *ch, Target *target, const char *old_table,
 	*hint = NULL;
 	*lost = NIL;
 	old.table = (char *) old_table;
-	old.ch_table = utf8_cstring(old_table);
-	if (old.ch_table == NULL)
-		old.ch_table = (char *) old_table;
+	old.ch_table = utf8_or_same(old_table);
 
 	/* what an earlier attempt left */
 	if (!target_comment(ch, target->ch_database, target->ch_table, ASK_TIMEOUT_MS, &exists,

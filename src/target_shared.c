@@ -63,9 +63,8 @@ target_recorded_source(List *shape)
 {
 	static const TableOptions none;
 	char	   *value = target_source_value(InvalidOid, &none, shape);
-	char	   *utf8 = value != NULL ? utf8_cstring(value) : NULL;
 
-	return utf8 != NULL ? utf8 : value;
+	return value != NULL ? utf8_or_same(value) : NULL;
 }
 
 /* See target.h. */

@@ -132,3 +132,12 @@ utf8_cstring(const char *text)
 	buffer_append_byte(&converted, '\0');
 	return converted.data;
 }
+
+/* See utf8.h. */
+char *
+utf8_or_same(const char *name)
+{
+	char	   *utf8 = utf8_cstring(name);
+
+	return utf8 != NULL ? utf8 : pstrdup(name);
+}

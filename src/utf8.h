@@ -27,4 +27,7 @@ extern bool utf8_convert(ByteBuffer *out, const char *text, Size len, const char
 /* Text in UTF8 as a C string in CurrentMemoryContext, or NULL as above. */
 extern char *utf8_cstring(const char *text);
 
+/* A name as ClickHouse gets it, palloc'ed: as it is if it has no form in UTF8. */
+extern char *utf8_or_same(const char *name);
+
 #endif							/* CLICKPIPE_UTF8_H */
