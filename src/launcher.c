@@ -305,7 +305,9 @@ clickpipe_scout_main(Datum arg)
 
 /*
  * Has a worker fail the pipes whose slots retain more WAL than they may while
- * nobody is at work on them, paused ones above all.
+ * nobody is at work on them, paused ones above all, or while their worker is
+ * creating them: a transaction that was prepared and forgotten would have it
+ * wait for ever, in a place where it cannot look itself.
  */
 static void
 watch_retained_wal(void)
@@ -315,16 +317,25 @@ watch_retained_wal(void)
 		PipeEntry  *entry = &ClickpipeShmem->entries[i];
 		char		slot_name[NAMEDATALEN];
 		int64		limit;
+		int64		retained;
+		pid_t		creator;
 
 		LWLockAcquire(ClickpipeShmem->lock, LW_SHARED);
-		limit = entry->in_use && entry->worker_pid == 0 && !entry->wanted ?
+		creator = entry->creating_slot ? entry->worker_pid : 0;
+		limit = entry->in_use &&
+			(creator != 0 || (entry->worker_pid == 0 && !entry->wanted)) ?
 			entry->max_retained_wal : 0;
 		strlcpy(slot_name, entry->slot_name, sizeof(slot_name));
 		LWLockRelease(ClickpipeShmem->lock);
-		if (limit <= 0 || slot_retained_wal(slot_name) <= limit)
+		if (limit <= 0 || (retained = slot_retained_wal(slot_name)) <= limit)
 			continue;
 		LWLockAcquire(ClickpipeShmem->lock, LW_EXCLUSIVE);
 		entry->wanted = true;
+		if (creator != 0 && entry->creating_slot && entry->worker_pid == creator)
+		{
+			entry->creation_retained = retained;
+			kill(creator, SIGINT);
+		}
 		LWLockRelease(ClickpipeShmem->lock);
 	}
 }

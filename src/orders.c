@@ -290,20 +290,24 @@ same_string(const char *a, const char *b)
 void
 pipe_check_retained_wal(Pipe *pipe)
 {
-	int64		retained = slot_retained_wal(pipe->info->slot_name);
+	int64		creation = entry_take_creation_retained(pipe->entry);
+	int64		retained = Max(creation, slot_retained_wal(pipe->info->slot_name));
 	int64		limit = pipe->options->max_retained_wal;
+	const char *cause = "When ClickHouse can take the changes again";
 
 	if (limit <= 0 || retained <= limit)
 		return;
+	if (XLogRecPtrIsInvalid(pipe->info->slot_lsn))
+		cause = "Its creation waited for transactions: see pg_stat_activity and pg_prepared_xacts. When old ones have ended";
 	if (pipe->in_callback)
 		ereport(ERROR,
 				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
 				 errmsg("replication slot \"%s\" retains too much WAL", pipe->info->slot_name)));
 	pipe_fail(pipe, 0,
 			  psprintf("replication slot \"%s\" retained " INT64_FORMAT " bytes of WAL, more than the option max_retained_wal allows (" INT64_FORMAT ")",
-					   pipe->info->slot_name, retained, limit),
-			  psprintf("The slot was dropped to protect the disk. When ClickHouse can take the changes again, run clickpipe_resync(%s).",
-					   quote_literal_cstr(pipe->info->name)));
+					   pipe_slot_name(pipe), retained, limit),
+			  psprintf("The slot was dropped to protect the disk. %s, run clickpipe_resync(%s).",
+					   cause, quote_literal_cstr(pipe->info->name)));
 }
 
 /*

@@ -158,6 +158,7 @@ detach(int code, Datum arg)
 	entry->worker_pid = 0;
 	entry->worker_latch = NULL;
 	entry->sleeping = false;
+	entry->creating_slot = false;
 	/* what commits from now on is not visible */
 	SpinLockAcquire(&entry->mutex);
 	if (entry->lag_since == 0 && entry->has_counters)
@@ -331,7 +332,9 @@ create_slot(Pipe *pipe)
 	else
 	{
 		slot_drop(name);
+		entry_set_creating_slot(pipe->entry, true);
 		lsn = slot_create(name, pipe->options->enable_failover_slots, true, NULL);
+		entry_set_creating_slot(pipe->entry, false);
 	}
 
 	worker_begin();

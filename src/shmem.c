@@ -250,6 +250,34 @@ entry_set_watch(PipeEntry *entry, const char *slot_name, int64 max_retained_wal,
 	LWLockRelease(ClickpipeShmem->lock);
 }
 
+/* Says whether the worker is creating its slot: the launcher watches what that retains. */
+void
+entry_set_creating_slot(PipeEntry *entry, bool creating)
+{
+	LWLockAcquire(ClickpipeShmem->lock, LW_EXCLUSIVE);
+	entry->creating_slot = creating;
+	LWLockRelease(ClickpipeShmem->lock);
+}
+
+/*
+ * Returns, once, the bytes of WAL that the slot retained whose creation the
+ * launcher has ended; 0 if it has not.
+ */
+int64
+entry_take_creation_retained(PipeEntry *entry)
+{
+	int64		retained;
+
+	/* asked often, and there almost never; what comes now is seen next time */
+	if (entry->creation_retained == 0)
+		return 0;
+	LWLockAcquire(ClickpipeShmem->lock, LW_EXCLUSIVE);
+	retained = entry->creation_retained;
+	entry->creation_retained = 0;
+	LWLockRelease(ClickpipeShmem->lock);
+	return retained;
+}
+
 /* Shows an acknowledged INSERT in clickpipe.batches; its number is given here. */
 void
 entry_add_batch(PipeEntry *entry, const Batch *batch)

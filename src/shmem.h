@@ -140,6 +140,8 @@ typedef struct PipeEntry
 	/* for the launcher, which watches what nobody is at work on */
 	char		slot_name[NAMEDATALEN];
 	int64		max_retained_wal;	/* 0: no limit */
+	bool		creating_slot;	/* the worker waits for transactions, as long as they last */
+	int64		creation_retained;	/* by a slot that was given up for that; 0: none */
 	bool		has_schemas;	/* new tables may be for it */
 	volatile bool tables_made;	/* some were */
 	volatile bool save_wanted;	/* somebody waits for the counts of clickpipe.tables */
@@ -215,6 +217,8 @@ extern void entry_set_error(PipeEntry *entry, int code, const char *message,
 extern void entry_clear_error(PipeEntry *entry);
 extern void entry_set_watch(PipeEntry *entry, const char *slot_name, int64 max_retained_wal,
 							bool has_schemas);
+extern void entry_set_creating_slot(PipeEntry *entry, bool creating);
+extern int64 entry_take_creation_retained(PipeEntry *entry);
 extern void entry_add_batch(PipeEntry *entry, const Batch *batch);
 extern void entry_set_activity(PipeEntry *entry, const char *fmt,...) pg_attribute_printf(2, 3);
 extern void error_report_set(ErrorReport *report, int code, const char *message,

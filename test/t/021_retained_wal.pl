@@ -15,13 +15,19 @@ use Test::More;
 my $ch = start_clickhouse();
 plan skip_all => 'ClickHouse is not ours' if $ch->external;
 # so that WAL is what is written here, whenever a checkpoint comes
-my $node = new_node('pg', autovacuum => 'off', full_page_writes => 'off');
+my $node = new_node('pg', autovacuum => 'off', full_page_writes => 'off', max_prepared_transactions => 2);
 setup_server($node, $ch, 'analytics');
 create_source($node, rows => 5_000, hist_rows => 500);
 my $options = source_options('"max_retained_wal": "4MB", "max_unacked_bytes": "1MB", "max_block_bytes": 65536, "sync_interval_seconds": 0.1');
 $node->safe_psql('postgres', "SELECT clickpipe_create('p', 'warehouse', '{acc,hist}', '$options')");
 wait_for_state($node, 'p', 'Running');
 wait_caught_up($node, 'p');
+
+# The slot goes when Failed has been recorded.
+sub slots_gone
+{
+	return wait_for_sql($node, 'SELECT count(*) FROM pg_replication_slots', '0');
+}
 
 # The pipe has failed, says so, and its slot is gone.
 sub failed_ok
@@ -32,7 +38,7 @@ sub failed_ok
 		qr/^replication slot "$slot" retained \d+ bytes of WAL, more than the option max_retained_wal allows \(4194304\)/,
 		"$name: the error says why");
 	like(pipe_status($node, 'p', 'last_error_hint'), qr/slot was dropped.*clickpipe_resync\('p'\)/, "$name: the hint says what to do");
-	is($node->safe_psql('postgres', 'SELECT count(*) FROM pg_replication_slots'), '0', "$name: the slot is gone");
+	ok(slots_gone(), "$name: the slot is gone");
 	ok(wait_until(sub { !pg_worker_pids($node, 'clickpipe pipe') }), "$name: there is no worker");
 	is($node->safe_psql('postgres', "SELECT count(*) FROM clickpipe.log WHERE pipe = 'p' AND level = 'error' AND message LIKE 'goes from $from to Failed: %'"),
 		'1', "$name: it is in the log");
@@ -92,7 +98,7 @@ sub failed_ok_again
 {
 	my ($name, $slot) = @_;
 	wait_for_state($node, 'p', 'Failed');
-	is($node->safe_psql('postgres', 'SELECT count(*) FROM pg_replication_slots'), '0', "$name: the slot is gone");
+	ok(slots_gone(), "$name: the slot is gone");
 	like(pipe_status($node, 'p', 'last_error'), qr/replication slot "$slot" retained/, "$name: the error says why");
 	return;
 }
@@ -125,6 +131,28 @@ $node->safe_psql('postgres', q{SELECT clickpipe_resume('p')});
 wait_caught_up($node, 'p');
 parity_ok($node, $ch, 'acc', name => 'a higher limit: same rows');
 is($node->safe_psql('postgres', q{SELECT count(*) FROM clickpipe.log WHERE pipe = 'p' AND message LIKE 'goes from % to Failed%'}), '4', 'a higher limit: it has not failed');
+
+# The slot itself is still to be made, and waits for a transaction that was
+# prepared and forgotten: the worker cannot look at what it retains.
+$node->safe_psql('postgres', q{BEGIN; UPDATE acc SET bal = bal WHERE id = 1; PREPARE TRANSACTION 'forgotten'});
+$node->safe_psql('postgres', q{SELECT clickpipe_create('n', 'warehouse', '{acc}', '{"max_retained_wal": "4MB", "tables": {"acc": {"target_table": "acc_n"}}}')});
+wait_for_status($node, 'n', "activity = 'creating slot, waiting for running transactions'");
+wait_for_sql($node, q{SELECT count(*) FROM pg_replication_slots WHERE slot_name LIKE 'clickpipe%' AND confirmed_flush_lsn IS NULL AND restart_lsn IS NOT NULL}, '1');
+$node->safe_psql('postgres', q{SELECT pg_logical_emit_message(false, 'test', repeat('x', 2000000))});
+is(pipe_status($node, 'n', 'state'), 'Setup', 'a new slot that waits for transactions: less than the limit');
+$node->safe_psql('postgres', q{SELECT pg_logical_emit_message(false, 'test', repeat('x', 4000000))});
+wait_for_state($node, 'n', 'Failed');
+like(pipe_status($node, 'n', 'last_error'), qr/^replication slot "clickpipe_\d+_\d+" retained \d{7} bytes of WAL, more than the option max_retained_wal allows \(4194304\)/,
+	'a new slot that waits for transactions: the pipe is Failed beyond the limit');
+like(pipe_status($node, 'n', 'last_error_hint'), qr/pg_prepared_xacts.*clickpipe_resync\('n'\)/, 'the hint says what it waited for');
+ok(wait_for_sql($node, q{SELECT count(*) FROM pg_replication_slots WHERE confirmed_flush_lsn IS NULL}, '0'), 'and the slot is gone');
+$node->safe_psql('postgres', q{ROLLBACK PREPARED 'forgotten'});
+$node->safe_psql('postgres', q{SELECT clickpipe_resync('n')});
+wait_for_state($node, 'n', 'Running');
+wait_caught_up($node, 'n');
+parity_ok($node, $ch, 'acc', target => 'acc_n', name => 'a new slot, after the transaction has ended: same rows');
+$node->safe_psql('postgres', q{SELECT clickpipe_drop('n')});
+
 unlike(slurp_file($node->logfile), qr/which its life cycle does not know|was terminated by signal/, 'nothing unexpected in the log');
 
 done_testing();
