@@ -204,15 +204,11 @@ alter_target(Pipe *pipe, PipeTable *table, const AlterPlan *plan, const AlterNot
 		/* rows whose large values are still to be read will be of the new columns */
 		if (inserts_settled(pipe, table, "a change of its definition"))
 		{
-			bool		settled = !table->stray_inserts;
+			bool		settled = !strays_possible(table);
 
 			if (!settled && !loads_have_stragglers(pipe->entry))
 			{
-				settled = ch_kill_any(pipe->ch, pipe_query_prefix(pipe),
-									  target_change_texts(table->target->ch_database,
-														  table->target->ch_table,
-														  table->target->rows.source_value),
-									  KILL_TIMEOUT_MS, &err);
+				settled = strays_settle(pipe, list_make1(table), KILL_TIMEOUT_MS, &err);
 				if (!settled && !try_again(pipe, table, &err, false, &tries, since))
 					return false;
 			}
@@ -223,7 +219,6 @@ alter_target(Pipe *pipe, PipeTable *table, const AlterPlan *plan, const AlterNot
 		inserts_flush_due(pipe);
 		inserts_wait(pipe, Min(inserts_next_deadline(pipe), MAX_NAP_MS), wait_event);
 	}
-	table->stray_inserts = false;
 
 	/*
 	 * What an earlier life has noted is said of the definition that is recorded.  A target that

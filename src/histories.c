@@ -247,7 +247,7 @@ renew_target(Pipe *pipe, PipeTable *table)
 	table->info->capture_lsn = InvalidXLogRecPtr;
 	(void) setup_record_target(pipe, table, &err);	/* or the next start does */
 	table->renew = false;
-	table->stray_inserts = false;
+	table->stray_inserts = table->load_strays = false;
 	table->tries = 0;
 	return true;
 }

@@ -167,7 +167,7 @@ begin_load(Pipe *pipe, PipeTable *table)
 		return;
 	table->load_slot = slot;
 	/* of workers that are ended, and of answers that do not come */
-	table->stray_inserts = true;
+	table->load_strays = true;
 	entry_set_activity(pipe->entry, "loading %s", table->info->source_name);
 	pipe_log(pipe, LOG, table, 0, NULL, "is being loaded into %s.%s",
 			 table->target->database, table->target->table);
@@ -334,6 +334,8 @@ open_ranges(Pipe *pipe, PipeTable *table, int slot, bool again)
 void
 loads_begin_slot(LoadSlot *load, PipeTable *table)
 {
+	/* begun anew, it leaves workers with chunks of before */
+	load->strays = (load->phase == LOAD_ACTIVE);
 	load->load_id++;
 	load->table = table->id;
 	load->relid = table->relid;
@@ -548,6 +550,9 @@ finish_load(Pipe *pipe, PipeTable *table)
 {
 	TableInfo  *info;
 
+	LWLockAcquire(pipe->entry->load_lock, LW_SHARED);
+	table->load_strays = pipe->entry->loads[table->load_slot].strays;
+	LWLockRelease(pipe->entry->load_lock);
 	loads_end(pipe, table);
 	table->load_complete = true;
 
@@ -683,7 +688,10 @@ loads_start_workers(Pipe *pipe, int slot, int wanted)
 	LWLockRelease(entry->load_lock);
 }
 
-/* Are there workers whose load was ended?  They may still send a chunk. */
+/*
+ * Are there workers that are still at work for a load that was ended?  They may
+ * send what they have read; who has no chunk will not get one any more.
+ */
 bool
 loads_have_stragglers(PipeEntry *entry)
 {
@@ -691,8 +699,12 @@ loads_have_stragglers(PipeEntry *entry)
 
 	LWLockAcquire(entry->load_lock, LW_SHARED);
 	for (int i = 0; i < MAX_LOAD_WORKERS; i++)
-		any |= entry->load_workers[i].pid != 0 &&
-			entry->load_workers[i].load_id != entry->loads[entry->load_workers[i].load].load_id;
+	{
+		LoadWorker *worker = &entry->load_workers[i];
+
+		any |= worker->pid != 0 && (worker->has_chunk || worker->load == HISTORY_SLOT) &&
+			worker->load_id != entry->loads[worker->load].load_id;
+	}
 	LWLockRelease(entry->load_lock);
 	return any;
 }

@@ -85,7 +85,9 @@ typedef struct PipeTable
 	int			refused_code;	/* with which error */
 	TimestampTz refused_since;	/* ClickHouse refuses its blocks for the time being; 0: no */
 	bool		stray_inserts;	/* some of unknown fate, or a TRUNCATE, may still come to an
-								 * end; so may some of workers whose load has ended */
+								 * end; so may some of workers whose load was ended */
+	bool		load_strays;	/* so may some of a load: under way, or of which not all were
+								 * answered */
 	char		replaces_uuid[40];	/* resync: of the target, when it began; "": not known */
 	bool		stray_ddl;		/* so may an exchange */
 	bool		blocked;		/* an exchange: nothing is sent until it is made */
@@ -526,6 +528,11 @@ extern void confirm_commit(Pipe *pipe, XLogRecPtr commit_lsn, TimestampTz commit
 extern void confirm_advance(Pipe *pipe);
 extern void confirm_save(Pipe *pipe);
 extern void confirm_persist(Pipe *pipe);
+
+/* strays.c */
+extern bool strays_possible(const PipeTable *table);
+extern bool strays_settle(Pipe *pipe, List *tables, int timeout_ms, ChError *err);
+extern void strays_target(PipeTable *table, char **database, char **name, char **source_value);
 
 /* The load slot that all histories of a pipe share. */
 #define HISTORY_SLOT	0

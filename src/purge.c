@@ -60,7 +60,6 @@
 #include "partitions.h"
 #include "pipe.h"
 #include "target_internal.h"
-#include "utf8.h"
 
 /* How long a table waits for its right moment, and then lets others try. */
 #define PATIENCE_MS			60000
@@ -85,8 +84,6 @@ static void lose(Pipe *pipe);
 static void ask_for_lost(Pipe *pipe, PipeTable *table);
 static void fail(Pipe *pipe, PipeTable *table, const ChError *err);
 static void finish(Pipe *pipe, TimestampTz at);
-static bool settle(Pipe *pipe, PipeTable *table, ChError *err);
-static void target_names(PipeTable *table, char **database, char **name, char **source_value);
 static void append_is_purge(Pipe *pipe, StringInfo sql, PipeTable *table);
 static char *purge_sql(PipeTable *table);
 
@@ -258,7 +255,7 @@ begin(Pipe *pipe, PipeTable *table)
 {
 	ChError		err;
 
-	if (!settle(pipe, table, &err))
+	if (!strays_settle(pipe, list_make1(table), SETTLE_TIMEOUT_MS, &err))
 	{
 		fail(pipe, table, &err);
 		return;
@@ -286,22 +283,6 @@ purge_show(Pipe *pipe)
 		entry_set_activity(pipe->entry, "streaming");
 }
 
-/* Makes sure that no insert into the target can still come to an end. */
-static bool
-settle(Pipe *pipe, PipeTable *table, ChError *err)
-{
-	char	   *database;
-	char	   *name;
-	char	   *source_value;
-
-	target_names(table, &database, &name, &source_value);
-	if (!ch_kill_queries(pipe->ch, pipe_query_prefix(pipe),
-						 target_insert_text(database, name, source_value), SETTLE_TIMEOUT_MS, err))
-		return false;
-	table->stray_inserts = false;
-	return true;
-}
-
 /*
  * Before anything is sent: ends the inserts of an earlier life into tables
  * whose tombstones it was purging.  However long that takes.
@@ -319,7 +300,8 @@ purge_recover(Pipe *pipe)
 		int			tries = 0;
 		ChError		err;
 
-		while (table->purging && !settle(pipe, table, &err))
+		while (table->purging &&
+			   !strays_settle(pipe, list_make1(table), SETTLE_TIMEOUT_MS, &err))
 		{
 			TimestampTz retry_at =
 				TimestampTzPlusMilliseconds(GetCurrentTimestamp(), ch_retry_delay(err.class, ++tries));
@@ -328,21 +310,6 @@ purge_recover(Pipe *pipe)
 			pipe_wait_until(pipe, retry_at, wait_event);
 		}
 	}
-}
-
-/* The target's names in UTF8, also of a table that is set aside and not described. */
-static void
-target_names(PipeTable *table, char **database, char **name, char **source_value)
-{
-	*source_value = target_recorded_source(table->shape);
-	if (table->target != NULL)
-	{
-		*database = table->target->ch_database;
-		*name = table->target->ch_table;
-		return;
-	}
-	*database = utf8_or_same(table->info->target_database);
-	*name = utf8_or_same(table->info->target_table);
 }
 
 /* Returns the statement; palloc'ed. */
@@ -354,7 +321,7 @@ purge_sql(PipeTable *table)
 	char	   *source_value;
 	StringInfoData sql;
 
-	target_names(table, &database, &name, &source_value);
+	strays_target(table, &database, &name, &source_value);
 	initStringInfo(&sql);
 	appendStringInfoString(&sql, "OPTIMIZE TABLE ");
 	target_append_name(&sql, database, name);

@@ -147,11 +147,9 @@ resync_prepare_target(Pipe *pipe, PipeTable *table, ChError *err, const char **h
 		return false;
 	strlcpy(table->replaces_uuid, identity.uuid, sizeof(table->replaces_uuid));
 	/* rows of an attempt before this one have an older P */
-	if (table->stray_inserts &&
-		!ch_kill_any(pipe->ch, pipe_query_prefix(pipe),
-					 target_change_texts(names.database, names.resync, names.source_value), KILL_TIMEOUT_MS, err))
+	if (strays_possible(table) &&
+		!strays_settle(pipe, list_make1(table), KILL_TIMEOUT_MS, err))
 		return false;
-	table->stray_inserts = false;
 	mcxt = AllocSetContextCreate(CurrentMemoryContext, "clickpipe target", ALLOCSET_SMALL_SIZES);
 	prepared = target_prepare_resync(pipe->ch, table->target, table->main->info->target_table,
 									 describe_replaced(pipe, table->main, mcxt), pipe->options,
@@ -309,21 +307,19 @@ resync_advance(Pipe *pipe)
 static bool
 settle_strays(Pipe *pipe, PipeTable *table, ExchangeNames *names, ChError *err)
 {
-	List	   *texts = NIL;
+	List	   *strays = NIL;
 
 	if (!settle_ddl(pipe, table, names, err))
 		return false;
-	if (table->main->stray_inserts)
-		texts = list_concat(texts, target_change_texts(names->database, names->target,
-														 names->source_value));
-	if (table->stray_inserts)
-		texts = list_concat(texts, target_change_texts(names->database, names->resync,
-														 names->source_value));
-	if (texts != NIL &&
-		!ch_kill_any(pipe->ch, pipe_query_prefix(pipe), texts, KILL_TIMEOUT_MS, err))
-		return false;
-	table->main->stray_inserts = table->stray_inserts = false;
-	return true;
+	if (strays_possible(table->main))
+		strays = lappend(strays, table->main);
+	if (strays_possible(table))
+		strays = lappend(strays, table);
+	if (strays == NIL)
+		return true;
+	if (loads_have_stragglers(pipe->entry))
+		return ch_set_error(err, CH_RETRY, false, "workers of an earlier load have not ended yet");
+	return strays_settle(pipe, strays, KILL_TIMEOUT_MS, err);
 }
 
 /* Makes sure that no exchange of before can still come to an end. */

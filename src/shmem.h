@@ -94,6 +94,7 @@ typedef struct LoadSlot
 	bool		restart;		/* heap was rewritten: all chunks again */
 	bool		failed;			/* set aside, for the reason in error */
 	bool		locked;			/* a chunk waits for a lock on the table */
+	bool		strays;			/* not all inserts have been answered */
 	ErrorReport error;			/* retried or final */
 	char		hint[ERROR_TEXT_LEN];
 } LoadSlot;

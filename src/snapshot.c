@@ -276,6 +276,7 @@ snapshot_return_chunk(SnapshotJob *job, bool finished, int64 rows)
 		}
 		else
 		{
+			load->strays = true;
 			if (load->nranges < MAX_LOAD_RANGES)
 				load->ranges[load->nranges++] = job->worker->chunk;
 			else
@@ -495,7 +496,10 @@ report_retry(SnapshotJob *job, const ChError *err, TimestampTz retry_at, int tri
 {
 	LWLockAcquire(job->entry->load_lock, LW_EXCLUSIVE);
 	if (job->load->load_id == job->load_id)
+	{
+		job->load->strays |= err->ambiguous;
 		error_report_set(&job->load->error, err->code, err->message, retry_at, tries);
+	}
 	LWLockRelease(job->entry->load_lock);
 }
 

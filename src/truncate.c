@@ -266,7 +266,7 @@ advance(Pipe *pipe, Truncation *t, int *running, List **strays)
 		return;
 	if (t->retry_at > now || pipe->net_retry_at > now || *running >= MAX_RUNNING)
 		return;
-	if (table->stray_inserts)
+	if (strays_possible(table))
 	{
 		/* workers whose load was ended may still begin an insert */
 		if (!loads_have_stragglers(pipe->entry))
@@ -400,18 +400,9 @@ set_aside(Pipe *pipe, Truncation *t, const ChError *err)
 static void
 kill_strays(Pipe *pipe, List *strays)
 {
-	List	   *texts = NIL;
-	ListCell   *lc;
 	ChError		err;
 
-	foreach(lc, strays)
-	{
-		Target	   *target = ((PipeTable *) lfirst(lc))->target;
-
-		texts = list_concat(texts, target_change_texts(target->ch_database, target->ch_table,
-														 target->rows.source_value));
-	}
-	if (!ch_kill_any(pipe->ch, pipe_query_prefix(pipe), texts, KILL_TIMEOUT_MS, &err))
+	if (!strays_settle(pipe, strays, KILL_TIMEOUT_MS, &err))
 	{
 		/* whatever it is, it is none of these tables' */
 		pipe->net_tries++;
@@ -419,10 +410,7 @@ kill_strays(Pipe *pipe, List *strays)
 			TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
 										ch_retry_delay(CH_RETRY, Min(pipe->net_tries, 5)));
 		note_failure(pipe, &err, pipe->net_tries, pipe->net_retry_at);
-		return;
 	}
-	foreach(lc, strays)
-		((PipeTable *) lfirst(lc))->stray_inserts = false;
 }
 
 /* Shows in clickpipe.status why a TRUNCATE takes long. */
