@@ -2,7 +2,8 @@
  *
  * loads.c
  *	  Coordination of loads, by the pipe worker: when a table's load may
- *	  begin, which blocks are left to read, who reads them, when it is done.
+ *	  begin, which blocks are left to read, when it is done.  Who reads them:
+ *	  load_workers.c.
  *
  * A table goes through these steps; all but the last two are short:
  *	  1. P is fixed (the slot's consistent point) and persisted;
@@ -21,19 +22,13 @@
  */
 #include "clickpipe.h"
 
-#include <signal.h>
-
 #include "access/relation.h"
-#include "access/xact.h"
-#include "access/xlog.h"
 #include "miscadmin.h"
 #include "optimizer/plancat.h"
 #include "storage/bufmgr.h"
-#include "storage/latch.h"
 #include "storage/lmgr.h"
 #include "storage/lock.h"
 #include "utils/memutils.h"
-#include "utils/timestamp.h"
 
 #include "compat.h"
 #include "hints.h"
@@ -43,7 +38,6 @@
 #include "worker.h"
 
 #define MIN_CHUNK_BLOCKS	16
-#define START_TIMEOUT_MS	10000	/* a worker that has not begun by then never will */
 
 typedef struct Writer
 {
@@ -55,53 +49,8 @@ static void begin_load(Pipe *pipe, PipeTable *table);
 static List *list_writers(List *relids, List *partitioned);
 static bool open_ranges(Pipe *pipe, PipeTable *table, int slot, bool again);
 static bool watch_load(Pipe *pipe, PipeTable *table);
-static int	workers_needed(Pipe *pipe, LoadSlot *load);
 static void finish_load(Pipe *pipe, PipeTable *table);
 static void complete_tables(Pipe *pipe);
-static int	find_free_slot(PipeEntry *entry);
-
-/*
- * Ends all snapshot workers of a pipe and forgets its loads; returns when they
- * are gone.  What they finished is in the catalog.
- */
-void
-loads_stop(PipeEntry *entry)
-{
-	for (;;)
-	{
-		int			running = 0;
-
-		LWLockAcquire(entry->load_lock, LW_EXCLUSIVE);
-		for (int i = 0; i < MAX_LOADS; i++)
-		{
-			LoadSlot   *load = &entry->loads[i];
-
-			load->phase = LOAD_FREE;
-			load->nranges = 0;
-			load->load_id++;	/* a worker that is only starting finds nothing */
-			load->error.at = 0;
-		}
-		for (int i = 0; i < MAX_LOAD_WORKERS; i++)
-		{
-			LoadWorker *worker = &entry->load_workers[i];
-
-			if (worker->pid != 0)
-			{
-				kill(worker->pid, SIGTERM);
-				running++;
-			}
-			else
-				worker->reserved = false;
-		}
-		LWLockRelease(entry->load_lock);
-		if (running == 0)
-			return;
-		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, 20,
-						 PG_WAIT_EXTENSION);
-		ResetLatch(MyLatch);
-		CHECK_FOR_INTERRUPTS();
-	}
-}
 
 /* One round of coordination, from the loop. */
 void
@@ -158,7 +107,7 @@ begin_load(Pipe *pipe, PipeTable *table)
 		return;
 	if (table->partitions != NULL ? !partitions_ready(pipe, table) : !loads_writers_gone(pipe, table))
 		return;
-	slot = find_free_slot(pipe->entry);
+	slot = loads_find_free_slot(pipe->entry);
 	if (slot < 0)
 		return;
 	if (table->partitions != NULL)
@@ -430,7 +379,7 @@ watch_load(Pipe *pipe, PipeTable *table)
 	restart = load->restart;
 	done = load->nranges == 0 && load->chunks_out == 0;
 	locked = load->locked;
-	wanted = workers_needed(pipe, load);
+	wanted = loads_workers_needed(pipe, load);
 	error = load->error;
 	strlcpy(hint, load->hint, sizeof(hint));
 	LWLockRelease(pipe->entry->load_lock);
@@ -460,7 +409,7 @@ watch_load(Pipe *pipe, PipeTable *table)
 	{
 		/* those that are left may be locked by somebody */
 		LWLockAcquire(pipe->entry->load_lock, LW_SHARED);
-		wanted = workers_needed(pipe, load);
+		wanted = loads_workers_needed(pipe, load);
 		LWLockRelease(pipe->entry->load_lock);
 		loads_start_workers(pipe, table->load_slot, wanted);
 	}
@@ -469,24 +418,6 @@ watch_load(Pipe *pipe, PipeTable *table)
 	else
 		loads_start_workers(pipe, table->load_slot, wanted);
 	return table->load_slot < 0;
-}
-
-/*
- * Returns how many workers a load can use now: no more than it has chunks, since
- * a small table needs no four of them.  The caller holds load_lock.
- */
-static int
-workers_needed(Pipe *pipe, LoadSlot *load)
-{
-	int			parallelism = pipe->options->initial_load_parallelism;
-	int			chunks = load->chunks_out;
-
-	if (load->nranges == 0)
-		return 0;
-	for (int i = 0; i < load->nranges && chunks < parallelism; i++)
-		chunks += (load->ranges[i].end - load->ranges[i].start + load->ranges[i].chunk_blocks - 1) /
-			load->ranges[i].chunk_blocks;
-	return Min(chunks, parallelism);
 }
 
 /*
@@ -509,39 +440,6 @@ loads_have_news(Pipe *pipe)
 	}
 	LWLockRelease(entry->load_lock);
 	return news;
-}
-
-/* Gives a table's load slot back, and ends workers that are still at it. */
-void
-loads_end(Pipe *pipe, PipeTable *table)
-{
-	PipeEntry  *entry = pipe->entry;
-	LoadSlot   *load = &entry->loads[table->load_slot];
-
-	if (table->load_slot == HISTORY_SLOT)
-	{
-		histories_abandon(pipe);
-		return;
-	}
-	LWLockAcquire(entry->load_lock, LW_EXCLUSIVE);
-	for (int i = 0; i < MAX_LOAD_WORKERS; i++)
-	{
-		LoadWorker *worker = &entry->load_workers[i];
-
-		/* those without a chunk end by themselves */
-		if (worker->pid != 0 && worker->load == table->load_slot &&
-			worker->load_id == load->load_id && worker->has_chunk)
-		{
-			kill(worker->pid, SIGTERM);
-			table->stray_inserts = true;
-		}
-	}
-	load->phase = LOAD_FREE;
-	load->nranges = 0;
-	load->error.at = 0;
-	load->load_id++;
-	LWLockRelease(entry->load_lock);
-	table->load_slot = -1;
 }
 
 /* All chunks of a table are acknowledged. */
@@ -614,124 +512,4 @@ complete_tables(Pipe *pipe)
 		purge_show(pipe);
 	}
 	confirm_advance(pipe);
-}
-
-/* Starts snapshot workers until a load has as many as it may. */
-void
-loads_start_workers(Pipe *pipe, int slot, int wanted)
-{
-	PipeEntry  *entry = pipe->entry;
-	TimestampTz now = GetCurrentTimestamp();
-	int			have = 0;
-	int			free_worker = -1;
-
-	if (now < pipe->workers_retry_at)
-		return;
-	LWLockAcquire(entry->load_lock, LW_EXCLUSIVE);
-	if (now < entry->loads[slot].not_before)
-		wanted = 0;
-	for (int i = 0; i < MAX_LOAD_WORKERS; i++)
-	{
-		LoadWorker *worker = &entry->load_workers[i];
-
-		if (worker->reserved && worker->pid == 0 &&
-			TimestampDifferenceExceeds(worker->reserved_at, now, START_TIMEOUT_MS))
-			worker->reserved = false;
-		if (worker->reserved && worker->load == slot &&
-			worker->load_id == entry->loads[slot].load_id)
-			have++;
-	}
-	while (have < wanted)
-	{
-		WorkerArgs	args = {
-			.dboid = MyDatabaseId,
-			.pipe_id = pipe->id,
-			.entry = (int) (entry - ClickpipeShmem->entries),
-			.load_id = entry->loads[slot].load_id
-		};
-		LoadWorker *worker;
-
-		free_worker = -1;
-		for (int i = 0; i < MAX_LOAD_WORKERS && free_worker < 0; i++)
-			if (!entry->load_workers[i].reserved)
-				free_worker = i;
-		if (free_worker < 0)
-			break;
-		worker = &entry->load_workers[free_worker];
-		worker->reserved = true;
-		worker->pid = 0;
-		worker->reserved_at = now;
-		worker->load = slot;
-		worker->load_id = args.load_id;
-		worker->has_chunk = false;
-		args.worker = free_worker;
-		LWLockRelease(entry->load_lock);
-
-		if (!worker_start("clickpipe_snapshot_main", "clickpipe snapshot",
-						  psprintf("clickpipe snapshot worker %d for pipe \"%s\"",
-								   free_worker, pipe->info->name),
-						  &args, false, NULL))
-		{
-			pipe->workers_retry_at = TimestampTzPlusMilliseconds(now, 1000);
-			LWLockAcquire(entry->load_lock, LW_EXCLUSIVE);
-			worker->reserved = false;
-			/* with some workers the load goes on; with none somebody must act */
-			if (have == 0)
-				error_report_set(&entry->loads[slot].error, 0,
-								 "no background worker slot is free for the load: increase \"max_worker_processes\"",
-								 pipe->workers_retry_at, 0);
-			break;
-		}
-		have++;
-		LWLockAcquire(entry->load_lock, LW_EXCLUSIVE);
-	}
-	LWLockRelease(entry->load_lock);
-}
-
-/*
- * Are there workers that are still at work for a load that was ended?  They may
- * send what they have read; who has no chunk will not get one any more.
- */
-bool
-loads_have_stragglers(PipeEntry *entry)
-{
-	bool		any = false;
-
-	LWLockAcquire(entry->load_lock, LW_SHARED);
-	for (int i = 0; i < MAX_LOAD_WORKERS; i++)
-	{
-		LoadWorker *worker = &entry->load_workers[i];
-
-		any |= worker->pid != 0 && (worker->has_chunk || worker->load == HISTORY_SLOT) &&
-			worker->load_id != entry->loads[worker->load].load_id;
-	}
-	LWLockRelease(entry->load_lock);
-	return any;
-}
-
-/* Returns how many workers a load has, or will have.  The caller holds load_lock. */
-int
-loads_count_workers(PipeEntry *entry, int slot)
-{
-	int			n = 0;
-
-	for (int i = 0; i < MAX_LOAD_WORKERS; i++)
-		if (entry->load_workers[i].reserved && entry->load_workers[i].load == slot &&
-			entry->load_workers[i].load_id == entry->loads[slot].load_id)
-			n++;
-	return n;
-}
-
-/* Returns a free load slot, -1 if there is none.  Slot 0 is for histories. */
-static int
-find_free_slot(PipeEntry *entry)
-{
-	int			slot = -1;
-
-	LWLockAcquire(entry->load_lock, LW_SHARED);
-	for (int i = 1; i < MAX_LOADS && slot < 0; i++)
-		if (entry->loads[i].phase == LOAD_FREE)
-			slot = i;
-	LWLockRelease(entry->load_lock);
-	return slot;
 }

@@ -538,17 +538,21 @@ extern void strays_target(PipeTable *table, char **database, char **name, char *
 #define HISTORY_SLOT	0
 
 /* loads.c */
-extern void loads_stop(PipeEntry *entry);
 extern void loads_coordinate(Pipe *pipe);
 extern bool loads_have_news(Pipe *pipe);
-extern void loads_end(Pipe *pipe, PipeTable *table);
-extern void loads_start_workers(Pipe *pipe, int slot, int wanted);
 extern bool loads_writers_gone(Pipe *pipe, PipeTable *table);
 extern void loads_begin_slot(LoadSlot *load, PipeTable *table);
 extern void loads_add_ranges(LoadSlot *load, const LoadRange *whole, List *chunks);
 extern BlockNumber loads_chunk_blocks(Pipe *pipe, double rows, double nblocks);
-extern bool loads_have_stragglers(PipeEntry *entry);
+
+/* load_workers.c */
+extern int	loads_find_free_slot(PipeEntry *entry);
+extern int	loads_workers_needed(Pipe *pipe, LoadSlot *load);
+extern void loads_start_workers(Pipe *pipe, int slot, int wanted);
 extern int	loads_count_workers(PipeEntry *entry, int slot);
+extern bool loads_have_stragglers(PipeEntry *entry);
+extern void loads_end(Pipe *pipe, PipeTable *table);
+extern void loads_stop(PipeEntry *entry);
 
 /* histories.c */
 extern void histories_read_cursors(Pipe *pipe);
