@@ -49,12 +49,7 @@ sub verb
 
 sub go_on { my ($most) = @_; return wait_ops($actors, $random->int(0, $most)); }
 
-sub worker
-{
-	# it may end between two looks
-	return wait_until(sub { my ($rc, $pid) = try_psql($node, 'postgres', q{SELECT worker_pid FROM clickpipe.status WHERE pipe = 'p'}); $rc == 0 && $pid; })
-	  // die 'the pipe has no worker';
-}
+sub worker { return worker_of($node, 'p'); }
 
 # The server restarts by itself.
 sub crash_of

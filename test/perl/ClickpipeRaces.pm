@@ -134,7 +134,7 @@ sub version_of
 	return join ' ', map { sprintf('%X/%X', $_ >> 32, $_ & 0xffffffff) } @$row;
 }
 
-sub worker_pid { return scalar pipe_status($node, 'p', 'worker_pid'); }
+sub worker_pid { return worker_of($node, 'p'); }
 
 # Wait until another worker than that one is at work.
 sub new_worker

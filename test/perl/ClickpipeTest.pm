@@ -161,12 +161,22 @@ sub stopwatch
 	};
 }
 
-# For how long somebody had to wait for a processor, since the machine was started.
+# For how long somebody had to wait for a processor or a disk, since the machine
+# was started, and for how long others have had a processor of a virtual one.
 sub _busy_seconds
 {
-	open(my $fh, '<', '/proc/pressure/cpu') or return undef;
-	my $line = <$fh> // '';
-	return $line =~ /^some .*total=(\d+)/ ? $1 / 1e6 : undef;
+	my $busy = 0;
+	for my $of (qw(cpu io))
+	{
+		open(my $fh, '<', "/proc/pressure/$of") or return undef;
+		my $line = <$fh> // '';
+		return undef unless $line =~ /^some .*total=(\d+)/;
+		$busy += $1 / 1e6;
+	}
+	my @stat = split /\n/, PostgreSQL::Test::Utils::slurp_file('/proc/stat');
+	my $cpus = grep { /^cpu\d/ } @stat;
+	my (undef, @ticks) = split ' ', $stat[0];
+	return $busy + ($ticks[7] // 0) / POSIX::sysconf(POSIX::_SC_CLK_TCK()) / ($cpus || 1);
 }
 
 #
@@ -666,6 +676,8 @@ sub pg_worker_pids
 sub kill_term
 {
 	my (@pids) = @_;
+	# no pid would be this process's group
+	croak "not all pids: @pids" if grep { !/^[1-9][0-9]*$/ } @pids;
 	kill 'TERM', @pids;
 	my $gone = wait_until(sub { !grep { kill 0, $_ } @pids });
 	croak "processes @pids did not end on SIGTERM" unless $gone;

@@ -30,7 +30,8 @@ use Time::HiRes qw(sleep time);
 our @EXPORT = qw(
   create_source source_options start_traffic stop_traffic traffic_goes_on
   pipe_status table_status wait_for_chunks wait_for_status
-  restart_server wait_for_server wait_for_sql slot_of wait_resynced
+  restart_server wait_for_server wait_for_sql slot_of worker_of wait_resynced
+  hold_commits release_commits
 );
 
 # Make acc and hist and fill them.
@@ -262,6 +263,52 @@ sub slot_of
 {
 	my ($node, $pipe, %opt) = @_;
 	return scalar pipe_status($node, $pipe, 'slot_name', %opt);
+}
+
+# The pid of a pipe's worker, once it has one: it may just be starting over.
+sub worker_of
+{
+	my ($node, $pipe, %opt) = @_;
+	my $pid = '';
+	wait_until(
+		sub {
+			my ($rc, $out) = try_psql($node, $opt{db} // 'postgres',
+				"SELECT worker_pid FROM clickpipe.status WHERE pipe = '$pipe'");
+			$pid = $out if $rc == 0;
+			return $pid =~ /^[1-9][0-9]*$/;
+		}) or croak "pipe $pipe has no worker";
+	return $pid;
+}
+
+# Have commits wait for a standby that does not exist, those with
+# synchronous_commit = on.  It is the checkpointer that tells sessions so: until it
+# has read the setting they do not wait, whatever they themselves see.
+sub hold_commits
+{
+	my ($node) = @_;
+	$node->safe_psql('postgres', q{ALTER SYSTEM SET synchronous_standby_names = 'nobody'});
+	$node->reload;
+	my $probe = $node->background_psql('postgres', on_error_stop => 0);
+	my $pid   = $probe->query_safe('SET synchronous_commit = on; SELECT pg_backend_pid()');
+	my $holds = 0;
+	while (!$holds)
+	{
+		$probe->query_until(qr/probe/, "\\echo probe\nSELECT pg_logical_emit_message(true, 'probe', '');\n\\echo through\n");
+		wait_for_sql($node, "SELECT wait_event IN ('SyncRep', 'ClientRead') AND query LIKE '%emit_message%' FROM pg_stat_activity WHERE pid = $pid", 't');
+		$holds = $node->safe_psql('postgres', "SELECT wait_event = 'SyncRep' AND pg_cancel_backend(pid) FROM pg_stat_activity WHERE pid = $pid") eq 't';
+		$probe->query_until(qr/through/, '');
+	}
+	$probe->quit;
+	return;
+}
+
+# Let them go on.
+sub release_commits
+{
+	my ($node) = @_;
+	$node->safe_psql('postgres', 'ALTER SYSTEM RESET synchronous_standby_names');
+	$node->reload;
+	return wait_for_sql($node, q{SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'}, '0');
 }
 
 1;

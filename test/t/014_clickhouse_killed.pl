@@ -38,7 +38,7 @@ sub down_ok
 	my ($got, $error, $retry) = pipe_status($node, $pipe,
 		"state, last_error, retry_at > last_error_at");
 	is($got, $state, "$when: the state stays $state");
-	like($error, qr/connect|refused|reset|closed|empty reply|recv failure/i, "$when: status shows the error");
+	like($error, qr/connect|refused|reset|closed|empty reply|recv failure|send failure|broken pipe/i, "$when: status shows the error");
 	is($retry, 't', "$when: and when it will be tried again");
 
 	# it is tried again and again

@@ -36,7 +36,7 @@ $node->safe_psql('postgres', q{
 	SELECT clickpipe_create('p', 'warehouse', '{a,b,cut}')});
 wait_for_state($node, 'p', 'Running');
 wait_caught_up($node, 'p');
-my ($pid) = pipe_status($node, 'p', 'worker_pid');
+my $pid = worker_of($node, 'p');
 
 sub setting
 {

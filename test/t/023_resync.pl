@@ -94,8 +94,8 @@ sub seen_all
 }
 
 # The loads of the new targets take some seconds.
-$relay->rule('slow', match => 'INSERT INTO `analytics`\.`public_\w+_resync` ', do => 'delay', seconds => 0.1,
-	times => undef);
+my @slow = (match => 'INSERT INTO `analytics`\.`public_\w+_resync` ', do => 'delay', seconds => 0.1, times => undef);
+$relay->rule('slow', @slow);
 sql(q{SELECT clickpipe_create('p', 'warehouse', '{cnt,acct,hist}', '{"tables": {"hist": {"table_engine": "MergeTree"}},
 	"snapshot_num_rows_per_partition": 1000, "initial_load_parallelism": 2, "max_block_bytes": 262144,
 	"sync_interval_seconds": 0.2}')});
@@ -109,6 +109,10 @@ read_all();
 #
 my $before = uuid('public_acct');
 $relay->rule('exchange', match => '\nEXCHANGE TABLES', do => 'hold_before');
+# a new rule comes after the others
+$relay->release('slow');
+$relay->rule('held', match => 'INSERT INTO `analytics`\.`public_acct_resync` .*query_id=[^&]*-load', do => 'hold_before', after => 6, times => undef);
+$relay->rule('slow', @slow);
 
 is(sql(q{SELECT clickpipe_resync('p', '{acct}')}), 'Snapshot', 'clickpipe_resync returns the state');
 wait_for_state($node, 'p', 'Snapshot');
@@ -116,6 +120,7 @@ wait_for_table_state($node, 'p', 'acct', 'Snapshot');
 is(scalar table_status($node, 'p', 'cnt', 'state'), 'Running', 'one table: the others are not');
 is(sql(q{SELECT clickpipe_wait('p', timeout => '0')}), 'f', 'clickpipe_wait waits for resyncs');
 wait_for_chunks($node, 'p', 'acct', 3);
+$relay->release('held');
 is(uuid('public_acct'), $before, 'one table: until it is loaded the target is the old one');
 is(chq('SELECT count() FROM analytics.public_acct FINAL'), $accounts, 'one table: with all of its rows');
 $relay->release('exchange');
@@ -159,8 +164,7 @@ wait_for_sql($node, q{SELECT count(*) FROM clickpipe.log WHERE message = 'is bei
 sql(q{SELECT clickpipe_resync('p')});
 wait_for_sql($node, q{SELECT count(*) >= 2 FROM clickpipe.log WHERE message = 'is being resynced, from the start'}, 't');
 $relay->release('held');
-$relay->rule('slow', match => 'INSERT INTO `analytics`\.`public_\w+_resync` ', do => 'delay', seconds => 0.1,
-	times => undef);
+$relay->rule('slow', @slow);
 wait_for_chunks($node, 'p', 'acct', 4);
 sql(q{SELECT clickpipe_resync('p', '{hist}'); SELECT clickpipe_resync('p', '{hist}')});
 wait_resynced($node);

@@ -28,12 +28,12 @@ my %step = (
 );
 my %end = (
 	'worker terminated' => sub {
-		my ($pid) = pipe_status($node, 'p', 'worker_pid');
+		my $pid = worker_of($node, 'p');
 		sql("SELECT pg_terminate_backend($pid)");
 		wait_for_status($node, 'p', "worker_pid <> $pid");
 	},
 	'worker killed' => sub {
-		my ($pid) = pipe_status($node, 'p', 'worker_pid');
+		my $pid = worker_of($node, 'p');
 		end_writing();
 		kill 'KILL', $pid;
 		wait_for_status($node, 'p', "worker_pid <> $pid");

@@ -54,13 +54,13 @@ sub resync_until
 
 my %end = (
 	'worker killed' => sub {
-		my ($pid) = pipe_status($node, 'p', 'worker_pid');
+		my $pid = worker_of($node, 'p');
 		end_writing();
 		kill 'KILL', $pid;
 		wait_for_status($node, 'p', "worker_pid <> $pid");
 	},
 	'worker terminated' => sub {
-		my ($pid) = pipe_status($node, 'p', 'worker_pid');
+		my $pid = worker_of($node, 'p');
 		sql("SELECT pg_terminate_backend($pid)");
 		wait_for_status($node, 'p', "worker_pid <> $pid");
 	},

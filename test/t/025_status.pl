@@ -120,7 +120,7 @@ parity_ok($node, $ch, 't', name => 'ClickHouse stopped: parity');
 #
 $ch->stop_signal;
 @since = insert_row();
-says("lag_seconds > 1 AND state = 'Running' AND worker_pid IS NOT NULL", 'ClickHouse hangs: the lag');
+says("lag_seconds > 1 AND state = 'Running' AND worker_pid IS NOT NULL", 'ClickHouse hangs: the lag', 3);
 cmp_ok(lag_beyond(@since), '<', 0.7, 'ClickHouse hangs: it is the age of the commit');
 $ch->cont_signal;
 says("lag_seconds < 1 AND $clear", 'ClickHouse goes on');
@@ -191,7 +191,7 @@ for my $how ('while paused', 'under the worker')
 			END \$\$});
 	}
 	says(qq{state = 'Failed' AND last_error LIKE '%"$slot" is missing%' AND last_error_hint LIKE '%clickpipe_resync(''p'')%'}
-		  . ' AND worker_pid IS NULL AND retry_at IS NULL AND last_error_at IS NOT NULL', "slot dropped $how");
+		  . ' AND worker_pid IS NULL AND retry_at IS NULL AND last_error_at IS NOT NULL', "slot dropped $how", 3);
 	my ($rc, $out, $err) = $node->psql('postgres', q{SELECT clickpipe_wait('p', timeout => '10 s')});
 	like($err, qr/pipe "p" has failed/, "slot dropped $how: clickpipe_wait says so at once");
 	insert_row();

@@ -73,7 +73,7 @@ my $clear = 'num_nulls(last_error, last_error_code, last_error_hint, last_error_
 set_password('wr0ng-pass');
 $node->safe_psql('postgres', q{SELECT clickpipe_create('p', 'warehouse', '{t}', '{"sync_interval_seconds": 0.1}')});
 says('p', "state = 'Setup' AND $refused", 'connecting, password wrong');
-my ($pid) = pipe_status($node, 'p', 'worker_pid');
+my $pid = worker_of($node, 'p');
 set_password($ch->password);
 says('p', "state = 'Running' AND $clear", 'connecting, password right', 5);
 is(pipe_status($node, 'p', 'worker_pid'), $pid, 'it is the same worker');

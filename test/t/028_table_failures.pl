@@ -193,6 +193,8 @@ for my $c (@cases)
 	  unless $c->{final};
 	$node->safe_psql('postgres', "INSERT INTO $c->{table} (id, v) VALUES (32, 'v3')");
 	good_goes_on("$c->{name} is resynced");
+	# else the exchanges, in which the stream rests, come one after the other
+	wait_for_table_state($node, 'p', $c->{table}, 'Running');
 }
 for my $c (@cases)
 {

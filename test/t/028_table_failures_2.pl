@@ -122,6 +122,8 @@ for my $c (@loads)
 	$node->safe_psql('postgres', "SELECT clickpipe_resync('p', ARRAY['l_$c->{name}']::regclass[])");
 	$node->safe_psql('postgres', "INSERT INTO l_$c->{name} VALUES (30001, 'after the resync', 1)");
 	good_goes_on("$c->{name} is resynced");
+	# else the exchanges, in which the stream rests, come one after the other
+	wait_for_table_state($node, 'p', "l_$c->{name}", 'Running');
 }
 for my $c (@loads)
 {

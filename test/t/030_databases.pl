@@ -16,7 +16,8 @@ use Test::More;
 my $ch = start_clickhouse();
 
 # Few entries: one that leaks makes the later tests fail.
-my $node = new_node('pg', 'clickpipe.max_pipes' => 6, max_wal_senders => 0);
+# autovacuum would wait for the same locks on databases
+my $node = new_node('pg', 'clickpipe.max_pipes' => 6, max_wal_senders => 0, autovacuum => 'off');
 setup_server($node, $ch, 'stays');
 make_pipe($node, pipe => 'stays', table => 'stays');
 

@@ -241,7 +241,7 @@ for my $sql (
 is(scalar @bad, 0, 'still no xmin') or diag(show(@bad));
 
 # Dead rows of now go, although the worker has been waiting since before
-$node->safe_psql('postgres', 'CREATE TABLE dead AS SELECT generate_series(1, 1000) AS i');
+$node->safe_psql('postgres', 'CREATE TABLE dead WITH (autovacuum_enabled = off) AS SELECT generate_series(1, 1000) AS i');
 $node->safe_psql('postgres', 'DELETE FROM dead');
 my ($rc, $out, $err);
 ok( wait_until(

@@ -88,7 +88,8 @@ is($node->safe_psql('postgres', 'SELECT rows_inserted FROM clickpipe.status'), '
 my $stopped = 0;
 my $stops   = 0;
 my $full    = 0;
-my $rounds  = 0;
+my $same    = 0;
+my $last    = 0;
 my $max     = run_and_watch(
 	'slow ClickHouse',
 	q{UPDATE t SET n = n + 1, v = v || md5(n::text) WHERE id <= 700000},
@@ -99,14 +100,17 @@ my $max     = run_and_watch(
 			$ch->stop_signal;
 			$stopped = 1;
 			$stops++;
-			$rounds = 0;
+			$same = 0;
 		}
-		elsif ($stopped && ($u > $max_unacked * 0.9 || ++$rounds > 100))
+		elsif ($stopped && ($u > $max_unacked * 0.9 || $same > 20))
 		{
 			$full++ if $u > $max_unacked * 0.9;
 			$ch->cont_signal;
 			$stopped = 0;
 		}
+		# does it still read, or is there nothing left?
+		$same = $u == $last ? $same + 1 : 0;
+		$last = $u;
 	});
 cmp_ok($stops, '>=', 2, "ClickHouse was stopped $stops times");
 cmp_ok($full, '>=', 1, "the bound was reached $full times");

@@ -76,8 +76,16 @@ ok( wait_until(
 		sub { $node->safe_psql('postgres', q{SELECT count(*) FROM clickpipe.tables WHERE state NOT IN ('Running', 'Failed')}) eq '0' }),
 	'all loads end') or diag($node->safe_psql('postgres', 'SELECT source, state, chunks_done, chunks_total, last_error FROM clickpipe.tables'));
 wait_for_state($node, 'p', 'Running');
+# all that is committed is in ClickHouse (clickpipe_wait would find tables set aside)
+sub goes_on_ok
+{
+	my ($name) = @_;
+	my $lsn = $node->safe_psql('postgres', 'SELECT pg_current_wal_flush_lsn()');
+	ok(wait_until(sub { $node->safe_psql('postgres', "SELECT visible_lsn >= '$lsn' FROM clickpipe.pipe_activity()") eq 't' }), $name);
+	return;
+}
 $node->safe_psql('postgres', q{INSERT INTO t_plain VALUES (2000000, 'fence', 1)});
-ok(wait_until(sub { $ch->query('SELECT count() FROM analytics.public_t_plain WHERE id = 2000000') eq '1' }), 'the stream goes on');
+goes_on_ok('the stream goes on');
 
 sub check
 {
@@ -102,7 +110,7 @@ $node->restart;
 wait_for_state($node, 'p', 'Running');
 $node->safe_psql('postgres', q{INSERT INTO t_plain VALUES (2000001, 'fence', 1); INSERT INTO now_called_so VALUES (2000001, 'renamed', 1);
 	INSERT INTO t_not_null VALUES (2000001, NULL, 1); DELETE FROM t_not_null WHERE id = 900000});
-ok(wait_until(sub { $ch->query('SELECT count() FROM analytics.public_t_not_null WHERE id = 900000 AND _clickpipe_is_deleted = 1') eq '1' }), 'the stream goes on after a restart');
+goes_on_ok('the stream goes on after a restart');
 check(' after a restart');
 
 $node->stop;

@@ -73,16 +73,13 @@ sql(q{SELECT clickpipe_resume('p')});
 all_equal('paused');
 
 # A commit that is not visible, in several leaves
-sql(q{ALTER SYSTEM SET synchronous_standby_names = 'nobody'});
-sql('SELECT pg_reload_conf()');
-wait_for_sql($node, 'SHOW synchronous_standby_names', 'nobody');
+hold_commits($node);
 my $session = $node->background_psql('postgres');
 my $pid = $session->query_safe('SET synchronous_commit = on; SELECT pg_backend_pid()');
 $session->query_until(qr/begun/, "\\echo begun\nUPDATE t SET n = 1000;\n\\echo done\n");
 wait_for_status($node, 'p', q{activity ~ '^waiting until transaction [0-9]+ is visible$'});
 is($ch->query('SELECT count() FROM analytics.public_t FINAL WHERE n = 1000 AND k <> 4'), '0', 'not visible: nothing is sent but what the WAL has in full');
-sql('ALTER SYSTEM RESET synchronous_standby_names');
-sql('SELECT pg_reload_conf()');
+release_commits($node);
 $session->query_until(qr/done/, '');
 $session->quit;
 all_equal('visible');

@@ -33,21 +33,6 @@ sql(q{SELECT clickpipe_create('p', 'warehouse', '{t,other}', '{"sync_interval_se
 wait_for_state($node, 'p', 'Running');
 wait_caught_up($node, 'p');
 
-sub no_standby
-{
-	sql(q{ALTER SYSTEM SET synchronous_standby_names = 'nobody'});
-	sql('SELECT pg_reload_conf()');
-	wait_for_sql($node, 'SHOW synchronous_standby_names', 'nobody');
-	return;
-}
-sub no_wait
-{
-	sql('ALTER SYSTEM RESET synchronous_standby_names');
-	sql('SELECT pg_reload_conf()');
-	wait_for_sql($node, q{SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'}, '0');
-	return;
-}
-
 # Start a statement that will wait for a standby; returns when it does
 sub start_waiting
 {
@@ -93,7 +78,7 @@ sub all_equal
 # of its key, in subtransactions, twice, and prepared.
 #
 sql(q{BEGIN; UPDATE t SET n = 1 WHERE id = 7; PREPARE TRANSACTION 'two'});
-no_standby();
+hold_commits($node);
 my $before = pipe_status($node, 'p', 'confirmed_lsn');
 my @sessions = map { start_waiting($_) } (
 	q{UPDATE t SET n = 1 WHERE id = 1},
@@ -129,7 +114,7 @@ is(held(1), '0', 'paused: still not sent');
 sql(q{SELECT clickpipe_alter('p', '{"pull_batch_size": 5000}')});
 mark_arrives('altered');
 
-no_wait();
+release_commits($node);
 $_->query_until(qr/done/, '') for @sessions;
 $_->quit for @sessions;
 all_equal('visible');
@@ -140,7 +125,7 @@ pass('visible: status says so');
 #
 # Resynced while it waits: the load must wait for those it does not see, too.
 #
-no_standby();
+hold_commits($node);
 @sessions = (start_waiting(q{UPDATE t SET n = 20 WHERE id = 10}), start_waiting(q{UPDATE t SET v = big('other') WHERE id = 11}));
 mark_arrives('before the resync');
 sql(q{SELECT clickpipe_resync('p', '{t}')});
@@ -148,7 +133,7 @@ wait_for_status($node, 'p', q{activity ~ 'waits for the transaction of process'}
 push @sessions, start_waiting(q{UPDATE t SET n = 20 WHERE id = 12}), start_waiting(q{UPDATE t SET n = 21, id = 113 WHERE id = 13});
 mark_arrives('resync');
 is(held($_), '0', "resync: row $_ is not sent") for (10, 12);
-no_wait();
+release_commits($node);
 $_->query_until(qr/done/, '') for @sessions;
 $_->quit for @sessions;
 wait_resynced($node);
@@ -158,13 +143,13 @@ all_equal('resync');
 #
 # Removed and added while it waits.
 #
-no_standby();
+hold_commits($node);
 @sessions = (start_waiting(q{UPDATE t SET n = 30 WHERE id = 14}));
 mark_arrives('before the removal');
 sql(q{SELECT clickpipe_remove_table('p', 't')});
 wait_for_sql($node, q{SELECT count(*) FROM clickpipe.tables WHERE source = 't'::regclass}, '0');
 mark_arrives('removed');
-no_wait();
+release_commits($node);
 $_->query_until(qr/done/, '') for @sessions;
 $_->quit for @sessions;
 $ch->query('DROP TABLE analytics.public_t SYNC');
@@ -177,7 +162,7 @@ all_equal('added again');
 #
 # A crash while it waits: the server restarts, and the transaction is committed.
 #
-no_standby();
+hold_commits($node);
 @sessions = (start_waiting(q{UPDATE t SET n = 40 WHERE id = 15}));
 mark_arrives('before the crash');
 waits_for_visible('before the crash');
@@ -186,7 +171,7 @@ $pid = pipe_status($node, 'p', 'worker_pid');
 kill 'KILL', $pid;
 wait_for_sql($node, "SELECT count(*) FROM clickpipe.status WHERE pipe = 'p' AND state = 'Running' AND worker_pid <> $pid", '1');
 ok(wait_until(sub { held(15) eq '40' }), 'after the crash it is visible');
-no_wait();
+release_commits($node);
 eval { $_->quit } for @sessions;
 sql('SELECT clickpipe_wait(\'p\')');
 all_equal('after the crash');
@@ -194,14 +179,14 @@ all_equal('after the crash');
 #
 # Dropped while it waits.
 #
-no_standby();
+hold_commits($node);
 @sessions = (start_waiting(q{UPDATE t SET n = 50 WHERE id = 16}));
 mark_arrives('before the drop');
 waits_for_visible('before the drop');
 sql(q{SELECT clickpipe_drop('p')});
 wait_for_sql($node, 'SELECT count(*) FROM pg_replication_slots', '0');
 pass('a drop is not held up');
-no_wait();
+release_commits($node);
 $_->query_until(qr/done/, '') for @sessions;
 $_->quit for @sessions;
 

@@ -159,7 +159,7 @@ for my $case ([ 'TRUNCATE big_1', 'none' ], [ 'DROP TABLE big_1', 'none' ], [ 'T
 		  . ($act =~ /DROP/ ? q{CREATE TABLE big_1 PARTITION OF big FOR VALUES FROM (0) TO (3000);} : '') . q{INSERT INTO big VALUES (5, 'new')});
 	if ($fault eq 'kill')
 	{
-		my ($pid) = pipe_status($node, 'p', 'worker_pid');
+		my $pid = worker_of($node, 'p');
 		$relay->wait_answered('delete') or die "$when: not deleted";
 		kill 'KILL', $pid;
 		wait_for_status($node, 'p', "worker_pid <> $pid");

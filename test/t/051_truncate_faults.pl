@@ -115,7 +115,7 @@ for my $end ('worker', 'server')
 	{
 		my ($moment, $match, $do) = @$case;
 		my $when = "$end killed $moment";
-		my ($pid) = pipe_status($node, 'p', 'worker_pid');
+		my $pid = worker_of($node, 'p');
 		$relay->rule('insert', match => $insert, times => undef);
 		$relay->rule('hold', match => $match, do => $do);
 		truncate_t();

@@ -76,7 +76,7 @@ for my $case (
 	[ 'when rows are answered',   insert('o'),  'hold_before' ])
 {
 	my ($moment, $match, $do, $after) = @$case;
-	my ($pid) = pipe_status($node, 'p', 'worker_pid');
+	my $pid = worker_of($node, 'p');
 	# hold what comes after the TRUNCATE, not what comes before
 	$relay->rule('first', match => $truncate, do => 'hold_after') if $after;
 	$relay->rule('truncate', match => $truncate, times => undef) if $match ne $truncate;
@@ -145,7 +145,7 @@ sql(q{INSERT INTO h SELECT 20000 + g, 'before' FROM generate_series(1, 50) g; SE
 $relay->wait_seen('load') or die 'no load';
 sql(q{TRUNCATE h; INSERT INTO h SELECT g, 'during' FROM generate_series(1, 9) g});
 wait_for_sql($node, "$again AND at > (SELECT max(at) FROM clickpipe.log WHERE message LIKE 'clickpipe_resync by%')", 't');
-my ($pid) = pipe_status($node, 'p', 'worker_pid');
+my $pid = worker_of($node, 'p');
 kill 'KILL', $pid;
 wait_for_status($node, 'p', "worker_pid <> $pid");
 $relay->release();

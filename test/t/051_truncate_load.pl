@@ -123,7 +123,7 @@ for my $do (qw(hold_before hold_after))
 	sql(q{TRUNCATE t; INSERT INTO t SELECT g, 'new' FROM generate_series(1, 3000) g; DELETE FROM t WHERE id % 3 = 0});
 	$relay->rule('truncate', match => '\nTRUNCATE TABLE', do => $do);
 	$do eq 'hold_after' ? $relay->wait_answered('truncate') : $relay->wait_seen('truncate') or die 'not truncated';
-	my ($pid) = pipe_status($node, 'p', 'worker_pid');
+	my $pid = worker_of($node, 'p');
 	kill 'KILL', $pid;
 	wait_for_status($node, 'p', "worker_pid <> $pid");
 	$relay->release();

@@ -9,6 +9,7 @@ use warnings;
 
 use ClickpipeRelay;
 use ClickpipeTest;
+use ClickpipeTraffic qw(hold_commits release_commits);
 use Test::More;
 
 plan skip_all => 'goes through a relay' if $ENV{CLICKPIPE_CLICKHOUSE_URL};
@@ -187,8 +188,7 @@ parity_ok($node, $ch, 'r', ch_where => 'id < 400000', name => 'the others are as
 
 # Decoded long before it is visible: the commit waits for a standby
 $attach = filled('r_900', 900000, 1000);
-sql(q{ALTER SYSTEM SET synchronous_standby_names = 'nobody'});
-$node->reload;
+hold_commits($node);
 my $waiting = $node->background_psql('postgres');
 $waiting->query_until(qr/begun/, "\\echo begun\nBEGIN; DELETE FROM r WHERE id = 4; $attach; COMMIT;\n\\echo ended\n");
 ok(wait_until(sub { sql(q{SELECT count(*) FROM clickpipe.partitions WHERE leaf_name ~ 'r_900' AND state = 'Snapshot'}) eq '1' }),
@@ -196,8 +196,7 @@ ok(wait_until(sub { sql(q{SELECT count(*) FROM clickpipe.partitions WHERE leaf_n
 is($node->safe_psql('postgres', q{SELECT clickpipe_wait('p', timeout => '1 s')}), 'f', 'and waited for');
 is($ch->query('SELECT count() FROM analytics.public_r WHERE id BETWEEN 900000 AND 999999'), '0', 'not loaded');
 ok(wait_until(sub { sql(q{SELECT count(*) FROM pg_stat_activity WHERE backend_type LIKE 'clickpipe snapshot%'}) eq '0' }), 'nobody tries');
-sql('ALTER SYSTEM RESET synchronous_standby_names');
-$node->reload;
+release_commits($node);
 wait_caught_up($node, 'p');
 is($ch->query('SELECT count() FROM analytics.public_r FINAL WHERE id BETWEEN 900000 AND 999999'), '1000', 'loaded when it is visible');
 $waiting->quit;

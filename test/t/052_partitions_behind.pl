@@ -18,15 +18,6 @@ setup_server($node, $ch, 'analytics');
 
 sub sql { return $node->safe_psql('postgres', $_[0]); }
 
-sub standbys
-{
-	my ($names) = @_;
-	sql("ALTER SYSTEM SET synchronous_standby_names = '$names'");
-	sql('SELECT pg_reload_conf()');
-	wait_for_sql($node, 'SHOW synchronous_standby_names', $names);
-	return;
-}
-
 sql(q{
 	CREATE TABLE root (id int, r text, k2 int NOT NULL, v text, PRIMARY KEY (id, r)) PARTITION BY LIST (r);
 	CREATE TABLE root_a PARTITION OF root FOR VALUES IN ('a');
@@ -53,7 +44,7 @@ $altering->query_until(qr/locked/, '');
 ok(wait_for_status($node, 'p', q{activity ~ 'waits for a lock on a partition'}), 'a partition is attached, and locked');
 
 # Decoding rests behind this transaction, whose rows are to be read when it is visible.
-standbys('nobody');
+hold_commits($node);
 my $waiting = $node->background_psql('postgres', on_error_stop => 0);
 $pid = $waiting->query_safe('SET synchronous_commit = on; SELECT pg_backend_pid()');
 $waiting->query_until(qr/begun/, "\\echo begun\nUPDATE large SET n = n + 1;\n\\echo done\n");
@@ -61,10 +52,10 @@ wait_for_sql($node, "SELECT wait_event FROM pg_stat_activity WHERE pid = $pid", 
 
 $altering->query_safe('ALTER TABLE root DROP CONSTRAINT root_pkey; ALTER TABLE root ADD PRIMARY KEY (k2, r); COMMIT');
 $altering->quit;
-ok(wait_until(sub { sql(q{SELECT activity !~ 'waits for a lock on a partition' FROM clickpipe.status}) eq 't' }, 60), 'the partition is looked at');
+ok(wait_until(sub { sql(q{SELECT activity !~ 'waits for a lock on a partition' FROM clickpipe.status}) eq 't' }), 'the partition is looked at');
 is(sql(q{SELECT state = 'Failed' FROM clickpipe.tables WHERE source = 'root'::regclass}), 'f', 'with the key of now, which is that of the table');
 
-standbys('');
+release_commits($node);
 $waiting->query_until(qr/done/, '');
 $waiting->quit;
 wait_resynced($node);

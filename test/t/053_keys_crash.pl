@@ -46,7 +46,7 @@ sub write_more { my ($t) = @_; sql("UPDATE $t SET v = 'meanwhile', u = u + 10000
 # kill -9 of the worker: the whole server starts over
 sub crash
 {
-	my $pid = sql(q{SELECT worker_pid FROM clickpipe.status WHERE pipe = 'p'});
+	my $pid = worker_of($node, 'p');
 	my $start = sql('SELECT pg_postmaster_start_time() || $$ $$ || pid FROM pg_stat_activity WHERE backend_type = $$checkpointer$$');
 	kill 'KILL', $pid;
 	ok(wait_until(sub {

@@ -203,9 +203,7 @@ for my $verb ('resync', 'stream')
 	my $before = sql(q{SELECT count(*) FROM w WHERE v = 'late'});
 	sql(q{BEGIN; UPDATE w SET v = 'late' WHERE id BETWEEN 500 AND 600; INSERT INTO w VALUES ((SELECT max(id) + 1 FROM w), 'late'); DELETE FROM w WHERE id = (SELECT min(id) FROM w);
 		PREPARE TRANSACTION 'late'});
-	$node->append_conf('postgresql.conf', q{synchronous_standby_names = 'missing'});
-	$node->reload;
-	wait_for_sql($node, 'SHOW synchronous_standby_names', 'missing');
+	hold_commits($node);
 	my $late = $node->background_psql('postgres');
 	$late->query_until(qr/committing/, "\\echo committing\nCOMMIT PREPARED 'late';\n");
 	wait_for_sql($node, q{SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'}, '1');
@@ -215,8 +213,7 @@ for my $verb ('resync', 'stream')
 		wait_for_activity('p', 'load of public.w waits for a prepared transaction');
 	}
 	is(sql(q{SELECT count(*) FROM w WHERE v = 'late'}), $before, "$verb: nobody sees it yet");
-	$node->append_conf('postgresql.conf', q{synchronous_standby_names = ''});
-	$node->reload;
+	release_commits($node);
 	$late->query_safe('SELECT 1');
 	$late->quit;
 	wait_for_state($node, 'p', 'Running');

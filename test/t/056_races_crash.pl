@@ -170,7 +170,7 @@ sub crash
 	}
 
 	# It runs in ClickHouse itself, which does not notice that the worker has gone
-	$ch->query('CREATE MATERIALIZED VIEW analytics.slow ENGINE = Null AS SELECT sleep(2) AS s FROM analytics.public_hist');
+	$ch->query('CREATE MATERIALIZED VIEW analytics.slow ENGINE = Null AS SELECT sleep(3) AS s FROM analytics.public_hist');
 	sql(q{INSERT INTO hist SELECT g, 'slow' FROM generate_series(1, 5) g});
 	ok(wait_until(sub { $ch->query(q{SELECT count() FROM system.processes WHERE query LIKE 'INSERT INTO `analytics`.`public_hist`%'}) eq '1' }),
 		'history: an insert runs in ClickHouse');

@@ -110,7 +110,7 @@ sub check_them
 	for my $c (grep { exists $_->{error} } @cases)
 	{
 		my $name = "$when: $c->{name}";
-		ok(wait_until(sub { row_of($c, 'state') eq 'Failed' }, 60), "$name: is set aside") or diag(row_of($c, '*'));
+		ok(wait_until(sub { row_of($c, 'state') eq 'Failed' }), "$name: is set aside") or diag(row_of($c, '*'));
 		like(row_of($c, 'last_error'), $c->{error}, "$name: says why");
 		like(row_of($c, 'last_error_hint'), qr/clickpipe_resync\('p', ARRAY\['public\.t_$c->{name}'\]/, "$name: says what to do");
 		like(row_of($c, 'last_error_hint'), $c->{hint}, "$name: and why") if $c->{hint};
@@ -118,7 +118,7 @@ sub check_them
 	for my $c (grep { !exists $_->{error} } @cases)
 	{
 		my $name = "$when: $c->{name}";
-		ok(wait_until(sub { $ch->query("SELECT count() FROM $c->{target} FINAL WHERE v LIKE 'v1!%'") eq '1' }, 60), "$name: rows arrive") or diag(row_of($c, '*'));
+		ok(wait_until(sub { $ch->query("SELECT count() FROM $c->{target} FINAL WHERE v LIKE 'v1!%'") eq '1' }), "$name: rows arrive") or diag(row_of($c, '*'));
 		is(row_of($c, 'state, num_nulls(last_error)'), 'Running|1', "$name: goes on");
 		# types differ on purpose, values must not
 		is($ch->query("SELECT id, toString(n), toString(s), toString(v) FROM $c->{target} FINAL ORDER BY id FORMAT TSV"),
@@ -138,7 +138,7 @@ write_rows(10);
 check_them('running');
 is($ch->query(q{SELECT count() FROM analytics.public_good}), '0', 'nothing else was sent');
 sql(q{INSERT INTO good VALUES (1)});
-ok(wait_until(sub { $ch->query(q{SELECT count() FROM analytics.public_good}) eq '1' }, 30), 'others go on');
+ok(wait_until(sub { $ch->query(q{SELECT count() FROM analytics.public_good}) eq '1' }), 'others go on');
 
 # The hint repairs each of them.
 for my $c (grep { exists $_->{error} } @cases)
@@ -147,7 +147,7 @@ for my $c (grep { exists $_->{error} } @cases)
 	sql("SELECT clickpipe_resync('p', ARRAY['t_$c->{name}']::regclass[])");
 }
 wait_for_state($node, 'p', 'Running');
-ok(wait_until(sub { sql(q{SELECT count(*) FROM clickpipe.tables WHERE state <> 'Running'}) eq '0' }, 120), 'the resyncs repair them') or diag(sql('SELECT source, state, last_error FROM clickpipe.tables'));
+ok(wait_until(sub { sql(q{SELECT count(*) FROM clickpipe.tables WHERE state <> 'Running'}) eq '0' }), 'the resyncs repair them') or diag(sql('SELECT source, state, last_error FROM clickpipe.tables'));
 write_rows(20);
 wait_caught_up($node, 'p');
 for my $c (grep { exists $_->{error} } @cases)

@@ -58,7 +58,7 @@ sub columns { return $ch->query("SELECT name, default_kind FROM system.columns W
 sub running
 {
 	my ($t) = @_;
-	ok(wait_until(sub { sql("SELECT state FROM clickpipe.tables WHERE source = '$t'::regclass") eq 'Running' }, 60), "$t: Running")
+	ok(wait_until(sub { sql("SELECT state FROM clickpipe.tables WHERE source = '$t'::regclass") eq 'Running' }), "$t: Running")
 	  or diag(sql("SELECT * FROM clickpipe.tables WHERE source = '$t'::regclass"));
 	return;
 }
@@ -73,10 +73,10 @@ sql("ALTER TABLE ren_$_ RENAME COLUMN v TO w; INSERT INTO ren_$_ VALUES (10, 'la
 for my $u (@names)
 {
 	my $t = "ren_$u";
-	ok(wait_until(sub { sql("SELECT count(*) FROM clickpipe.log WHERE source = 'public.$t' AND (message LIKE '%renamed%')") ne '0' }, 60), "$t: followed");
+	ok(wait_until(sub { sql("SELECT count(*) FROM clickpipe.log WHERE source = 'public.$t' AND (message LIKE '%renamed%')") ne '0' }), "$t: followed");
 	running($t);
 }
-wait_until(sub { sql(q{SELECT count(*) FROM clickpipe.tables WHERE state <> 'Running'}) eq '0' }, 120);
+wait_until(sub { sql(q{SELECT count(*) FROM clickpipe.tables WHERE state <> 'Running'}) eq '0' });
 wait_caught_up($node, 'p');
 for my $u (@names)
 {
@@ -97,7 +97,7 @@ is($ch->query(q{SELECT id, u FROM analytics.public_ren_plain_mv WHERE id IN (2, 
 # The alias outlives a resync, and another rename of the same column.
 #
 sql(q{SELECT clickpipe_resync('p', '{ren_view}')});
-ok(wait_until(sub { resyncs('ren_view') eq '1' && sql("SELECT state FROM clickpipe.tables WHERE source = 'ren_view'::regclass") eq 'Running' && sql(q{SELECT state FROM clickpipe.status}) eq 'Running' }, 60), 'resynced');
+ok(wait_until(sub { resyncs('ren_view') eq '1' && sql("SELECT state FROM clickpipe.tables WHERE source = 'ren_view'::regclass") eq 'Running' && sql(q{SELECT state FROM clickpipe.status}) eq 'Running' }), 'resynced');
 sql(q{INSERT INTO ren_view VALUES (11, 'resynced', 1)});
 wait_caught_up($node, 'p');
 parity_ok($node, $ch, 'ren_view');
@@ -110,7 +110,7 @@ sql("ALTER TABLE dro_$_ DROP COLUMN v; INSERT INTO dro_$_ VALUES (10, 1); UPDATE
 for my $u (@names)
 {
 	my $t = "dro_$u";
-	ok(wait_until(sub { sql("SELECT count(*) FROM clickpipe.log WHERE source = 'public.$t' AND message LIKE '%dropped%'") ne '0' }, 60), "$t: followed");
+	ok(wait_until(sub { sql("SELECT count(*) FROM clickpipe.log WHERE source = 'public.$t' AND message LIKE '%dropped%'") ne '0' }), "$t: followed");
 }
 wait_caught_up($node, 'p');
 for my $u (@names)
@@ -147,21 +147,21 @@ sql("ALTER TABLE typ_$_ ALTER v DROP NOT NULL; INSERT INTO typ_$_ VALUES (10, NU
 for my $u (@names)
 {
 	my $t = "typ_$u";
-	ok(wait_until(sub { $ch->query("SELECT type FROM system.columns WHERE database = 'analytics' AND table = 'public_$t' AND name = 'v'") eq 'Nullable(String)' }, 60), "$t: followed");
+	ok(wait_until(sub { $ch->query("SELECT type FROM system.columns WHERE database = 'analytics' AND table = 'public_$t' AND name = 'v'") eq 'Nullable(String)' }), "$t: followed");
 	if ($u !~ /^(?:view|quoted)$/)
 	{
 		running($t);
 		next;
 	}
 	# what the view writes to takes no NULL: the table is set aside, and the view is named
-	ok(wait_until(sub { sql("SELECT state FROM clickpipe.tables WHERE source = '$t'::regclass") eq 'Failed' }, 60), "$t: is set aside");
+	ok(wait_until(sub { sql("SELECT state FROM clickpipe.tables WHERE source = '$t'::regclass") eq 'Failed' }), "$t: is set aside");
 	like(sql("SELECT last_error FROM clickpipe.tables WHERE source = '$t'::regclass"), qr/NULL.*while pushing to view analytics\.public_${t}_mv/, "$t: says which view");
 	like(sql("SELECT last_error_hint FROM clickpipe.tables WHERE source = '$t'::regclass"), qr/Repair or drop the materialized view.*clickpipe_resync\('p', ARRAY\['public\.$t'\]/, "$t: and what to do");
 	$ch->query("DROP TABLE analytics.public_${t}_mv SYNC");
 	sql("SELECT clickpipe_resync('p', '{$t}')");
 	$resync{$u} = 1;
 }
-wait_until(sub { sql(q{SELECT count(*) FROM clickpipe.tables WHERE state <> 'Running'}) eq '0' }, 120);
+wait_until(sub { sql(q{SELECT count(*) FROM clickpipe.tables WHERE state <> 'Running'}) eq '0' });
 wait_caught_up($node, 'p');
 for my $u (@names)
 {

@@ -108,7 +108,7 @@ sql(q{CREATE SCHEMA app; CREATE TABLE app.again (id int PRIMARY KEY, v text); IN
 sql("SELECT clickpipe_create('p', 'warehouse', '{" . join(',', map { $_->{name} } @tables) . "}',
 	'{\"sync_interval_seconds\": 0.1, \"max_inserts_per_second\": 1000, \"snapshot_number_of_parallel_tables\": 4}')");
 sql(q{SELECT clickpipe_create('s', 'warehouse', NULL, '{"schemas": ["app"], "sync_interval_seconds": 0.1}')});
-wait_for_state($node, $_, 'Running', 120) for qw(p s);
+wait_for_state($node, $_, 'Running') for qw(p s);
 wait_caught_up($node, $_) for qw(p s);
 
 my $all = '';

@@ -42,7 +42,7 @@ sub followed
 
 sub restart_worker
 {
-	kill_term(scalar pipe_status($node, 'p', 'worker_pid'));
+	kill_term(worker_of($node, 'p'));
 	wait_for_status($node, 'p', 'worker_pid IS NOT NULL');
 	return;
 }

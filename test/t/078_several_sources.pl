@@ -83,7 +83,7 @@ sub resync
 	my ($table) = @_;
 	my $before = count_log('is resynced:%');
 	sql("SELECT clickpipe_resync('p', '{$table}')");
-	ok(wait_until(sub { count_log('is resynced:%') > $before }, 120), "$table is resynced") or diag(sql(q{SELECT * FROM clickpipe.tables}), sql(q{SELECT * FROM clickpipe.log ORDER BY at}));
+	ok(wait_until(sub { count_log('is resynced:%') > $before }), "$table is resynced") or diag(sql(q{SELECT * FROM clickpipe.tables}), sql(q{SELECT * FROM clickpipe.log ORDER BY at}));
 	return;
 }
 
@@ -158,7 +158,7 @@ sql(q{SELECT clickpipe_remove_table('p', 'eu.items')});
 #
 # Rows of all change, and what happens to one is no matter for the others.
 #
-amid_changes('changes', sub { wait_until(sub { sql(q{SELECT min(rows_updated) > 20 FROM clickpipe.tables}) eq 't' }, 60) });
+amid_changes('changes', sub { wait_until(sub { sql(q{SELECT min(rows_updated) > 20 FROM clickpipe.tables}) eq 't' }) });
 sql(q{UPDATE us.orders SET id = id + 100000000 WHERE id <= 10; DELETE FROM eu.orders WHERE id <= 10; INSERT INTO "a'p".orders (id, k) SELECT g, 'z' FROM generate_series(1, 10) g});
 same('equal keys, changed, deleted and added');
 
@@ -170,7 +170,7 @@ same('TRUNCATE of a partition, whose rows are deleted');
 sql(q{ALTER TABLE "a'p".orders DETACH PARTITION "a'p".orders_1});
 same('a partition is detached');
 sql(q{ALTER TABLE "a'p".orders ATTACH PARTITION "a'p".orders_1 FOR VALUES FROM (0) TO (500)});
-ok(wait_until(sub { sql(q{SELECT count(*) FROM clickpipe.tables WHERE state <> 'Running'}) eq '0' }, 60), 'attached again');
+ok(wait_until(sub { sql(q{SELECT count(*) FROM clickpipe.tables WHERE state <> 'Running'}) eq '0' }), 'attached again');
 same('attached again');
 
 #
@@ -184,11 +184,11 @@ amid_changes('resync of one', sub { resync('us.orders') });
 amid_changes('resync of all at once', sub {
 	my $before = count_log('is resynced:%');
 	sql(q{SELECT clickpipe_resync('p')});
-	ok(wait_until(sub { count_log('is resynced:%') == $before + 3 }, 120), 'all are resynced');
+	ok(wait_until(sub { count_log('is resynced:%') == $before + 3 }), 'all are resynced');
 });
 is($verified->(), q{"a'p".orders equal, eu.orders equal, us.orders equal}, 'verify finds nothing any more');
 is($ch->query(q{SELECT uuid FROM system.tables WHERE database = 'analytics' AND name = 'orders'}), $uuid, 'it is still the same table');
-ok(wait_until(sub { $ch->query(q{SELECT count() FROM system.tables WHERE database = 'analytics'}) eq '1' }, 60), 'what was loaded is gone');
+ok(wait_until(sub { $ch->query(q{SELECT count() FROM system.tables WHERE database = 'analytics'}) eq '1' }), 'what was loaded is gone');
 sql(q{DELETE FROM eu.orders});
 resync('eu.orders');
 same('resync of an empty one');
@@ -247,7 +247,7 @@ same('deleted');
 cmp_ok($ch->query(q{SELECT count() FROM analytics.orders WHERE _clickpipe_is_deleted}), '>', 0, 'there are tombstones');
 amid_changes('purged', sub {
 	sql(q{SELECT clickpipe_alter('p', '{"purge_tombstones_interval_seconds": 1}')});
-	ok(wait_until(sub { sql(q{SELECT count(DISTINCT source) FROM clickpipe.log WHERE message LIKE 'tombstones were purged%'}) eq '3' }, 60), 'each is purged');
+	ok(wait_until(sub { sql(q{SELECT count(DISTINCT source) FROM clickpipe.log WHERE message LIKE 'tombstones were purged%'}) eq '3' }), 'each is purged');
 	sql(q{SELECT clickpipe_alter('p', '{"purge_tombstones_interval_seconds": null}')});
 });
 
@@ -255,7 +255,7 @@ amid_changes('purged', sub {
 # Tables that go and come
 #
 sql(q{SELECT clickpipe_remove_table('p', 'us.orders')});
-ok(wait_until(sub { sql(q{SELECT count(*) FROM clickpipe.tables}) eq '2' }, 60), 'one is removed');
+ok(wait_until(sub { sql(q{SELECT count(*) FROM clickpipe.tables}) eq '2' }), 'one is removed');
 sql(q{INSERT INTO us.orders VALUES (7000, 'k', 'removed')});
 cmp_ok($ch->query(q{SELECT count() FROM analytics.orders WHERE src = 'us.orders'}), '>', 0, 'its rows stay');
 sql(qq{SELECT clickpipe_add_table('p', 'us.orders', '$of{'us.orders'}')});
@@ -285,9 +285,9 @@ wait_resynced($node);
 same('the target was dropped, and all are resynced');
 
 sql(q{SELECT clickpipe_remove_table('p', 'us.orders')});
-ok(wait_until(sub { sql(q{SELECT count(*) FROM clickpipe.tables}) eq '2' }, 60), 'one is removed');
+ok(wait_until(sub { sql(q{SELECT count(*) FROM clickpipe.tables}) eq '2' }), 'one is removed');
 sql(q{SELECT clickpipe_drop('p', drop_targets => true)});
-ok(wait_until(sub { sql(q{SELECT count(*) FROM clickpipe.pipe}) eq '0' }, 60), 'dropped');
+ok(wait_until(sub { sql(q{SELECT count(*) FROM clickpipe.pipe}) eq '0' }), 'dropped');
 is($ch->query(q{SELECT DISTINCT src FROM analytics.orders}), 'us.orders', 'the rows of a table that was removed stay');
 is($ch->query(q{SELECT comment FROM system.tables WHERE database = 'analytics' AND name = 'orders'}), '', 'in a target that another pipe may have');
 $ch->query('DROP TABLE analytics.orders SYNC');
@@ -309,7 +309,7 @@ sql(q{TRUNCATE eu.a});
 wait_caught_up($node, 'm');
 is($ch->query(q{SELECT groupArray(tenant) FROM (SELECT tenant FROM analytics.mine FINAL ORDER BY tenant)}), q{['it\'s b','somebody else']}, 'TRUNCATE');
 sql(q{SELECT clickpipe_drop('m', drop_targets => true)});
-ok(wait_until(sub { sql(q{SELECT count(*) FROM clickpipe.pipe}) eq '0' }, 60), 'dropped');
+ok(wait_until(sub { sql(q{SELECT count(*) FROM clickpipe.pipe}) eq '0' }), 'dropped');
 is($ch->query(q{SELECT groupArray(tenant) FROM analytics.mine}), q{['somebody else']}, 'what others have put there stays');
 
 # Others that are there do not do.
@@ -342,7 +342,7 @@ wait_caught_up($node, 'f');
 parity_ok($node, $ch, $_, only => 1, target => $family{$_}, ch_where => "r.of = 'public.$_'", name => "$_ in the target $family{$_}") for sort keys %family;
 is($ch->query(q{SELECT groupArray((of, id, v)) FROM (SELECT of, id, v FROM analytics.family FINAL ORDER BY of)}), q{[('public.child',1,'child!'),('public.parent',1,'parent!')]}, 'a family');
 sql(q{SELECT clickpipe_drop('f', drop_targets => true)});
-ok(wait_until(sub { sql(q{SELECT count(*) FROM clickpipe.pipe}) eq '0' }, 60), 'dropped');
+ok(wait_until(sub { sql(q{SELECT count(*) FROM clickpipe.pipe}) eq '0' }), 'dropped');
 is($ch->query(q{SELECT count() FROM system.tables WHERE database = 'analytics' AND name IN ('family', 'parted')}), '0', 'with its targets');
 
 #

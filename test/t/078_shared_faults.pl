@@ -43,7 +43,7 @@ sub same
 	wait_caught_up($node, 'p');
 	parity_ok($node, $ch, $_, target => 'shared', ch_where => "r.src = '$_'", name => "$when: $_") for @tables;
 	is(sql(q{SELECT string_agg(source::text || ' ' || state, ', ' ORDER BY source::text) FROM clickpipe.tables}), 'a Running, b Running, c Running', "$when: all go on");
-	ok(wait_until(sub { $ch->query(q{SELECT count() FROM system.tables WHERE database = 'analytics'}) eq '1' }, 60), "$when: nothing else is left");
+	ok(wait_until(sub { $ch->query(q{SELECT count() FROM system.tables WHERE database = 'analytics'}) eq '1' }), "$when: nothing else is left");
 	return;
 }
 
@@ -70,7 +70,7 @@ for my $do (qw(cut_before cut_after cut_during answer))
 	sql(q{SELECT clickpipe_resync('p', '{b}')});
 	$relay->wait_seen('replace', 2);
 	write_rows();
-	ok(wait_until(sub { resynced() > $before }, 120), "$do: is resynced") or diag(sql('SELECT * FROM clickpipe.log'));
+	ok(wait_until(sub { resynced() > $before }), "$do: is resynced") or diag(sql('SELECT * FROM clickpipe.log'));
 	is($relay->applied('replace'), 2, "$do: after two failures");
 	write_rows();
 	same("REPLACE PARTITION, $do");
@@ -91,7 +91,7 @@ $relay->rule('load', match => 'INSERT INTO .*_resync', do => 'hold_before');
 sql(q{SELECT clickpipe_resync('p', '{b}')});
 ok($relay->wait_seen('load'), 'a resync loads');
 sql(q{ALTER TABLE a ADD COLUMN more text DEFAULT 'x'; INSERT INTO a (id, v) VALUES (5000, 'more'); ALTER TABLE c ALTER n DROP NOT NULL; INSERT INTO c VALUES (5000, 'null', NULL)});
-ok(wait_until(sub { $ch->query(q{SELECT uniqExact(src) FROM analytics.shared WHERE id = 5000}) eq '2' }, 60), 'others are altered meanwhile');
+ok(wait_until(sub { $ch->query(q{SELECT uniqExact(src) FROM analytics.shared WHERE id = 5000}) eq '2' }), 'others are altered meanwhile');
 $relay->release('load');
 write_rows();
 wait_resynced($node);
@@ -113,7 +113,7 @@ ok($relay->wait_seen('load'), 'a resync loads');
 $ch->query('ALTER TABLE analytics.shared ADD INDEX by_v v TYPE bloom_filter GRANULARITY 1, DROP COLUMN mine');
 $relay->release('load');
 write_rows();
-ok(wait_until(sub { sql(q{SELECT count(*) FROM clickpipe.log WHERE message LIKE 'is resynced because shared was altered in ClickHouse while it was loaded%'}) eq '1' }, 90), 'users drop a column')
+ok(wait_until(sub { sql(q{SELECT count(*) FROM clickpipe.log WHERE message LIKE 'is resynced because shared was altered in ClickHouse while it was loaded%'}) eq '1' }), 'users drop a column')
   or diag(sql('SELECT * FROM clickpipe.log'));
 wait_resynced($node);
 write_rows();
@@ -171,7 +171,7 @@ $relay->rule('insert', match => 'INSERT INTO .*shared', do => 'hold_before');
 sql(q{UPDATE b SET v = 'held'});
 ok($relay->wait_seen('insert'), 'an insert is held');
 sql(q{TRUNCATE a});
-ok(wait_until(sub { $ch->query(q{SELECT count() FROM analytics.shared WHERE src = 'a'}) eq '0' }, 60), 'another table is truncated meanwhile');
+ok(wait_until(sub { $ch->query(q{SELECT count() FROM analytics.shared WHERE src = 'a'}) eq '0' }), 'another table is truncated meanwhile');
 is($relay->answered('insert'), 0, 'the insert is still held');
 $relay->release('insert');
 sql(q{INSERT INTO a (id, v) SELECT g, 'again' FROM generate_series(1, 300) g});
@@ -200,7 +200,7 @@ sql(q{SELECT clickpipe_resync('p', '{c}')});
 ok($relay->wait_seen('load'), 'a resync loads');
 $ch->query('DROP TABLE analytics.shared SYNC');
 $relay->release('load');
-ok(wait_until(sub { sql(q{SELECT last_error FROM clickpipe.tables WHERE source = 'c'::regclass}) =~ /^resync: target analytics\.shared was dropped during the resync/ }, 60), 'is told') or diag(sql('SELECT * FROM clickpipe.tables'));
+ok(wait_until(sub { sql(q{SELECT last_error FROM clickpipe.tables WHERE source = 'c'::regclass}) =~ /^resync: target analytics\.shared was dropped during the resync/ }), 'is told') or diag(sql('SELECT * FROM clickpipe.tables'));
 like(sql(q{SELECT last_error_hint FROM clickpipe.tables WHERE source = 'c'::regclass}), qr/clickpipe_resync\('p', ARRAY\['public\.c'\]/, 'with what to do');
 write_rows();
 sql(q{SELECT clickpipe_resync('p')});

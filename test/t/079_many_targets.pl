@@ -84,11 +84,11 @@ is(sql("SELECT string_agg(source || ': ' || last_error, E'\n') FROM clickpipe.ta
 # seven about each batch, and some about those that were altered
 cmp_ok($relay->seen('questions'), '<', $n / 2, 'with few questions');
 
-ok(wait_until(sub { $ch->query('SELECT countIf(n = 7) FROM analytics.both FINAL') eq '2' }, 60), 'rows flow');
+ok(wait_until(sub { $ch->query('SELECT countIf(n = 7) FROM analytics.both FINAL') eq '2' }), 'rows flow');
 sql(q{SELECT clickpipe_resync('p', ARRAY[} . join(', ', map { "'$_'" } grep { $_ ne 't17' } sort keys %error) . q{]::regclass[])});
 $ch->query("ALTER TABLE $target{t17} MODIFY COMMENT ''");
 sql(q{SELECT clickpipe_remove_table('p', 't17')});
-ok(wait_until(sub { sql(q{SELECT count(*) FROM clickpipe.table_state WHERE state <> 'Running' OR is_resync}) eq '0' }, 120), 'what was set aside is resynced')
+ok(wait_until(sub { sql(q{SELECT count(*) FROM clickpipe.table_state WHERE state <> 'Running' OR is_resync}) eq '0' }), 'what was set aside is resynced')
   or diag(sql(q{SELECT source, state, last_error FROM clickpipe.tables WHERE state <> 'Running'}));
 wait_caught_up($node, 'p');
 is(sql(q{SELECT string_agg(source || ' ' || result, ', ') FROM clickpipe_verify('p') WHERE result <> 'equal'}), '', 'all are the same');
