@@ -13,12 +13,14 @@ PGFILEDESC = "clickpipe - mirror tables into ClickHouse"
 OBJS = $(patsubst %.c,%.o,$(sort $(wildcard src/*.c)))
 
 REGRESS = setup options rights check verbs_tables verbs
+ISOLATION = verbs ddl writers
+ISOLATION_OPTS = --inputdir=test/isolation
 # TAP tests that are run with another major version of PostgreSQL as well: what
 # depends on the version is decoding, TOAST, partitions, slots and workers.
 TAP_OTHER = 010_load 011_load_traffic 016_transactions 023_resync 050_toast_held \
 	052_partitions 055_two_phase 071_alter 072_alter_crash 076_ddl_sources
 
-TEST_CLEAN = results regression.diffs regression.out
+TEST_CLEAN = results output_iso regression.diffs regression.out
 
 # Sign comparison and unused parameters are the style of PostgreSQL's own
 # headers and callbacks; everything else of -Wall -Wextra holds.
