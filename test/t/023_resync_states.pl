@@ -104,6 +104,18 @@ change();
 $relay->release('exchange');
 whole('Resync');
 
+# Again, while it is not known whether the exchange was made, which then cannot be made.
+$relay->rule('exchange', match => '\nEXCHANGE TABLES', do => 'cut_before', times => undef);
+sql(q{SELECT clickpipe_resync('p', '{a}')});
+$relay->wait_seen('exchange') or die 'no EXCHANGE';
+sql(q{SELECT clickpipe_resync('p', '{a}')});
+$relay->wait_seen('exchange', $relay->seen('exchange') + 2) or die 'no other try';
+chq('DROP TABLE analytics.public_a_resync SYNC');
+wait_for_sql($node, q{SELECT count(*) FROM clickpipe.log WHERE message LIKE '%its resync was set aside in the middle of the exchange'}, '1');
+$relay->release('exchange');
+change();
+whole('Resync, whose exchange cannot be made');
+
 # Rolled back.
 my $before = chq(q{SELECT groupArray(uuid) FROM system.tables WHERE database = 'analytics'});
 sql(q{BEGIN; SELECT clickpipe_resync('p'); ROLLBACK});
