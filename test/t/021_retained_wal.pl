@@ -170,6 +170,25 @@ kill 'CONT', $loader;
 ok(wait_for_sql($node, 'SELECT count(*) FROM clickpipe.pipe WHERE dropped', '0'), 'it goes, whatever its slot has retained');
 $relay->release('load');
 
+# Dropped at the very moment at which it is to fail: the pipe that gets its place in
+# memory does not fail in its stead.
+$node->safe_psql('postgres', q{BEGIN; UPDATE acc SET bal = bal WHERE id = 1; PREPARE TRANSACTION 'forgotten'});
+$node->safe_psql('postgres', q{SELECT clickpipe_create('g', 'warehouse', '{acc}', '{"max_retained_wal": "4MB", "tables": {"acc": {"target_table": "acc_g"}}}')});
+wait_for_status($node, 'g', "activity = 'creating slot, waiting for running transactions'");
+wait_for_sql($node, q{SELECT count(*) FROM pg_replication_slots WHERE slot_name LIKE 'clickpipe%' AND confirmed_flush_lsn IS NULL AND restart_lsn IS NOT NULL}, '1');
+my ($creator) = pipe_status($node, 'g', 'worker_pid');
+kill 'STOP', $creator;
+$node->safe_psql('postgres', q{SELECT pg_logical_emit_message(false, 'test', repeat('x', 8000000))});
+ok(wait_until(sub { slurp_file("/proc/$creator/status") =~ /^ShdPnd:\s*[0-9a-f]*([0-9a-f])$/m && hex($1) & 0x2 }), 'a new slot that waits for transactions is to be given up');
+$node->safe_psql('postgres', q{SELECT clickpipe_drop('g')});
+kill 'CONT', $creator;
+ok(wait_for_sql($node, 'SELECT count(*) FROM clickpipe.pipe WHERE dropped', '0'), 'the pipe is dropped just then');
+$node->safe_psql('postgres', q{ROLLBACK PREPARED 'forgotten'});
+$node->safe_psql('postgres', q{SELECT clickpipe_create('g', 'warehouse', '{acc}', '{"max_retained_wal": "4MB", "tables": {"acc": {"target_table": "acc_g2"}}}')});
+ok(wait_for_sql($node, q{SELECT state IN ('Running', 'Failed') FROM clickpipe.status WHERE pipe = 'g'}, 't'), 'another one takes its place');
+is(scalar pipe_status($node, 'g', "state || coalesce(': ' || last_error, '')"), 'Running', 'which runs');
+$node->safe_psql('postgres', q{SELECT clickpipe_drop('g')});
+
 unlike(slurp_file($node->logfile), qr/which its life cycle does not know|was terminated by signal/, 'nothing unexpected in the log');
 
 done_testing();
