@@ -295,7 +295,8 @@ pipe_check_retained_wal(Pipe *pipe)
 	int64		limit = pipe->options->max_retained_wal;
 	const char *cause = "When ClickHouse can take the changes again";
 
-	if (limit <= 0 || retained <= limit)
+	/* a pipe that is dropped gives its slot up anyway, and must not stay as a Failed one */
+	if (limit <= 0 || retained <= limit || pipe->info->dropped)
 		return;
 	if (XLogRecPtrIsInvalid(pipe->info->slot_lsn))
 		cause = "Its creation waited for transactions: see pg_stat_activity and pg_prepared_xacts. When old ones have ended";

@@ -130,6 +130,9 @@ attach(void)
 	{
 		entry->worker_pid = MyProcPid;
 		entry->worker_latch = MyLatch;
+		/* what is left of another life, or of another pipe, is not about us */
+		entry->creating_slot = false;
+		entry->creation_retained = 0;
 	}
 	LWLockRelease(ClickpipeShmem->lock);
 	if (!mine)

@@ -250,6 +250,7 @@ typedef struct Pipe
 	XLogRecPtr	keep_lsn;
 	bool		rewind;			/* decode once more from the confirmed position */
 
+	TimestampTz strays_alone_until; /* one table's do not end: others do not wait for them */
 	TimestampTz replaced_at;	/* when to try to drop what was replaced; 0: nothing is */
 	int			replaced_tries;
 

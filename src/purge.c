@@ -189,6 +189,7 @@ static bool
 is_right_moment(Pipe *pipe, PipeTable *table)
 {
 	return table->inflight == 0 && !table->needs_cursor && !pipe->rewind &&
+		!loads_have_stragglers(pipe->entry) &&
 		pipe->acked_lsn >= pipe->start_lsn && pipe->persisted_lsn > table->acked_hi &&
 		!toast_pending(table);
 }

@@ -392,10 +392,11 @@ give_up_try(Pipe *pipe, PipeTable *table, ExchangeNames *names, const ChError *e
 	TargetIdentity target;
 	ChError		asked;
 
+	/* one of before may still come as long as it was not killed: it would be undone by the next */
 	table->stray_ddl |= err->ambiguous;
 	if (table->info->new_uuid == NULL ||
 		(names->source_value != NULL && !table->stray_ddl) ||
-		(names->source_value == NULL && !err->ambiguous && table->info->old_uuid[0] != '\0' &&
+		(names->source_value == NULL && !table->stray_ddl && table->info->old_uuid[0] != '\0' &&
 		 target_identify(pipe->ch, names->database, names->target, &target, &asked) &&
 		 strcmp(target.uuid, table->info->old_uuid) == 0))
 	{

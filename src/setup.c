@@ -283,7 +283,8 @@ set_up(Pipe *pipe, PipeTable *table)
 
 /*
  * Makes sure that no insert of a table that was removed can still come into a target which
- * other tables share, before it is looked whether that has rows of it.
+ * other tables share, or which that table had before, before it is looked whether there are
+ * rows.  It could bring one that has been deleted since.
  */
 static bool
 end_earlier_inserts(Pipe *pipe, PipeTable *table, ChError *err)
@@ -291,9 +292,23 @@ end_earlier_inserts(Pipe *pipe, PipeTable *table, ChError *err)
 	Target	   *target = table->target;
 
 	/* before there was a slot nothing was sent */
-	if (target->rows.source_column == NULL || !XLogRecPtrIsInvalid(table->capture_lsn) ||
-		XLogRecPtrIsInvalid(pipe->info->slot_lsn))
+	if (!XLogRecPtrIsInvalid(table->capture_lsn) || XLogRecPtrIsInvalid(pipe->info->slot_lsn))
 		return true;
+	if (target->rows.source_column == NULL)
+	{
+		bool		marked;
+
+		if (table->info->target_ours)
+			return true;
+		if (!target_is_marked(pipe->ch, pipe->id, target->ch_database, target->ch_table,
+							  ASK_TIMEOUT_MS, &marked, err))
+			return false;
+		if (!marked)
+			return true;
+		if (loads_have_stragglers(pipe->entry))
+			return ch_set_error(err, CH_RETRY, false,
+								"workers of an earlier load have not ended yet");
+	}
 	return ch_kill_any(pipe->ch, pipe_query_prefix(pipe),
 					   target_change_texts(target->ch_database, target->ch_table,
 										   target->rows.source_value),

@@ -9,7 +9,8 @@
  * target was emptied, altered, or exchanged for another one under the same name.
  * So before that they are killed, and nothing of theirs may show up for a while.
  * That while is what it costs, however many tables there are: those that nothing
- * is under way for are settled along with the one that it is done for.
+ * is under way for are settled along with the one that it is done for.  What does
+ * not end although it was killed holds back nobody but its own table.
  *
  * Copyright (c) 2026, clickpipe contributors
  *
@@ -17,13 +18,20 @@
  */
 #include "clickpipe.h"
 
+#include "utils/timestamp.h"
+
 #include "pipe.h"
 #include "utf8.h"
 
 /* as many as a short statement can name */
 #define MAX_OTHERS	100
 
-static List *add_others(Pipe *pipe, List *tables);
+/* Others are waited for so long, and if that was in vain, left out for a while. */
+#define OTHERS_TIMEOUT_MS	2000
+#define OTHERS_LATER_MS		60000
+
+static bool settle(Pipe *pipe, List *tables, int timeout_ms, ChError *err);
+static List *find_others(Pipe *pipe, List *tables);
 
 /* May there be something of unknown fate that changes the table's target? */
 bool
@@ -41,10 +49,25 @@ strays_possible(const PipeTable *table)
 bool
 strays_settle(Pipe *pipe, List *tables, int timeout_ms, ChError *err)
 {
+	List	   *others = find_others(pipe, tables);
+
+	if (others != NIL)
+	{
+		if (settle(pipe, list_concat_copy(tables, others), Min(timeout_ms, OTHERS_TIMEOUT_MS), err))
+			return true;
+		pipe->strays_alone_until =
+			TimestampTzPlusMilliseconds(GetCurrentTimestamp(), OTHERS_LATER_MS);
+	}
+	return settle(pipe, tables, timeout_ms, err);
+}
+
+/* Does so for these tables and no others. */
+static bool
+settle(Pipe *pipe, List *tables, int timeout_ms, ChError *err)
+{
 	List	   *texts = NIL;
 	ListCell   *lc;
 
-	tables = add_others(pipe, list_copy(tables));
 	foreach(lc, tables)
 	{
 		char	   *database;
@@ -67,26 +90,24 @@ strays_settle(Pipe *pipe, List *tables, int timeout_ms, ChError *err)
 	return true;
 }
 
-/* Adds those that can be settled at the same time. */
+/* Returns those that can be settled at the same time. */
 static List *
-add_others(Pipe *pipe, List *tables)
+find_others(Pipe *pipe, List *tables)
 {
-	int			nothers = 0;
+	List	   *others = NIL;
 
-	if (loads_have_stragglers(pipe->entry))
-		return tables;
-	for (int i = 0; i < pipe->ntables && nothers < MAX_OTHERS; i++)
+	if (pipe->strays_alone_until > GetCurrentTimestamp() || loads_have_stragglers(pipe->entry))
+		return NIL;
+	for (int i = 0; i < pipe->ntables && list_length(others) < MAX_OTHERS; i++)
 	{
 		PipeTable  *table = pipe->tables[i];
 
 		/* what the load of histories still sends to a target that it will renew may come to its end */
-		if (!strays_possible(table) || table->inflight > 0 || table->load_slot >= 0 ||
-			table->renew || table->info->target_table == NULL || list_member_ptr(tables, table))
-			continue;
-		tables = lappend(tables, table);
-		nothers++;
+		if (strays_possible(table) && table->inflight == 0 && table->load_slot < 0 &&
+			!table->renew && table->info->target_table != NULL && !list_member_ptr(tables, table))
+			others = lappend(others, table);
 	}
-	return tables;
+	return others;
 }
 
 /*

@@ -344,6 +344,8 @@ set_aside(Pipe *pipe, PipeTable *table, int code, const char *hint, const char *
 			pipe_table_fail(pipe, table->main, code, hint,
 							"its resync was set aside in the middle of the exchange");
 		table->main->blocked = false;
+		/* another resync may have been ordered meanwhile */
+		pipe->orders_pending = true;
 	}
 }
 

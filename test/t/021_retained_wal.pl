@@ -7,6 +7,7 @@
 use strict;
 use warnings;
 
+use ClickpipeRelay;
 use ClickpipeTest;
 use ClickpipeTraffic;
 use PostgreSQL::Test::Utils;
@@ -16,7 +17,8 @@ my $ch = start_clickhouse();
 plan skip_all => 'ClickHouse is not ours' if $ch->external;
 # so that WAL is what is written here, whenever a checkpoint comes
 my $node = new_node('pg', autovacuum => 'off', full_page_writes => 'off', max_prepared_transactions => 2);
-setup_server($node, $ch, 'analytics');
+my $relay = start_relay($ch);
+setup_server($node, $ch, 'analytics', host => '127.0.0.1', port => $relay->port);
 create_source($node, rows => 5_000, hist_rows => 500);
 my $options = source_options('"max_retained_wal": "4MB", "max_unacked_bytes": "1MB", "max_block_bytes": 65536, "sync_interval_seconds": 0.1');
 $node->safe_psql('postgres', "SELECT clickpipe_create('p', 'warehouse', '{acc,hist}', '$options')");
@@ -152,6 +154,40 @@ wait_for_state($node, 'n', 'Running');
 wait_caught_up($node, 'n');
 parity_ok($node, $ch, 'acc', target => 'acc_n', name => 'a new slot, after the transaction has ended: same rows');
 $node->safe_psql('postgres', q{SELECT clickpipe_drop('n')});
+
+# Dropped, and interrupted in that while its slot is still there: it does not stay.
+$relay->rule('load', match => 'INSERT INTO .*acc_d', do => 'hold_before', times => undef);
+$node->safe_psql('postgres', q{SELECT clickpipe_create('d', 'warehouse', '{acc}', '{"max_retained_wal": "4MB", "tables": {"acc": {"target_table": "acc_d"}}}')});
+$relay->wait_seen('load') or die 'no load';
+my ($loader) = pg_worker_pids($node, 'clickpipe snapshot');
+my ($worker) = pipe_status($node, 'd', 'worker_pid');
+kill 'STOP', $loader;
+$node->safe_psql('postgres', q{SELECT clickpipe_drop('d')});
+ok(wait_until(sub { slurp_file("/proc/$loader/status") =~ /^ShdPnd:\s*[0-9a-f]*([0-9a-f]{4})$/m && hex($1) & 0x4000 }), 'a drop has the load end');
+$node->safe_psql('postgres', q{SELECT pg_logical_emit_message(false, 'test', repeat('x', 8000000))});
+$node->safe_psql('postgres', "SELECT pg_cancel_backend($worker)");
+kill 'CONT', $loader;
+ok(wait_for_sql($node, 'SELECT count(*) FROM clickpipe.pipe WHERE dropped', '0'), 'it goes, whatever its slot has retained');
+$relay->release('load');
+
+# Dropped at the very moment at which it is to fail: the pipe that gets its place in
+# memory does not fail in its stead.
+$node->safe_psql('postgres', q{BEGIN; UPDATE acc SET bal = bal WHERE id = 1; PREPARE TRANSACTION 'forgotten'});
+$node->safe_psql('postgres', q{SELECT clickpipe_create('g', 'warehouse', '{acc}', '{"max_retained_wal": "4MB", "tables": {"acc": {"target_table": "acc_g"}}}')});
+wait_for_status($node, 'g', "activity = 'creating slot, waiting for running transactions'");
+wait_for_sql($node, q{SELECT count(*) FROM pg_replication_slots WHERE slot_name LIKE 'clickpipe%' AND confirmed_flush_lsn IS NULL AND restart_lsn IS NOT NULL}, '1');
+my ($creator) = pipe_status($node, 'g', 'worker_pid');
+kill 'STOP', $creator;
+$node->safe_psql('postgres', q{SELECT pg_logical_emit_message(false, 'test', repeat('x', 8000000))});
+ok(wait_until(sub { slurp_file("/proc/$creator/status") =~ /^ShdPnd:\s*[0-9a-f]*([0-9a-f])$/m && hex($1) & 0x2 }), 'a new slot that waits for transactions is to be given up');
+$node->safe_psql('postgres', q{SELECT clickpipe_drop('g')});
+kill 'CONT', $creator;
+ok(wait_for_sql($node, 'SELECT count(*) FROM clickpipe.pipe WHERE dropped', '0'), 'the pipe is dropped just then');
+$node->safe_psql('postgres', q{ROLLBACK PREPARED 'forgotten'});
+$node->safe_psql('postgres', q{SELECT clickpipe_create('g', 'warehouse', '{acc}', '{"max_retained_wal": "4MB", "tables": {"acc": {"target_table": "acc_g2"}}}')});
+ok(wait_for_sql($node, q{SELECT state IN ('Running', 'Failed') FROM clickpipe.status WHERE pipe = 'g'}, 't'), 'another one takes its place');
+is(scalar pipe_status($node, 'g', "state || coalesce(': ' || last_error, '')"), 'Running', 'which runs');
+$node->safe_psql('postgres', q{SELECT clickpipe_drop('g')});
 
 unlike(slurp_file($node->logfile), qr/which its life cycle does not know|was terminated by signal/, 'nothing unexpected in the log');
 

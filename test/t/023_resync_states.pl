@@ -104,6 +104,40 @@ change();
 $relay->release('exchange');
 whole('Resync');
 
+# Again, while it is not known whether the exchange was made, which then cannot be made.
+$relay->rule('exchange', match => '\nEXCHANGE TABLES', do => 'cut_before', times => undef);
+sql(q{SELECT clickpipe_resync('p', '{a}')});
+$relay->wait_seen('exchange') or die 'no EXCHANGE';
+sql(q{SELECT clickpipe_resync('p', '{a}')});
+$relay->wait_seen('exchange', $relay->seen('exchange') + 2) or die 'no other try';
+chq('DROP TABLE analytics.public_a_resync SYNC');
+wait_for_sql($node, q{SELECT count(*) FROM clickpipe.log WHERE message LIKE '%its resync was set aside in the middle of the exchange'}, '1');
+$relay->release('exchange');
+change();
+whole('Resync, whose exchange cannot be made');
+
+# An exchange whose answer is lost, and that comes late: after it could not be killed
+# for the time being, and the target was seen to be the old one still.  Made once more it
+# would be undone.
+my $uuid = q{SELECT uuid FROM system.tables WHERE database = 'analytics' AND name = 'public_a'};
+my $first = chq($uuid);
+$relay->rule('views', match => 'dependencies_database', do => 'hold_after');
+sql(q{SELECT clickpipe_resync('p', '{a}')});
+$relay->wait_answered('views') or die 'no exchange';
+$relay->rule('exchange', match => '\nEXCHANGE TABLES', do => 'cut_during');
+$relay->rule('kill', match => '\nKILL QUERY', do => 'answer', status => 500, headers => ['X-ClickHouse-Exception-Code: 202'],
+	body => "Code: 202. DB::Exception: Too many simultaneous queries. (TOO_MANY_SIMULTANEOUS_QUERIES)\n", times => undef);
+$relay->rule('identify', match => q{\nSELECT uuid FROM system\.tables .* name = 'public_a'}, do => 'answer', status => 200, body => "$first\n", times => undef);
+$ch->stop_signal;
+$relay->release('views');
+$relay->wait_seen('kill', 2) or die 'the exchange is not killed';
+$ch->cont_signal;
+is(wait_until(sub { my $now = chq($uuid); $now ne $first ? 'yes' : undef }), 'yes', 'an exchange comes late');
+$relay->release($_) for qw(identify kill exchange);
+change();
+whole('Resync, whose exchange comes late');
+isnt(chq($uuid), $first, 'it was not undone');
+
 # Rolled back.
 my $before = chq(q{SELECT groupArray(uuid) FROM system.tables WHERE database = 'analytics'});
 sql(q{BEGIN; SELECT clickpipe_resync('p'); ROLLBACK});

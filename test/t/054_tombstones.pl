@@ -328,5 +328,37 @@ parity_ok($node, $ch, 't', name => 't: at the end');
 sql(q{SELECT clickpipe_drop('purge', true)});
 ok(wait_ch(q{SELECT count() FROM system.tables WHERE database = 'analytics' AND name IN ('public_t', 'public_other')}, '0'), 'and dropped');
 
+#
+# A worker of a load that has begun again, because the heap was rewritten, may
+# still insert what it has read, which may have been deleted since.
+#
+sql(q{
+	CREATE TABLE moved (id int PRIMARY KEY, v text);
+	CREATE TABLE probe (id serial PRIMARY KEY);
+	INSERT INTO moved SELECT g, repeat('v', 100) FROM generate_series(1, 10000) g;
+	ANALYZE moved});
+$relay->rule('old', match => 'INSERT INTO `analytics`\.`public_moved` ', do => 'hold_before', times => 2);
+$relay->rule('optimize', match => '\nOPTIMIZE TABLE .analytics.\..public_moved', do => 'pass', times => undef);
+sql(q{SELECT clickpipe_create('moved', 'warehouse', '{moved, probe}', '{"sync_interval_seconds": 0.01, "purge_tombstones_interval_seconds": 1,
+	"snapshot_num_rows_per_partition": 1000, "initial_load_parallelism": 2}')});
+$relay->wait_seen('old', 2) or die 'no load with two workers';
+sql('VACUUM FULL moved');
+# the one that follows finds that out, and the other one goes on
+kill_term((pg_worker_pids($node, 'clickpipe snapshot'))[0]);
+wait_for_state($node, 'moved', 'Running');
+is(sql(q{SELECT count(*) FROM clickpipe.log WHERE message LIKE 'is loaded once more%'}), '1', 'a load has begun again');
+is(scalar pg_worker_pids($node, 'clickpipe snapshot'), 1, 'and one worker is left of before');
+sql('DELETE FROM moved WHERE id <= 5000');
+wait_caught_up($node, 'moved');
+# until there is nothing else to wait for, then another round of the loop or two
+my $deleted = sql('SELECT pg_current_wal_lsn()');
+ok(wait_until(sub { sql('INSERT INTO probe DEFAULT VALUES'); wait_caught_up($node, 'moved'); sql(qq{SELECT confirmed_lsn > '$deleted' FROM clickpipe.pipe_state WHERE pipe = (SELECT id FROM clickpipe.pipe WHERE name = 'moved')}) eq 't' }), 'the deletes are confirmed');
+for (1 .. 3) { sql('INSERT INTO probe DEFAULT VALUES'); wait_caught_up($node, 'moved'); }
+is($relay->seen('optimize'), 0, 'no purge while it is');
+$relay->release('old');
+ok(wait_ch('SELECT count() FROM analytics.public_moved', '5000'), 'after that there is one');
+parity_ok($node, $ch, 'moved', name => 'and no row comes back');
+sql(q{SELECT clickpipe_drop('moved', true)});
+
 $node->stop;
 done_testing();

@@ -102,5 +102,18 @@ cmp_ok($relay->seen('kills'), '<', 10, 'with few waits for what might still come
 wait_caught_up($node, 'p');
 is(sql(q{SELECT string_agg(source || ' ' || result, ', ') FROM clickpipe_verify('p') WHERE result <> 'equal'}), '', 'all are the same again');
 
+# What does not end, although it was killed, holds back no other table.
+$relay->rule("lost$_", match => "INSERT INTO `analytics`\\.`public_t$_` ", do => 'cut_after') for 30, 31;
+sql(q{INSERT INTO t30 VALUES (2000, 'x', 1); INSERT INTO t31 VALUES (2000, 'x', 1)});
+wait_caught_up($node, 'p');
+is($relay->applied("lost$_"), 1, "t$_: the answer to an insert is lost") for 30, 31;
+$relay->rule('stuck', match => 'SELECT count\(\) FROM system\.processes WHERE .*`public_t31`', do => 'answer', status => 200, body => "1\n", times => undef);
+sql(q{ALTER TABLE t30 ADD COLUMN w int; INSERT INTO t30 VALUES (3000, 'x', 1, 2)});
+ok(wait_until(sub { $ch->query(q{SELECT count() FROM analytics.public_t30 WHERE id = 3000}) eq '1' }, 60), 'that of one table does not end: another one is altered');
+ok($relay->seen('stuck'), 'after both were waited for');
+$relay->release('stuck');
+wait_caught_up($node, 'p');
+is(sql(q{SELECT string_agg(source || ' ' || result, ', ') FROM clickpipe_verify('p', '{t30, t31}') WHERE result <> 'equal'}), '', 'both are the same');
+
 $node->stop;
 done_testing();
