@@ -333,9 +333,14 @@ settle_ddl(Pipe *pipe, PipeTable *table, ExchangeNames *names, ChError *err)
 												names->source_value),
 						   target_partition_sql(names->database, names->target, "DROP",
 												names->source_value));
-	if (table->stray_ddl &&
-		!ch_kill_any(pipe->ch, pipe_query_prefix(pipe), texts, KILL_TIMEOUT_MS, err))
+	if (!table->stray_ddl)
+		return true;
+	if (!ch_kill_any(pipe->ch, pipe_query_prefix(pipe), texts, KILL_TIMEOUT_MS, err))
 		return false;
+	/* the others' statements begin like ours */
+	for (int i = 0; names->source_value == NULL && i < pipe->ntables; i++)
+		if (pipe->tables[i]->options->source_column == NULL)
+			pipe->tables[i]->stray_ddl = false;
 	table->stray_ddl = false;
 	return true;
 }

@@ -96,8 +96,9 @@ tables_add(Pipe *pipe, int32 id)
 	table->load_lsn = info->load_lsn;
 	table->load_slot = -1;
 	table->unchecked = true;
-	/* an earlier life may have left inserts under way */
-	table->stray_inserts = !XLogRecPtrIsInvalid(info->capture_lsn);
+	/* an earlier life may have left inserts under way, and an earlier try of a resync more */
+	table->stray_inserts = !XLogRecPtrIsInvalid(info->capture_lsn) || info->is_resync;
+	table->stray_ddl = info->is_resync;
 	table->counts.table = info->id;
 	table->counts.inserted = info->rows_inserted;
 	table->counts.updated = info->rows_updated;
