@@ -311,6 +311,7 @@ column_map_init(ColumnMap *map, Form_pg_attribute att, const char *target_name,
 	map->attname = MemoryContextStrdup(mcxt, NameStr(att->attname));
 	map->atttypid = att->atttypid;
 	map->atttypmod = att->atttypmod;
+	map->basetypid = type;
 	map->attnotnull = att->attnotnull;
 	map->name = utf8_name(target_name ? target_name : map->attname, mcxt);
 	map->lossy = wish != NULL && wish->lossy;
