@@ -243,8 +243,13 @@ plan_column(Pipe *pipe, PipeTable *table, Relation rel, Target *new, int column,
 		return;
 	}
 
+	/* what no target is created with, which the resync says */
+	plan->obstacle = target_column_name_refusal(now->name);
+	if (plan->obstacle != NULL)
+		return;
 	/* it would get the values that another column has left there */
-	if (has_target_column(then, now->name))
+	if (has_target_column(then, now->name) ||
+		(then->source_column != NULL && strcmp(then->source_column, now->name) == 0))
 	{
 		plan->obstacle = psprintf("column \"%s\" has the name of another one in the target",
 								  now->attname);
