@@ -19,11 +19,13 @@
 #include "alter.h"
 #include "compat.h"
 #include "partition_tree.h"
+#include "partitions.h"
 #include "rowbinary.h"
 
 #define DEFAULT_TIMEOUT_MS	60000
 
-static bool get_missing_value(Relation rel, const ColumnMap *column, Datum *value);
+static bool get_missing_value(Pipe *pipe, Relation rel, const ColumnMap *column, Datum *value,
+							  bool *lost);
 static bool copy_missing_value(TupleDesc desc, AttrNumber attnum, Datum *value);
 
 /*
@@ -44,9 +46,15 @@ alter_default(Pipe *pipe, Relation rel, const ColumnMap *column, StringInfo out,
 	StringInfoData answer;
 	ChError		err;
 	bool		same;
+	bool		lost = false;
 
-	if (!get_missing_value(rel, column, &missing))
+	if (!get_missing_value(pipe, rel, column, &missing, &lost))
 	{
+		if (lost)
+		{
+			plan->obstacle = psprintf("column \"%s\" was added, and the table written anew", column->attname);
+			return false;
+		}
 		/* the rows of before have NULL */
 		if (column->is_array && !column->attnotnull && !column->null_to_default)
 			plan->obstacle = psprintf("column \"%s\" was added, and an array cannot be NULL in ClickHouse",
@@ -115,24 +123,31 @@ alter_default(Pipe *pipe, Relation rel, const ColumnMap *column, StringInfo out,
 
 /*
  * Finds the value that a column which was added has in the rows of before; false
- * if it is NULL.  A partitioned table has no rows: its partitions know.
+ * if it is NULL, or *lost: the transaction has written it into the rows since.  A
+ * partitioned table has no rows: its partitions know, but for those that the transaction
+ * has attached, which may have had another DEFAULT.
  */
 static bool
-get_missing_value(Relation rel, const ColumnMap *column, Datum *value)
+get_missing_value(Pipe *pipe, Relation rel, const ColumnMap *column, Datum *value, bool *lost)
 {
 	bool		found = false;
 	ListCell   *lc;
 
 	if (rel->rd_rel->relkind != RELKIND_PARTITIONED_TABLE)
-		return copy_missing_value(RelationGetDescr(rel), column->attnum, value);
-	foreach(lc, partition_leaves(RelationGetRelid(rel), NULL, NULL, NULL))
 	{
-		Relation	leaf = RelationIdGetRelation(((TreeLeaf *) lfirst(lc))->relid);
+		*lost = list_member_oid(pipe->txn_copied, rel->rd_rel->relfilenode);
+		return copy_missing_value(RelationGetDescr(rel), column->attnum, value);
+	}
+	foreach(lc, partition_leaves(RelationGetRelid(rel), NULL, partitions_xid_is_of, pipe->txn))
+	{
+		TreeLeaf   *tree_leaf = lfirst(lc);
+		Relation	leaf = tree_leaf->is_new ? NULL : RelationIdGetRelation(tree_leaf->relid);
 		TupleDesc	desc;
 
 		if (leaf == NULL)
 			continue;
 		desc = RelationGetDescr(leaf);
+		*lost |= list_member_oid(pipe->txn_copied, leaf->rd_rel->relfilenode);
 		for (int i = 0; i < desc->natts && !found; i++)
 			if (!TupleDescAttr(desc, i)->attisdropped &&
 				strcmp(NameStr(TupleDescAttr(desc, i)->attname), column->attname) == 0)

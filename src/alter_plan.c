@@ -15,7 +15,6 @@
 #include "clickpipe.h"
 
 #include "catalog/pg_type.h"
-#include "utils/lsyscache.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
 
@@ -172,21 +171,12 @@ composite_of(const char *line)
 	return end;
 }
 
-/* Has the shape fields of that composite type?  Named by what composite_of returns. */
+/* Has the shape that composite type, if only without fields?  Named by what composite_of returns. */
 static bool
 has_composite(List *shape, const char *composite)
 {
-	size_t		len = strcspn(composite, " ");
-	ListCell   *lc;
-
-	foreach(lc, shape)
-	{
-		const char *other = composite_of(lfirst(lc));
-
-		if (other != NULL && strncmp(other, composite, len) == 0 && other[len] == ' ')
-			return true;
-	}
-	return false;
+	return source_shape_has(shape, psprintf(SHAPE_COMPOSITE "%.*s", (int) strcspn(composite, " "),
+											composite));
 }
 
 /* Compares the columns of the target as it is with those that it shall have. */
@@ -253,8 +243,13 @@ plan_column(Pipe *pipe, PipeTable *table, Relation rel, Target *new, int column,
 		return;
 	}
 
+	/* what no target is created with, which the resync says */
+	plan->obstacle = target_column_name_refusal(now->name);
+	if (plan->obstacle != NULL)
+		return;
 	/* it would get the values that another column has left there */
-	if (has_target_column(then, now->name))
+	if (has_target_column(then, now->name) ||
+		(then->source_column != NULL && strcmp(then->source_column, now->name) == 0))
 	{
 		plan->obstacle = psprintf("column \"%s\" has the name of another one in the target",
 								  now->attname);
@@ -360,7 +355,7 @@ plan_type(const ColumnMap *then, const ColumnMap *now, bool is_place, AlterPlan 
 
 	if (strcmp(then->type, now->type) == 0)
 	{
-		if (retyped && !type_keeps_values(then->atttypid, now->atttypid))
+		if (retyped && !type_keeps_values(then->basetypid, now->basetypid))
 			plan->obstacle = psprintf("the type of column \"%s\"", now->attname);
 		else if (retyped)
 			note(plan, "column \"%s\" has another type, which is the same in the target", now->attname);
@@ -368,8 +363,7 @@ plan_type(const ColumnMap *then, const ColumnMap *now, bool is_place, AlterPlan 
 	}
 	if (is_place)
 		plan->obstacle = psprintf("the type of column \"%s\", which is of its sorting key", now->attname);
-	else if (retyped && !(getBaseType(then->atttypid) == NUMERICOID &&
-						  getBaseType(now->atttypid) == NUMERICOID &&
+	else if (retyped && !(then->basetypid == NUMERICOID && now->basetypid == NUMERICOID &&
 						  then->precision > 0 && now->precision >= then->precision &&
 						  now->scale == then->scale))
 		plan->obstacle = psprintf("the type of column \"%s\"", now->attname);
@@ -390,13 +384,11 @@ plan_type(const ColumnMap *then, const ColumnMap *now, bool is_place, AlterPlan 
 
 /*
  * Does a value that PostgreSQL did not rewrite look the same in the target under
- * the other type?
+ * the other type?  Both are base types.
  */
 static bool
 type_keeps_values(Oid then, Oid now)
 {
-	then = getBaseType(then);
-	now = getBaseType(now);
 	return then == now ||
 		((then == TEXTOID || then == VARCHAROID) && (now == TEXTOID || now == VARCHAROID));
 }

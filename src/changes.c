@@ -73,10 +73,13 @@ changes_begin(Pipe *pipe, ReorderBufferTXN *txn)
 	pipe->in_callback = true;
 	pipe->commit_lsn = txn->final_lsn;
 	pipe->commit_ts = txn->xact_time.commit_time;
+	pipe->txn = txn;
 	pipe->xid = txn->xid;		/* the top-level one, of two-phase commits too */
 	pipe->txn_opened_block = false;
 	pipe->txn_invalidated = pipe->txn_unlogged = pipe->in_commit = false;
 	pipe->txn_ntables = 0;
+	list_free(pipe->txn_copied);
+	pipe->txn_copied = NIL;
 
 	/*
 	 * Output functions of types that users made run as the pipe's owner.  The
@@ -100,6 +103,7 @@ changes_commit(Pipe *pipe, ReorderBufferTXN *txn)
 	if (pipe->txn_ntables > 0)
 		confirm_commit(pipe, pipe->commit_lsn, pipe->commit_ts);
 	pipe->read_commit_ts = pipe->commit_ts;
+	pipe->txn = NULL;
 	pipe->in_callback = false;
 }
 

@@ -255,6 +255,8 @@ read_chunk(SnapshotJob *job, const LoadRange *chunk, ItemPointer from, XLogRecPt
 			return READ_REWRITTEN;
 		}
 		reason = source_read_refusal(relid, job->info->owner, &hint);
+		if (reason != NULL)
+			hint = hint_then_resync(job->info->name, job->table->source_name, hint);
 	}
 	if (reason != NULL)
 		snapshot_fail(job, 0, hint, reason);

@@ -342,6 +342,17 @@ compat_attr_changed(TupleDesc desc, int i)
 #endif
 }
 
+/* Which file a WAL record is of. */
+#if PG_VERSION_NUM >= 160000
+typedef RelFileLocator CompatFileLocator;
+#define compat_file_database(file)	((file).dbOid)
+#define compat_file_number(file)	((file).relNumber)
+#else
+typedef RelFileNode CompatFileLocator;
+#define compat_file_database(file)	((file).dbNode)
+#define compat_file_number(file)	((file).relNode)
+#endif
+
 /* A transaction commits, for a snapshot builder. */
 static inline void
 compat_snapbuild_commit(SnapBuild *builder, XLogRecPtr lsn, TransactionId xid, int nsubxacts,

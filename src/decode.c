@@ -10,7 +10,9 @@
  */
 #include "clickpipe.h"
 
+#include "catalog/pg_control.h"
 #include "catalog/storage_xlog.h"
+#include "miscadmin.h"
 #include "replication/message.h"
 #include "replication/output_plugin.h"
 #include "replication/reorderbuffer.h"
@@ -21,6 +23,9 @@
 
 /* What the callbacks are told by decode_note_unlogged. */
 #define UNLOGGED_MESSAGE	CLICKPIPE_NAME ": unlogged"
+
+/* What they are told by decode_note_copied, with the number of the file. */
+#define COPIED_MESSAGE	CLICKPIPE_NAME ": copied"
 
 extern PGDLLEXPORT void _PG_output_plugin_init(OutputPluginCallbacks *cb);
 
@@ -105,8 +110,19 @@ static void
 plugin_message(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, XLogRecPtr message_lsn,
 			   bool transactional, const char *prefix, Size size, const char *message)
 {
-	if (MyPipe != NULL && transactional && strcmp(prefix, UNLOGGED_MESSAGE) == 0)
+	if (MyPipe == NULL || !transactional)
+		return;
+	if (strcmp(prefix, UNLOGGED_MESSAGE) == 0)
 		MyPipe->txn_unlogged = true;
+	else if (strcmp(prefix, COPIED_MESSAGE) == 0 && size == sizeof(Oid))
+	{
+		MemoryContext old = MemoryContextSwitchTo(MyPipe->mcxt);
+		Oid			file;
+
+		memcpy(&file, message, sizeof(Oid));
+		MyPipe->txn_copied = lappend_oid(MyPipe->txn_copied, file);
+		MemoryContextSwitchTo(old);
+	}
 }
 
 /* A transaction ends. */
@@ -132,4 +148,26 @@ decode_note_unlogged(LogicalDecodingContext *ctx)
 		return;
 	ReorderBufferQueueMessage(ctx->reorder, XLogRecGetXid(record), NULL, record->ReadRecPtr, true,
 							  UNLOGGED_MESSAGE, 0, "");
+}
+
+/* See decode.h. */
+void
+decode_note_copied(LogicalDecodingContext *ctx)
+{
+	XLogReaderState *record = ctx->reader;
+	CompatFileLocator file;
+	ForkNumber	fork;
+	BlockNumber block;
+
+	if (XLogRecGetRmid(record) != RM_XLOG_ID ||
+		(XLogRecGetInfo(record) & ~XLR_INFO_MASK) != XLOG_FPI ||
+		!TransactionIdIsValid(XLogRecGetXid(record)) ||
+		SnapBuildCurrentState(ctx->snapshot_builder) < SNAPBUILD_FULL_SNAPSHOT)
+		return;
+	XLogRecGetBlockTag(record, 0, &file, &fork, &block);
+	/* once for each file */
+	if (fork != MAIN_FORKNUM || block != 0 || compat_file_database(file) != MyDatabaseId)
+		return;
+	ReorderBufferQueueMessage(ctx->reorder, XLogRecGetXid(record), NULL, record->ReadRecPtr, true,
+							  COPIED_MESSAGE, sizeof(Oid), (char *) &compat_file_number(file));
 }

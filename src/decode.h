@@ -62,4 +62,11 @@ extern void decode_note_commit(LogicalDecodingContext *ctx);
  */
 extern void decode_note_unlogged(LogicalDecodingContext *ctx);
 
+/*
+ * After a record was decoded: has the transaction written a file page by page, as CLUSTER does?
+ * The rows of the new heap are not in the stream, since they are the same; but those of columns
+ * that it has added before have their DEFAULT in them now, and the catalogs know it no more.
+ */
+extern void decode_note_copied(LogicalDecodingContext *ctx);
+
 #endif							/* CLICKPIPE_DECODE_H */

@@ -82,6 +82,7 @@ struct ColumnMap
 	char	   *attname;
 	Oid			atttypid;
 	int32		atttypmod;
+	Oid			basetypid;		/* what a domain is of, which may be dropped meanwhile */
 	bool		attnotnull;
 
 	/* about the target */

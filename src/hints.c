@@ -25,6 +25,15 @@ hint_resync(const char *pipe, const char *source_name, const char *reason)
 					quote_literal_cstr(pipe), quote_literal_cstr(source_name));
 }
 
+/* A table must be loaded anew, when the reason that another hint is about is gone.  NULL: none. */
+char *
+hint_then_resync(const char *pipe, const char *source_name, const char *hint)
+{
+	char	   *resync = hint_resync(pipe, source_name, NULL);
+
+	return hint != NULL ? psprintf("%s Then r%s", hint, resync + 1) : resync;
+}
+
 /* All tables of a pipe must be loaded anew. */
 char *
 hint_resync_pipe(const char *pipe, const char *reason)

@@ -17,6 +17,7 @@
  * stop that comes first, or NULL.
  */
 extern char *hint_resync(const char *pipe, const char *source_name, const char *reason);
+extern char *hint_then_resync(const char *pipe, const char *source_name, const char *hint);
 extern char *hint_resync_pipe(const char *pipe, const char *reason);
 extern char *hint_remove(const char *pipe, Oid relid);
 

@@ -224,9 +224,8 @@ open_history(SnapshotJob *job, Oid filenode)
 		reason = source_shape_difference(table->shape, source_shape(rel, &watch), true, NULL);
 		if (reason != NULL)
 			reason = psprintf("its definition changed (%s)", reason);
-		hint = hint_resync(job->info->name, table->source_name, NULL);
 	}
 	if (reason != NULL)
-		snapshot_fail(job, 0, hint, reason);
+		snapshot_fail(job, 0, hint_then_resync(job->info->name, table->source_name, hint), reason);
 	return rel;
 }

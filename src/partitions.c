@@ -53,7 +53,6 @@ static void compare(Pipe *pipe, PipeTable *table, ReorderBufferTXN *txn);
 static void leaf_is_there(Pipe *pipe, PipeTable *table, const TreeLeaf *tree_leaf);
 static void attached(Pipe *pipe, PipeTable *table, Oid relid);
 static void note_event(Pipe *pipe, PipeTable *table, Leaf *leaf);
-static bool xid_is_of(TransactionId xid, void *arg);
 static char *leaf_name(Oid relid);
 
 /* See partitions.h. */
@@ -419,7 +418,7 @@ compare(Pipe *pipe, PipeTable *table, ReorderBufferTXN *txn)
 	/* dropped: that is not about its partitions */
 	if (get_rel_relkind(table->relid) != RELKIND_PARTITIONED_TABLE)
 		return;
-	tree = partition_leaves(table->relid, &parents, xid_is_of, txn);
+	tree = partition_leaves(table->relid, &parents, partitions_xid_is_of, txn);
 	foreach(lc, parents)
 		learn_relation(pipe, lfirst_oid(lc), true);
 	foreach(lc, table->partitions->leaves)
@@ -529,16 +528,16 @@ note_event(Pipe *pipe, PipeTable *table, Leaf *leaf)
 	pipe->partitions_pending = true;
 }
 
-/* Is it the transaction, or a subtransaction of it?  An XidTest. */
-static bool
-xid_is_of(TransactionId xid, void *arg)
+/* See partitions.h. */
+bool
+partitions_xid_is_of(TransactionId xid, void *txn)
 {
-	ReorderBufferTXN *txn = arg;
+	ReorderBufferTXN *top = txn;
 	dlist_iter	iter;
 
-	if (xid == txn->xid)
+	if (xid == top->xid)
 		return true;
-	dlist_foreach(iter, &txn->subtxns)
+	dlist_foreach(iter, &top->subtxns)
 	{
 		if (dlist_container(ReorderBufferTXN, node, iter.cur)->xid == xid)
 			return true;

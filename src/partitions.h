@@ -137,6 +137,9 @@ extern void partitions_invalidated(Pipe *pipe, Oid relid);
 /* In a callback, at a transaction's end: what has it attached, detached or dropped? */
 extern void partitions_commit(Pipe *pipe, ReorderBufferTXN *txn);
 
+/* Is it the transaction (a ReorderBufferTXN), or a subtransaction of it?  An XidTest. */
+extern bool partitions_xid_is_of(TransactionId xid, void *txn);
+
 /*
  * In a callback: a leaf was detached or dropped by the transaction with that commit LSN.  Its
  * rows stay in the target, and are shown in clickpipe.partitions.

@@ -300,11 +300,13 @@ typedef struct Pipe
 	XLogRecPtr	commit_lsn;
 	TimestampTz commit_ts;
 	TransactionId xid;			/* of the top level */
+	ReorderBufferTXN *txn;		/* the transaction at hand, until it ends */
 	Oid			change_relid;	/* the table whose row the change at hand is */
 	XLogRecPtr	change_lsn;		/* and its place in the WAL */
 	bool		txn_opened_block;
 	bool		txn_invalidated;	/* something of a table of ours was */
 	bool		txn_unlogged;	/* it has made an unlogged relation */
+	List	   *txn_copied;		/* it has written these files page by page: relfilenodes */
 	bool		in_commit;		/* all its changes are through */
 	PipeTable **txn_tables;		/* touched by it */
 	int			txn_ntables;

@@ -475,8 +475,7 @@ describe_source(Pipe *pipe, PipeTable *table)
 		if (hint == NULL)
 			hint = hint_resync(pipe->info->name, table->info->source_name, "Repair the table");
 		else if (table->main != NULL && rel != NULL)
-			hint = psprintf("%s Then r%s", hint,
-							hint_resync(pipe->info->name, table->info->source_name, NULL) + 1);
+			hint = hint_then_resync(pipe->info->name, table->info->source_name, hint);
 		pipe_table_fail(pipe, table, 0, hint, "%s", reason);
 	}
 	if (rel != NULL)

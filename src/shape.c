@@ -424,16 +424,11 @@ shape_watch(List *shape)
 	foreach(lc, shape)
 	{
 		const char *line = lfirst(lc);
-		const char *type = NULL;
 		Oid			relid;
 
-		if (strncmp(line, "field ", 6) != 0)
+		if (strncmp(line, SHAPE_COMPOSITE, strlen(SHAPE_COMPOSITE)) != 0)
 			continue;
-		for (const char *at = line; (at = strstr(at, "\" of composite type ")) != NULL; at++)
-			type = at;
-		if (type == NULL)
-			continue;
-		relid = get_typ_typrelid((Oid) strtoul(type + strlen("\" of composite type "), NULL, 10));
+		relid = get_typ_typrelid((Oid) strtoul(line + strlen(SHAPE_COMPOSITE), NULL, 10));
 		if (OidIsValid(relid))
 			watch = list_append_unique_oid(watch, relid);
 	}

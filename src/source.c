@@ -286,19 +286,26 @@ source_shape(Relation rel, List **watch)
 
 /*
  * Adds what a column's type brings along: the labels of enums and the fields
- * of composite types, through domains and arrays.
+ * of composite types, through domains, arrays and ranges.
  */
 static List *
 shape_of_type(List *shape, Oid typid, List **watch, int depth)
 {
-	Oid			base = getBaseType(typid);
-	Oid			elem = get_element_type(base);
+	Oid			base = typid;
 	char		typtype;
 
 	if (typid < FirstNormalObjectId || depth > 8)
 		return shape;
-	if (OidIsValid(elem))
-		base = getBaseType(elem);
+	/* a domain can make arrays the elements of an array */
+	for (Oid inner = typid; OidIsValid(inner);)
+	{
+		base = getBaseType(inner);
+		inner = get_element_type(base);
+		if (!OidIsValid(inner))
+			inner = get_range_subtype(base);
+		if (!OidIsValid(inner))
+			inner = get_multirange_range(base);
+	}
 	typtype = get_typtype(base);
 	if (typtype == TYPTYPE_ENUM)
 	{
@@ -325,14 +332,18 @@ shape_of_type(List *shape, Oid typid, List **watch, int depth)
 	{
 		Oid			relid = get_typ_typrelid(base);
 		Relation	rel = RelationIdGetRelation(relid);
+		char	   *line;
 
 		if (rel == NULL)
 			return shape;
 		*watch = list_append_unique_oid(*watch, relid);
+		/* it may have no field, or come to have none */
+		line = psprintf(SHAPE_COMPOSITE "%u", base);
+		if (!source_shape_has(shape, line))
+			shape = lappend(shape, line);
 		for (int i = 0; i < RelationGetDescr(rel)->natts; i++)
 		{
 			Form_pg_attribute att = TupleDescAttr(RelationGetDescr(rel), i);
-			char	   *line;
 
 			if (att->attisdropped)
 				continue;

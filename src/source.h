@@ -74,6 +74,9 @@ typedef enum ShapeChange
  */
 #define SHAPE_TARGET	"target: "
 
+/* Begins the line of a composite type that a column's values have in them; then comes its oid. */
+#define SHAPE_COMPOSITE	"composite type "
+
 /*
  * Compares shapes.  NULL if the rows of "now" fit what "then" described, else what differs
  * (in CurrentMemoryContext).  *change (unless NULL): how much it matters.

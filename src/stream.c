@@ -348,6 +348,7 @@ decode_some(Pipe *pipe, ResourceOwner owner, MemoryContext mcxt)
 		decode_note_commit(ctx);
 		LogicalDecodingProcessRecord(ctx, ctx->reader);
 		decode_note_unlogged(ctx);
+		decode_note_copied(ctx);
 		pipe->in_callback = false;
 		pipe->read_lsn = ctx->reader->EndRecPtr;
 		if (InterruptPending || pipe->failure_pending || pipe->partitions_pending)

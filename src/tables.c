@@ -578,7 +578,7 @@ recheck_table(Pipe *pipe, PipeTable *table)
 			reason = partitions_recheck(pipe, table, rel, &hint, &busy);
 		if (reason != NULL)
 			pipe_table_fail(pipe, table, 0,
-							hint ? hint : hint_resync(pipe->info->name, table->info->source_name, NULL),
+							hint_then_resync(pipe->info->name, table->info->source_name, hint),
 							"%s", reason);
 	}
 	relation_close(rel, AccessShareLock);

@@ -172,6 +172,20 @@ target_option_column(Relation rel, List *shape, const char *name)
 	return Max(attnum, InvalidAttrNumber);
 }
 
+/* See target.h. */
+const char *
+target_column_name_refusal(const char *name)
+{
+	if (strncmp(name, CLICKPIPE_COL_PREFIX, strlen(CLICKPIPE_COL_PREFIX)) == 0)
+		return psprintf("column name \"%s\" begins with \"%s\"", name, CLICKPIPE_COL_PREFIX);
+	if (strchr(name, '.') != NULL)
+		return psprintf("column name \"%s\" holds a dot, which ClickHouse takes for a nested column", name);
+	utf8_init();
+	if (utf8_cstring(name) == NULL)
+		return psprintf("column \"%s\": %s", name, utf8_name_refusal);
+	return NULL;
+}
+
 /* Adds what speaks against the columns' names. */
 static List *
 column_refusals(List *refusals, TupleDesc desc, const TableOptions *options, List *shape)
@@ -190,19 +204,15 @@ column_refusals(List *refusals, TupleDesc desc, const TableOptions *options, Lis
 	{
 		Form_pg_attribute att = TupleDescAttr(desc, i);
 		const char *name;
+		const char *reason;
 
 		if (att->attisdropped || compat_attr_is_virtual(att) ||
 			table_options_exclude(options, target_option_name(shape, att)))
 			continue;
 		name = column_target_name(options, shape, att);
-		if (strncmp(name, CLICKPIPE_COL_PREFIX, strlen(CLICKPIPE_COL_PREFIX)) == 0)
-			refusals = refusal_add(refusals,
-								   psprintf("column name \"%s\" begins with \"%s\"", name, CLICKPIPE_COL_PREFIX),
-								   hint);
-		if (strchr(name, '.') != NULL)
-			refusals = refusal_add(refusals,
-								   psprintf("column name \"%s\" holds a dot, which ClickHouse takes for a nested column", name),
-								   hint);
+		reason = target_column_name_refusal(name);
+		if (reason != NULL)
+			refusals = refusal_add(refusals, reason, hint);
 		if (list_has(names, name))
 			refusals = refusal_add(refusals,
 								   psprintf("two columns would be named \"%s\"", name),

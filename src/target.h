@@ -105,6 +105,9 @@ extern char *target_refusal(Relation rel, const TableOptions *options, List *sha
 /* All such reasons (Refusal *). */
 extern List *target_refusals(Relation rel, const TableOptions *options, List *shape);
 
+/* Why no target may have a column of that name; NULL if it may. */
+extern const char *target_column_name_refusal(const char *name);
+
 /*
  * Which columns new options are about, as lines for the shape (char *; see shape_option_names), so
  * that it does not matter what these are called when the table is described.  NIL: they name none.

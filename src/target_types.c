@@ -188,7 +188,7 @@ target_type_refusals(List *refusals, Relation rel, const SourceKey *key,
 			continue;
 		wish.type = option->type;
 		wish.lossy = option->lossy;
-		if (!column_map_init(&map, att, NULL, &wish, in_key(key, att->attnum), true, &caps,
+		if (!column_map_init(&map, att, option->name, &wish, in_key(key, att->attnum), true, &caps,
 							 CurrentMemoryContext, &why))
 			refusals = refusal_add(refusals,
 								   psprintf("column \"%s\": %s", NameStr(att->attname), why),
@@ -223,8 +223,9 @@ target_types_refusal(TupleDesc desc, const TableOptions *options,
 		if (table_options_exclude(options, option_name))
 			continue;
 		target_column_wish(options, shape, att, option_name, &wish);
-		if (!column_map_init(&map, att, NULL, &wish, in_key(&key, att->attnum),
-							 pipe_options->allow_nullable_columns, &now, CurrentMemoryContext, &why))
+		if (!column_map_init(&map, att, table_options_column_name(options, option_name), &wish,
+							 in_key(&key, att->attnum), pipe_options->allow_nullable_columns, &now,
+							 CurrentMemoryContext, &why))
 			return psprintf("column \"%s\": %s", NameStr(att->attname), why);
 	}
 	foreach(lc, shape_dropped_columns(shape))

@@ -271,26 +271,10 @@ typemap_default(Oid type, int32 typmod, int ndims, bool allow_nullable, const Ty
 }
 
 /*
- * A name in UTF8, allocated in "mcxt".  ERROR if it has no form in UTF8.
- */
-static char *
-utf8_name(const char *name, MemoryContext mcxt)
-{
-	char	   *utf8 = utf8_cstring(name);
-
-	if (utf8 == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_UNTRANSLATABLE_CHARACTER),
-				 errmsg("column name \"%s\" has a character without equivalent in UTF8",
-						name)));
-	return MemoryContextStrdup(mcxt, utf8);
-}
-
-/*
  * Fills "map" for one attribute.  Needs a transaction: reads catalogs, as of
  * the snapshot in use.  Results are in "mcxt", small temporary strings in
- * CurrentMemoryContext.  ERROR if the type is a shell, or names or text of
- * the database's encoding cannot be converted.
+ * CurrentMemoryContext.  ERROR if the type is a shell, or text of the
+ * database's encoding cannot be converted.
  */
 bool
 column_map_init(ColumnMap *map, Form_pg_attribute att, const char *target_name,
@@ -302,6 +286,7 @@ column_map_init(ColumnMap *map, Form_pg_attribute att, const char *target_name,
 	bool		nullable = allow_nullable && !att->attnotnull && !is_key;
 	bool		wished = (wish != NULL && wish->type != NULL);
 	ChType	   *ch;
+	char	   *name;
 
 	utf8_init();
 
@@ -311,8 +296,15 @@ column_map_init(ColumnMap *map, Form_pg_attribute att, const char *target_name,
 	map->attname = MemoryContextStrdup(mcxt, NameStr(att->attname));
 	map->atttypid = att->atttypid;
 	map->atttypmod = att->atttypmod;
+	map->basetypid = type;
 	map->attnotnull = att->attnotnull;
-	map->name = utf8_name(target_name ? target_name : map->attname, mcxt);
+	name = utf8_cstring(target_name ? target_name : map->attname);
+	if (name == NULL)
+	{
+		*why = utf8_name_refusal;
+		return false;
+	}
+	map->name = MemoryContextStrdup(mcxt, name);
 	map->lossy = wish != NULL && wish->lossy;
 	map->null_to_default = !allow_nullable || map->lossy;
 

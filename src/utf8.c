@@ -29,6 +29,9 @@ bool		utf8_is_server_encoding = true;
 static bool initialized = false;
 static Oid	conversion = InvalidOid;
 
+/* See utf8.h. */
+const char *const utf8_name_refusal = "its name has a character without equivalent in UTF8";
+
 /*
  * Finds the conversion from the database's encoding.  Needs a transaction.
  * ERROR if there is none (MULE_INTERNAL).

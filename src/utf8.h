@@ -15,6 +15,9 @@
 /* Text needs neither conversion nor a look. */
 extern bool utf8_is_server_encoding;
 
+/* What is said of a column whose name has no form in UTF8. */
+extern const char *const utf8_name_refusal;
+
 /* Looks the conversion up; needs a transaction.  Before all others, any number of times. */
 extern void utf8_init(void);
 

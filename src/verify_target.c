@@ -205,6 +205,9 @@ verify_read_watched(VerifyTable *table)
 static void
 append_row_hash(StringInfo sql, const RowMap *map, bool key_only)
 {
+	int			begin = sql->len;
+	bool		any = false;
+
 	appendStringInfoString(sql, "halfMD5(formatRow('RowBinary'");
 	for (int i = 0; i < map->ncolumns; i++)
 	{
@@ -215,8 +218,14 @@ append_row_hash(StringInfo sql, const RowMap *map, bool key_only)
 			append_float_key(sql, &map->columns[i]);
 		else
 			append_ch_identifier(sql, map->columns[i].name);
+		any = true;
 	}
 	appendStringInfoString(sql, "))");
+	if (any)
+		return;
+	/* no column is left, or none that is compared */
+	sql->len = begin;
+	appendStringInfoString(sql, "halfMD5(materialize(''))");
 }
 
 /* Appends a float of the key, as row_encode counts it. */

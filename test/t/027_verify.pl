@@ -381,6 +381,25 @@ like($rows->{acc}{note}, qr/set aside/, 'and says why');
 equal_ok($rows, 'hist', $count->('hist'), 'the others are');
 
 #
+# Nothing to compare but the number of rows
+#
+$node->safe_psql('postgres', q{
+	CREATE TABLE only_json (j jsonb NOT NULL); ALTER TABLE only_json REPLICA IDENTITY FULL;
+	CREATE TABLE no_column (a int); ALTER TABLE no_column REPLICA IDENTITY FULL;
+	INSERT INTO only_json SELECT jsonb_build_object('a', g) FROM generate_series(1, 20) g;
+	INSERT INTO no_column SELECT generate_series(1, 20);
+	SELECT clickpipe_create('e', 'warehouse', '{only_json, no_column}', '{"tables": {"only_json": {"table_engine": "MergeTree", "columns": {"j": {"type": "JSON"}}},
+		"no_column": {"table_engine": "MergeTree"}}}')});
+wait_for_state($node, 'e', 'Running');
+$node->safe_psql('postgres', q{ALTER TABLE no_column DROP COLUMN a; INSERT INTO no_column DEFAULT VALUES; INSERT INTO only_json VALUES ('{}')});
+$rows = verify('e');
+equal_ok($rows, 'no_column', 21, 'no column: equal');
+is("$rows->{only_json}{result} $rows->{only_json}{source_rows} $rows->{only_json}{target_rows}", 'partly compared 21 21', 'nothing but JSON: as many rows');
+$ch->query("INSERT INTO analytics.public_no_column SELECT * FROM analytics.public_no_column LIMIT 1");
+$rows = verify('e', q{'no_column'});
+is($rows->{no_column}{result}, 'different', 'a row too many');
+
+#
 # A target that is gone, a pipe that is paused, a ClickHouse that is down
 #
 $ch->query('DROP TABLE analytics.public_d1 SYNC');

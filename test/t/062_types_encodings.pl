@@ -58,10 +58,10 @@ $node->safe_psql('ascii', 'CREATE EXTENSION clickpipe');
 setup_server($node, $ch, 'ascii', db => 'ascii');
 $node->safe_psql('ascii', q{
 	CREATE TABLE a (id int PRIMARY KEY, v text, b bytea, l text[] NOT NULL);
-	CREATE TABLE b (LIKE a INCLUDING ALL); CREATE TABLE c (LIKE a INCLUDING ALL);
+	CREATE TABLE b (LIKE a INCLUDING ALL); CREATE TABLE c (LIKE a INCLUDING ALL); CREATE TABLE d (id int PRIMARY KEY, v text); CREATE TABLE e (LIKE d INCLUDING ALL);
 	INSERT INTO a VALUES (1, 'plain', '\xff', '{x}'), (2, 'größe', '\x00', '{漢字}');
 	INSERT INTO b VALUES (4, E'x\\xe4\\xff', '', '{}');
-	SELECT clickpipe_create('a', 'warehouse', ARRAY['a', 'b', 'c']::regclass[])});
+	SELECT clickpipe_create('a', 'warehouse', ARRAY['a', 'b', 'c', 'd', 'e']::regclass[])});
 wait_for_state($node, 'a', 'Running', undef, db => 'ascii');
 $node->safe_psql('ascii', q{INSERT INTO a VALUES (3, '漢字', '\xe4', '{größe,NULL}'); INSERT INTO c VALUES (5, '', '', ARRAY[E'\\xc3'])});
 ok(wait_until(sub { $node->safe_psql('ascii', q{SELECT count(*) FROM clickpipe.tables WHERE state = 'Failed'}) eq '2' }), 'SQL_ASCII: bytes that are not UTF-8 set their table aside');
@@ -70,6 +70,14 @@ wait_until(sub { $ch->query('SELECT count() FROM ascii.public_a FINAL') >= 3 });
 is($ch->query('SELECT id, v, hex(b), l FROM ascii.public_a FINAL ORDER BY id'), "1\tplain\tFF\t['x']\n2\tgröße\t00\t['漢字']\n3\t漢字\tE4\t['größe',NULL]", 'SQL_ASCII: UTF-8 passes');
 like($node->safe_psql('ascii', q{SELECT last_error FROM clickpipe.tables WHERE source = 'b'::regclass}), qr/column "v".*bytes are not UTF8.*SQL_ASCII: x\\xe4\\xff \(row with id = 4\)/, 'SQL_ASCII: in a load, with the reason');
 like($node->safe_psql('ascii', q{SELECT last_error FROM clickpipe.tables WHERE source = 'c'::regclass}), qr/column "l".*bytes are not UTF8.*SQL_ASCII: \{\\xc3\} \(row with id = 5\)/, 'SQL_ASCII: in a change');
+
+# A column that gets such a name sets its table aside, and nothing else.
+$node->safe_psql('ascii', qq{SET client_encoding = SQL_ASCII; ALTER TABLE d ADD COLUMN "\xe4\xff" int; ALTER TABLE e RENAME v TO "\xe4\xff"; INSERT INTO a VALUES (6, 'later', '', '{}')});
+wait_for_table_state($node, 'a', $_, 'Failed', undef, db => 'ascii') for qw(d e);
+is($node->safe_psql('ascii', "SELECT last_error LIKE '%its name has a character without equivalent in UTF8' FROM clickpipe.tables WHERE source = '$_'::regclass"), 't', "SQL_ASCII: a name in table $_")
+  for qw(d e);
+ok(wait_until(sub { $ch->query('SELECT count() FROM ascii.public_a FINAL WHERE id = 6') eq '1' }), 'SQL_ASCII: others go on');
+is($node->safe_psql('ascii', q{SELECT count(*) FROM clickpipe.log WHERE message LIKE 'starts over%'}), '0', 'SQL_ASCII: the worker never starts over');
 
 $node->stop;
 done_testing();

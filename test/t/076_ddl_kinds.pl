@@ -32,6 +32,7 @@ my @kinds = (
 	[ 'timestamp_finer', 'timestamp(3)', q{'2024-02-29 12:00:00.123'}, 'ALTER TABLE %t ALTER c TYPE timestamp', q{'2024-02-29 12:00:00.123456'}, 0 ],
 	[ 'domain_over',     'int', '1', 'CREATE DOMAIN %t_d AS int; ALTER TABLE %t ALTER c TYPE %t_d', '2', 0 ],
 	[ 'domain_off',      '%t_d', '1', 'ALTER TABLE %t ALTER c TYPE int', '2', 0, 'CREATE DOMAIN %t_d AS int' ],
+	[ 'domain_gone',     '%t_d', '1', 'ALTER TABLE %t ALTER c TYPE int; DROP DOMAIN %t_d', '2', 0, 'CREATE DOMAIN %t_d AS int' ],
 	# types of other values
 	[ 'varchar_shorter', 'varchar(20)', q{'abc'}, 'ALTER TABLE %t ALTER c TYPE varchar(2) USING left(c, 2)', q{'xy'}, 1 ],
 	[ 'int_bigint',      'int', '1', 'ALTER TABLE %t ALTER c TYPE bigint', '5000000000', 1 ],
@@ -53,11 +54,17 @@ my @kinds = (
 	# definitions of types
 	[ 'enum_label',      '%t_e', q{'a'}, q{ALTER TYPE %t_e RENAME VALUE 'a' TO 'z'}, q{'z'}, 1, q{CREATE TYPE %t_e AS ENUM ('a', 'b')} ],
 	[ 'enum_array',      '%t_e[]', q{'{a,b}'}, q{ALTER TYPE %t_e RENAME VALUE 'a' TO 'z'}, q{'{z}'}, 1, q{CREATE TYPE %t_e AS ENUM ('a', 'b')} ],
+	[ 'enum_range',      '%t_r', q{'[a,b]'}, q{ALTER TYPE %t_e RENAME VALUE 'a' TO 'z'}, q{'[z,z]'}, 1, q{CREATE TYPE %t_e AS ENUM ('a', 'b'); CREATE TYPE %t_r AS RANGE (subtype = %t_e, multirange_type_name = %t_m)} ],
+	[ 'enum_multirange', '%t_m', q{'{[a,b]}'}, q{ALTER TYPE %t_e RENAME VALUE 'a' TO 'z'}, q{'{[z,z]}'}, 1, q{CREATE TYPE %t_e AS ENUM ('a', 'b'); CREATE TYPE %t_r AS RANGE (subtype = %t_e, multirange_type_name = %t_m)} ],
+	[ 'enum_deep',       '%t_d[]', q{ARRAY['{a,b}'::%t_d]}, q{ALTER TYPE %t_e RENAME VALUE 'a' TO 'z'}, q{ARRAY['{z}'::%t_d]}, 1, q{CREATE TYPE %t_e AS ENUM ('a', 'b'); CREATE DOMAIN %t_d AS %t_e[]} ],
 	[ 'enum_name',       '%t_e', q{'a'}, 'ALTER TYPE %t_e RENAME TO %t_e2', q{'b'}, 0, q{CREATE TYPE %t_e AS ENUM ('a', 'b')} ],
 	[ 'domain_default',  '%t_d', '1', 'ALTER DOMAIN %t_d SET DEFAULT 3; ALTER DOMAIN %t_d ADD CONSTRAINT pos CHECK (VALUE > 0); ALTER DOMAIN %t_d DROP CONSTRAINT pos; ALTER DOMAIN %t_d RENAME TO %t_d2', '2', 0, 'CREATE DOMAIN %t_d AS int' ],
 	[ 'domain_enum',     '%t_d', q{'a'}, q{ALTER TYPE %t_e RENAME VALUE 'a' TO 'z'}, q{'z'}, 1, q{CREATE TYPE %t_e AS ENUM ('a', 'b'); CREATE DOMAIN %t_d AS %t_e} ],
 	[ 'field_added',     '%t_c', q{'(1,x)'}, 'ALTER TYPE %t_c ADD ATTRIBUTE z int', q{'(1,x,2)'}, 1, 'CREATE TYPE %t_c AS (a int, b text)' ],
 	[ 'field_dropped',   '%t_c', q{'(1,x)'}, 'ALTER TYPE %t_c DROP ATTRIBUTE a', q{'(y)'}, 1, 'CREATE TYPE %t_c AS (a int, b text)' ],
+	[ 'field_only',      '%t_c', q{'(1)'}, 'ALTER TYPE %t_c DROP ATTRIBUTE a', q{'()'}, 1, 'CREATE TYPE %t_c AS (a int)' ],
+	[ 'field_first',     '%t_c', q{'()'}, 'ALTER TYPE %t_c ADD ATTRIBUTE a int, ADD ATTRIBUTE b int', q{'(1,2)'}, 1, 'CREATE TYPE %t_c AS ()' ],
+	[ 'field_replaced',  '%t_c', q{'(1)'}, 'ALTER TYPE %t_c DROP ATTRIBUTE a; ALTER TYPE %t_c ADD ATTRIBUTE b text', q{'(x)'}, 1, 'CREATE TYPE %t_c AS (a int)' ],
 	[ 'field_renamed',   '%t_c', q{'(1,x)'}, 'ALTER TYPE %t_c RENAME ATTRIBUTE a TO z', q{'(2,y)'}, 1, 'CREATE TYPE %t_c AS (a int, b text)' ],
 	[ 'field_of_array',  '%t_c[]', q{ARRAY['(1,x)']::%t_c[]}, 'ALTER TYPE %t_c ADD ATTRIBUTE z int', q{ARRAY['(2,y,3)']::%t_c[]}, 1, 'CREATE TYPE %t_c AS (a int, b text)' ],
 	[ 'field_inside',    '%t_o', q{'("(1,x)",5)'}, 'ALTER TYPE %t_c ADD ATTRIBUTE z int', q{'("(2,y,3)",6)'}, 1, 'CREATE TYPE %t_c AS (a int, b text); CREATE TYPE %t_o AS (c %t_c, n int)' ],
@@ -127,6 +134,7 @@ for my $t (@tables)
 my ($rc, $out, $err) = $node->psql('postgres', $all, extra_params => [ '-v', 'ON_ERROR_STOP=1' ]);
 is($rc, 0, 'no command fails') or diag($err);
 wait_caught_up($node, 'p');
+unlike(sql(q{SELECT string_agg(message, E'\n') FROM clickpipe.log WHERE pipe = 'p'}), qr/starts over/, 'the worker never starts over');
 # Afterwards each is a table like others.
 sql($later);
 wait_caught_up($node, 'p');

@@ -175,5 +175,23 @@ sql(q{SELECT clickpipe_alter('p', '{"drop_columns": true}'); ALTER TABLE gone AD
 followed('gone', 'drop_columns');
 is(columns('gone'), 'id keep e2', 'all go');
 
+#
+# Names that no target is created with
+#
+sql(q{CREATE TABLE dotted (id int PRIMARY KEY); CREATE TABLE nested (id int PRIMARY KEY, c int); CREATE TABLE ours (id int PRIMARY KEY);
+	SELECT clickpipe_create('names', 'warehouse', '{dotted,nested,ours}', '{"sync_interval_seconds": 0.1}')});
+wait_for_state($node, 'names', 'Running');
+sql(q{ALTER TABLE dotted ADD COLUMN "n.a" int[] NOT NULL DEFAULT '{1,2}', ADD COLUMN "n.b" int[] NOT NULL DEFAULT '{1}';
+	INSERT INTO dotted VALUES (1); ALTER TABLE nested RENAME c TO "n.c"; ALTER TABLE ours ADD COLUMN _clickpipe_commit_lsn int});
+for ([ 'dotted', 'column name "n.a" holds a dot' ], [ 'nested', 'column name "n.c" holds a dot' ], [ 'ours', 'column name "_clickpipe_commit_lsn" begins with' ])
+{
+	wait_for_table_state($node, 'names', $_->[0], 'Failed');
+	my ($error, $hint) = split /\|/, sql("SELECT message, hint FROM clickpipe.log WHERE pipe = 'names' AND source = 'public.$_->[0]' AND level = 'error' ORDER BY at DESC LIMIT 1");
+	like($error, qr/\Q$_->[1]\E/, "$_->[0]: set aside, because of the name");
+	like($hint, qr/excluded_columns.*clickpipe_resync/, "$_->[0]: with a hint");
+}
+sql(q{ALTER TABLE nested RENAME "n.c" TO c; SELECT clickpipe_resync('names', '{nested}')});
+wait_for_table_state($node, 'names', 'nested', 'Running');
+
 $node->stop;
 done_testing();
