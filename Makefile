@@ -18,7 +18,7 @@ ISOLATION_OPTS = --inputdir=test/isolation
 # TAP tests that are run with another major version of PostgreSQL as well: what
 # depends on the version is decoding, TOAST, partitions, slots and workers.
 TAP_OTHER = 010_load 011_load_traffic 016_transactions 023_resync 050_toast_held \
-	052_partitions 055_two_phase 071_alter 072_alter_crash 076_ddl_sources
+	052_partitions 055_two_phase 071_alter 072_alter_crash 075_copied 076_ddl_sources
 
 TEST_CLEAN = results output_iso regression.diffs regression.out
 
