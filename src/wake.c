@@ -17,6 +17,7 @@
 #include <signal.h>
 
 #include "access/xact.h"
+#include "access/xlog.h"
 #include "miscadmin.h"
 #include "nodes/pg_list.h"
 #include "utils/memutils.h"
@@ -214,15 +215,21 @@ forget_created(const PendingWake *wake)
 }
 
 /*
- * Sets the latch of this database's pipe workers that wait for WAL.  Reads
- * without the lock: an entry seen too early or too late costs a needless
+ * Sets the latch of this database's pipe workers that wait for WAL, if the
+ * transaction has written any: one that only reads must not pay for that, nor
+ * keep the workers busy.  Not by its XID, because COMMIT PREPARED has none.
+ *
+ * Reads without the lock: an entry seen too early or too late costs a needless
  * wake-up, or one that comes by the worker's own timeout.
  */
 static void
 wake_sleepers(void)
 {
-	if (ClickpipeShmem == NULL)
+	static XLogRecPtr last_commit_end = InvalidXLogRecPtr;
+
+	if (ClickpipeShmem == NULL || XactLastCommitEnd == last_commit_end)
 		return;
+	last_commit_end = XactLastCommitEnd;
 	for (int i = 0; i < ClickpipeShmem->max_entries; i++)
 	{
 		PipeEntry  *entry = &ClickpipeShmem->entries[i];

@@ -82,6 +82,18 @@ ok( wait_until(
 		}),
 	'no slot keeps old WAL');
 
+# Who only reads neither wakes the workers nor pays for that.  What they do in
+# this time they do by their own clocks.
+my ($sleeper) = sql(q{SELECT worker_pid FROM clickpipe.status WHERE pipe = 'p3'});
+sub switches
+{
+	my ($n) = PostgreSQL::Test::Utils::slurp_file("/proc/$sleeper/status") =~ /^voluntary_ctxt_switches:\s+(\d+)/m;
+	return $n;
+}
+my $switches = switches();
+sql("SELECT 1;\n" x 5000);
+cmp_ok(switches() - $switches, '<', 500, 'a worker sleeps while others read');
+
 # A row of an idle pipe arrives as fast as ever
 sql(q{INSERT INTO p3 VALUES (1000, 'after the noise')});
 wait_caught_up($node, 'p3');
