@@ -572,14 +572,15 @@ append_pipes_elsewhere(StringInfo detail, Oid owner)
 	foreach(lc, databases)
 	{
 		Oid			dboid = lfirst_oid(lc);
-		char	   *name = get_database_name(dboid);
+		char	   *name;
 		int			n = 1;
 
-		while (lnext(databases, lc) != NULL && lfirst_oid(lnext(databases, lc)) == dboid)
-		{
-			lc = lnext(databases, lc);
+		/* at the last pipe of each database */
+		if (lnext(databases, lc) != NULL && lfirst_oid(lnext(databases, lc)) == dboid)
+			continue;
+		for (int i = foreach_current_index(lc); i > 0 && list_nth_oid(databases, i - 1) == dboid; i--)
 			n++;
-		}
+		name = get_database_name(dboid);
 		if (name != NULL)
 			appendStringInfo(detail, ngettext("%s%d pipe in database %s", "%s%d pipes in database %s", n),
 							 detail->len > 0 ? "\n" : "", n, name);

@@ -76,6 +76,10 @@ $node->safe_psql('other', 'CREATE EXTENSION clickpipe');
 refuses($node, 'postgres', 'DROP ROLE alice', '2BP01',
 	qr/role "alice" cannot be dropped because some objects depend on it/, qr/owner of pipe hers/, qr/HINT:.*clickpipe_drop/);
 refuses($node, 'other', 'DROP ROLE alice', '2BP01', qr/1 pipe in database postgres/);
+# several: each database is named once
+make_pipe($node, pipe => "hers$_", table => "h$_", as => 'alice') for 2 .. 3;
+refuses($node, 'other', 'DROP ROLE alice', '2BP01', qr/DETAIL:  3 pipes in database postgres\nHINT/);
+$node->safe_psql('postgres', "SELECT clickpipe_drop('hers$_', true)") for 2 .. 3;
 # known after a restart as well
 $node->restart;
 goes_on($node, $ch, 'hers', 'h', 'role not dropped');
