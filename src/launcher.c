@@ -7,7 +7,8 @@
  * It is connected to no database.  When the server starts it sends a scout
  * into each one, which enters the pipes it finds into shared memory and ends;
  * after that verbs keep the entries true.  So databases without pipes have no
- * connection of ours.
+ * connection of ours.  Into one that takes no connections then the scout goes
+ * when it does.
  *
  * Copyright (c) 2026, clickpipe contributors
  *
@@ -45,13 +46,21 @@
 #define START_TIMEOUT_MS	30000	/* a worker that has not begun by then never will */
 #define SCOUT_TIMEOUT_MS	30000	/* a scout waits for somebody's lock */
 
+/* What the launcher can do with a database. */
+typedef enum DatabaseState
+{
+	DATABASE_GONE,				/* or the remains of a DROP DATABASE that was interrupted */
+	DATABASE_CLOSED,			/* takes no connections now */
+	DATABASE_OPEN
+} DatabaseState;
+
 static List *list_databases(MemoryContext mcxt);
 static void watch_retained_wal(void);
-static List *scout_databases(List *databases, MemoryContext mcxt);
+static List *scout_databases(List *databases, MemoryContext mcxt, bool *all_answered);
 static bool scout_database(Oid dboid, MemoryContext mcxt);
 static void launcher_nap(long ms);
 static long start_due_workers(void);
-static bool database_exists(Oid dboid);
+static DatabaseState database_state(Oid dboid);
 static bool start_pipe_worker(int index);
 static void detach_launcher(int code, Datum arg);
 
@@ -81,6 +90,7 @@ clickpipe_launcher_main(Datum arg)
 	TimestampTz scouted_at = 0;
 	List	   *unscouted = NIL;
 	bool		listed = false;
+	bool		all_answered;
 
 	worker_signals();
 	BackgroundWorkerInitializeConnection(NULL, NULL, 0);
@@ -97,7 +107,7 @@ clickpipe_launcher_main(Datum arg)
 		TimestampTz now = GetCurrentTimestamp();
 		long		ms;
 
-		if (!ClickpipeShmem->launcher_ready &&
+		if ((!listed || unscouted != NIL) &&
 			TimestampDifferenceExceeds(scouted_at, now, LOOK_AROUND_MS))
 		{
 			/* after a failure only those are asked again that have not answered */
@@ -105,8 +115,9 @@ clickpipe_launcher_main(Datum arg)
 				unscouted = list_databases(list_mcxt);
 			listed = true;
 			MemoryContextSwitchTo(list_mcxt);
-			unscouted = scout_databases(unscouted, mcxt);
-			ClickpipeShmem->launcher_ready = (unscouted == NIL);
+			unscouted = scout_databases(unscouted, mcxt, &all_answered);
+			if (all_answered)
+				ClickpipeShmem->launcher_ready = true;
 			scouted_at = now;
 		}
 
@@ -144,19 +155,31 @@ detach_launcher(int code, Datum arg)
 
 /*
  * Sends a scout into each of these databases, one after the other.  Returns
- * those, in the current context, whose scout did not come to its end.
+ * those, in the current context, whose scout did not come to its end, and those
+ * that take no connections now: the pipes of the latter run once they do.
+ * all_answered: only such are left.
  */
 static List *
-scout_databases(List *databases, MemoryContext mcxt)
+scout_databases(List *databases, MemoryContext mcxt, bool *all_answered)
 {
 	List	   *left = NIL;
 	ListCell   *lc;
 
+	*all_answered = true;
 	foreach(lc, databases)
 	{
 		Oid			dboid = lfirst_oid(lc);
+		DatabaseState state = database_state(dboid);
 
-		if (!scout_database(dboid, mcxt) && database_exists(dboid))
+		if (state == DATABASE_OPEN)
+		{
+			if (scout_database(dboid, mcxt))
+				continue;
+			state = database_state(dboid);
+		}
+		if (state == DATABASE_OPEN)
+			*all_answered = false;
+		if (state != DATABASE_GONE)
 			left = lappend_oid(left, dboid);
 	}
 	list_free(databases);
@@ -220,7 +243,7 @@ scout_database(Oid dboid, MemoryContext mcxt)
 	return done;
 }
 
-/* Returns the databases that take connections. */
+/* Returns the databases. */
 static List *
 list_databases(MemoryContext mcxt)
 {
@@ -237,7 +260,7 @@ list_databases(MemoryContext mcxt)
 	{
 		Form_pg_database form = (Form_pg_database) GETSTRUCT(tuple);
 
-		if (form->datallowconn && form->datconnlimit != DATABASE_INVALID)
+		if (form->datconnlimit != DATABASE_INVALID)
 		{
 			MemoryContext old = MemoryContextSwitchTo(mcxt);
 
@@ -379,7 +402,7 @@ start_due_workers(void)
 		LWLockRelease(ClickpipeShmem->lock);
 		if (!due)
 			continue;
-		if (entry->failures > 0 && !database_exists(entry->dboid))
+		if (entry->failures > 0 && database_state(entry->dboid) == DATABASE_GONE)
 		{
 			LWLockAcquire(ClickpipeShmem->lock, LW_EXCLUSIVE);
 			if (entry->worker_pid == 0)
@@ -404,24 +427,27 @@ start_due_workers(void)
 	return ms;
 }
 
-/* Is the database still there, and not the remains of a DROP DATABASE that was interrupted? */
-static bool
-database_exists(Oid dboid)
+/* Is the database (still) there, and does it take connections? */
+static DatabaseState
+database_state(Oid dboid)
 {
 	MemoryContext old = CurrentMemoryContext;
+	DatabaseState state = DATABASE_GONE;
 	HeapTuple	tuple;
-	bool		exists = false;
 
 	StartTransactionCommand();
 	tuple = SearchSysCache1(DATABASEOID, ObjectIdGetDatum(dboid));
 	if (HeapTupleIsValid(tuple))
 	{
-		exists = ((Form_pg_database) GETSTRUCT(tuple))->datconnlimit != DATABASE_INVALID;
+		Form_pg_database form = (Form_pg_database) GETSTRUCT(tuple);
+
+		if (form->datconnlimit != DATABASE_INVALID)
+			state = form->datallowconn ? DATABASE_OPEN : DATABASE_CLOSED;
 		ReleaseSysCache(tuple);
 	}
 	CommitTransactionCommand();
 	MemoryContextSwitchTo(old);
-	return exists;
+	return state;
 }
 
 /* Starts the worker of a pipe. */

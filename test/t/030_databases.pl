@@ -124,6 +124,18 @@ goes_on($node, $ch, 'stays', 'stays', 'after a restart', ch_db => 'stays');
 wait_until(sub { $node->safe_psql('copy', 'SELECT count(*) FROM clickpipe.pipe_activity()') eq '1' });
 copy_is_failed('after a restart');
 
+# A database that took no connections when the server started: its pipes are
+# found when it does, without a verb or another restart.
+my $from = -s $node->logfile;
+$node->safe_psql('postgres', 'ALTER DATABASE shop ALLOW_CONNECTIONS false');
+$node->restart;
+goes_on($node, $ch, 'stays', 'stays', 'shop is closed', ch_db => 'stays');
+$node->safe_psql('postgres', 'ALTER DATABASE shop ALLOW_CONNECTIONS true');
+ok(wait_until(sub { worker_of($node, 'p', 'shop') ne '' }), 'opened again: its pipe has a worker');
+goes_on($node, $ch, 'p', 't', 'opened again', %shop);
+unlike(PostgreSQL::Test::Utils::slurp_file($node->logfile, $from), qr/FATAL.*not currently accepting connections/,
+	'nobody tried before');
+
 works($node, 'copy', "SELECT clickpipe_drop('p', drop_targets => true)");
 ok(wait_until(sub { $node->safe_psql('copy', 'SELECT count(*) FROM clickpipe.pipe') eq '0' }),
 	"the copy's pipe can be dropped");
