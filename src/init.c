@@ -35,5 +35,7 @@ _PG_init(void)
 	clickpipe_shmem_init();
 	wake_init();
 	hooks_init();
-	launcher_register();
+	/* pg_upgrade wants the slots for itself, and databases to be as it left them */
+	if (!IsBinaryUpgrade)
+		launcher_register();
 }

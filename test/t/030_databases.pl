@@ -225,5 +225,14 @@ goes_on($node, $ch, 'stays', 'stays', 'at the end', ch_db => 'stays');
 unlike(PostgreSQL::Test::Utils::slurp_file($node->logfile), qr/PANIC|TRAP|signal 11|database "hard" does not exist/,
 	'no crash, and no worker that looked for a dropped database');
 
+# pg_upgrade starts a server for itself: it wants to look at slots that nobody has.
 $node->stop;
+PostgreSQL::Test::Utils::system_or_bail('pg_ctl', '-w', '-D', $node->data_dir, '-l', $node->logfile, '-o', '-b', 'start');
+isnt($node->safe_psql('postgres', 'SELECT count(*) FROM pg_replication_slots'), '0', 'there are slots');
+my %seen = map {
+	$_ => 1
+} map { split /\n/, $node->safe_psql('postgres', 'SELECT DISTINCT backend_type FROM pg_stat_activity') } 1 .. 50;
+is(join(' ', grep { /clickpipe/ } sort keys %seen), '', 'binary upgrade: none of ours is at work');
+PostgreSQL::Test::Utils::system_or_bail('pg_ctl', '-w', '-D', $node->data_dir, 'stop');
+
 done_testing();
