@@ -127,6 +127,7 @@ shmem_add_pipe(Oid dboid, int32 pipe_id, bool pending)
 		entry = &ClickpipeShmem->entries[i];
 		if (entry->in_use)
 			continue;
+		ClickpipeShmem->used_entries = Max(ClickpipeShmem->used_entries, i + 1);
 		entry->in_use = true;
 		entry->pending = pending;
 		entry->dboid = dboid;

@@ -198,6 +198,7 @@ typedef struct ClickpipeShmemData
 	Oid			scouted;		/* database whose scout has finished last */
 	Suspension	suspensions[MAX_SUSPENSIONS];	/* under lock */
 	int			max_entries;
+	int			used_entries;	/* those from here on never were in use */
 	PipeEntry	entries[FLEXIBLE_ARRAY_MEMBER];
 } ClickpipeShmemData;
 

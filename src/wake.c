@@ -6,7 +6,9 @@
  *
  * Before PostgreSQL 16 only walsenders are woken by new WAL, and polling
  * would cost either latency or wake-ups; so each committing backend of a
- * database with pipes sets the latch of the workers that sleep.
+ * database with pipes sets the latch of the workers that sleep.  What all
+ * backends do here looks at entries that were ever in use only: room for many
+ * pipes (clickpipe.max_pipes) must not cost every commit.
  *
  * Copyright (c) 2026, clickpipe contributors
  *
@@ -56,7 +58,7 @@ wake_init(void)
 void
 wake_table_made(void)
 {
-	for (int i = 0; i < ClickpipeShmem->max_entries; i++)
+	for (int i = 0; i < ClickpipeShmem->used_entries; i++)
 	{
 		PipeEntry  *entry = &ClickpipeShmem->entries[i];
 
@@ -190,7 +192,7 @@ wake_pipe(const PendingWake *wake)
 static void
 tell_tables_made(void)
 {
-	for (int i = 0; i < ClickpipeShmem->max_entries; i++)
+	for (int i = 0; i < ClickpipeShmem->used_entries; i++)
 	{
 		PipeEntry  *entry = &ClickpipeShmem->entries[i];
 
@@ -230,7 +232,7 @@ wake_sleepers(void)
 	if (ClickpipeShmem == NULL || XactLastCommitEnd == last_commit_end)
 		return;
 	last_commit_end = XactLastCommitEnd;
-	for (int i = 0; i < ClickpipeShmem->max_entries; i++)
+	for (int i = 0; i < ClickpipeShmem->used_entries; i++)
 	{
 		PipeEntry  *entry = &ClickpipeShmem->entries[i];
 		Latch	   *latch;
