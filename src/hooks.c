@@ -381,7 +381,7 @@ follow_reassign(ReassignOwnedStmt *stmt)
 	foreach(lc, stmt->roles)
 		foreach(lc2, catalog_change_owner(get_rolespec_oid(lfirst_node(RoleSpec, lc), false),
 										  new_owner))
-			wake_at_commit(lfirst_int(lc2), false, true);
+			wake_owner_at_commit(lfirst_int(lc2), new_owner);
 	catalog_leave(&access);
 }
 

@@ -66,7 +66,9 @@ pipe_check_orders(Pipe *pipe)
 	pg_read_barrier();
 	load_orders(pipe);
 	LWLockAcquire(ClickpipeShmem->lock, LW_EXCLUSIVE);
-	pipe->entry->owner = pipe->info ? pipe->info->owner : InvalidOid;
+	/* unless REASSIGN OWNED has put a newer one there meanwhile */
+	if (pipe->entry->generation == pipe->generation)
+		pipe->entry->owner = pipe->info ? pipe->info->owner : InvalidOid;
 	LWLockRelease(ClickpipeShmem->lock);
 
 	if (pipe->info == NULL)

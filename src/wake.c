@@ -32,6 +32,7 @@ typedef struct PendingWake
 	int32		pipe_id;
 	bool		created;
 	bool		urgent;
+	Oid			owner;			/* the new one; InvalidOid: as before */
 	SubTransactionId subid;
 } PendingWake;
 
@@ -77,9 +78,18 @@ wake_at_commit(int32 pipe_id, bool created, bool urgent)
 	wake->pipe_id = pipe_id;
 	wake->created = created;
 	wake->urgent = urgent;
+	wake->owner = InvalidOid;
 	wake->subid = GetCurrentSubTransactionId();
 	pending = lappend(pending, wake);
 	MemoryContextSwitchTo(old);
+}
+
+/* See wake.h. */
+void
+wake_owner_at_commit(int32 pipe_id, Oid owner)
+{
+	wake_at_commit(pipe_id, false, true);
+	((PendingWake *) llast(pending))->owner = owner;
 }
 
 /* Carries out, or forgets, what is pending; wakes sleeping workers. */
@@ -171,6 +181,8 @@ wake_pipe(const PendingWake *wake)
 	{
 		entry->pending = false;
 		entry->generation++;
+		if (OidIsValid(wake->owner))
+			entry->owner = wake->owner;
 		if (wake->urgent)
 			entry->urgent = entry->generation;
 		entry->wanted = true;

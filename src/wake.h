@@ -24,6 +24,12 @@ extern void wake_init(void);
 extern void wake_at_commit(int32 pipe_id, bool created, bool urgent);
 
 /*
+ * The same for a pipe that has got a new owner.  Other databases know him at once: DROP ROLE of the
+ * former one may come before the worker has looked.
+ */
+extern void wake_owner_at_commit(int32 pipe_id, Oid owner);
+
+/*
  * A relation was created or altered by the current transaction: pipes with the option
  * "schemas" look for new tables when it has committed.  Cheap, for temporary tables
  * come here too.

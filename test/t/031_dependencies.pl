@@ -96,15 +96,17 @@ works($node, 'postgres', q{CREATE USER MAPPING FOR bob SERVER warehouse OPTIONS 
 $node->safe_psql('postgres', 'GRANT SELECT ON h TO bob');
 works($node, 'postgres', 'BEGIN; REASSIGN OWNED BY alice TO bob; ROLLBACK');
 is($node->safe_psql('postgres', q{SELECT owner FROM clickpipe.pipe WHERE name = 'hers'}), 'alice', 'rolled back');
+# other databases know the new owner at once, not only when the worker has seen him
+my $held = worker_of($node, 'hers');
+kill 'STOP', $held;
 works($node, 'postgres', 'REASSIGN OWNED BY alice TO bob');
+refuses($node, 'other', 'DROP ROLE bob', '2BP01', qr/1 pipe in database postgres/);
+kill 'CONT', $held;
 is($node->safe_psql('postgres', q{SELECT owner FROM clickpipe.pipe WHERE name = 'hers'}), 'bob', 'the pipe has another owner');
 goes_on($node, $ch, 'hers', 'h', 'reassigned');
 works($node, 'postgres', 'DROP OWNED BY alice; DROP ROLE alice', name => 'a role without pipes is dropped');
 goes_on($node, $ch, 'hers', 'h', 'former owner dropped');
-ok( wait_until(sub {
-		my ($rc, $out, $err) = $node->psql('other', 'DROP ROLE bob');
-		return $err =~ /1 pipe in database postgres/ }),
-	'other databases know the new owner');
+refuses($node, 'other', 'DROP ROLE bob', '2BP01', qr/1 pipe in database postgres/);
 
 # DROP OWNED: not a server that is used
 works($node, 'postgres', 'ALTER SERVER warehouse OWNER TO bob', name => 'server has another owner');
