@@ -87,6 +87,8 @@ target_prepare_resync(ChClient *ch, Target *target, const char *old_table,
 	if (partition_by == NULL && !take_partitions(ch, target, old.ch_table, err))
 		return false;
 	created = target_create(ch, target, options, mark, err, hint);
+	if (!created && partition_by == NULL && *hint != NULL && err->code != 0)
+		*hint = target_partition_hint;	/* it is not the option's */
 	target->partition_by = partition_by;
 	return created && add_extras(ch, target, old.ch_table, lost, err);
 }
