@@ -306,6 +306,7 @@ extern bool target_learn_partitions(ChClient *ch, Target *target, ChError *err,
 
 /* What to do about a target that does not fit, one with rows, one of another pipe, and types. */
 extern const char *const target_misfit_hint;
+extern const char *const target_partition_hint;
 extern const char *const target_rows_hint;
 extern const char *const target_owner_hint;
 extern const char *const target_adopt_hint;

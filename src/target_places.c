@@ -28,11 +28,13 @@
 
 #define GONE_HINT		"Let a column have that name again, or remove the table and add it with other sorting_keys."
 
+const char *const target_partition_hint = "Partition the target by columns that the table has. If the table was altered, give it such a column again; or drop the target in ClickHouse and run clickpipe_resync, which makes it anew without partitions.";
+
 #define ASK_TIMEOUT_MS	30000
 #define DROP_TIMEOUT_MS	10000
 
 static bool has_string(List *list, const char *s);
-static bool use_column(Target *target, const char *name, ChError *err);
+static bool use_column(Target *target, const char *name, ChError *err, const char **hint);
 
 /* See target_internal.h. */
 List *
@@ -150,18 +152,15 @@ target_learn_partitions(ChClient *ch, Target *target, ChError *err, const char *
 		/* the same in all rows of the table */
 		if (target->rows.source_column != NULL && strcmp(line, target->rows.source_column) == 0)
 			continue;
-		if (!use_column(target, line, err))
-		{
-			*hint = PLACE_HINT ", or partition by columns of the key.";
+		if (!use_column(target, line, err, hint))
 			return false;
-		}
 	}
 	return true;
 }
 
 /* Notes that a column of the target decides the partition; false: then rows would become stale. */
 static bool
-use_column(Target *target, const char *name, ChError *err)
+use_column(Target *target, const char *name, ChError *err, const char **hint)
 {
 	RowMap	   *rows = &target->rows;
 
@@ -172,12 +171,16 @@ use_column(Target *target, const char *name, ChError *err)
 		if (rows->is_place[i])
 			return true;
 		if (!target->key.full)
+		{
+			*hint = PLACE_HINT ", or partition by columns of the key.";
 			return target_refuse(err, "target %s.%s is partitioned by column \"%s\", which is not part of the key",
 								 target->database, target->table, rows->columns[i].attname);
+		}
 		rows->is_place[i] = true;
 		target->places[target->nplaces++] = rows->columns[i].attnum;
 		return true;
 	}
+	*hint = target_partition_hint;
 	return target_refuse(err, "target %s.%s is partitioned by \"%s\", which is none of the table's columns, so a row and its next version may be in two partitions",
 						 target->database, target->table, name);
 }

@@ -22,7 +22,7 @@ static bool take_partitions(ChClient *ch, Target *target, const char *old_table,
 static bool leave_columns(ChClient *ch, const Target *target, const Target *replaced,
 						  bool drop_columns, List **lost, ChError *err);
 static bool add_extras(ChClient *ch, const Target *target, const char *old_table,
-					   List **lost, ChError *err);
+					   const Target *replaced, List **lost, ChError *err);
 
 /* See target.h. */
 bool
@@ -87,8 +87,10 @@ target_prepare_resync(ChClient *ch, Target *target, const char *old_table,
 	if (partition_by == NULL && !take_partitions(ch, target, old.ch_table, err))
 		return false;
 	created = target_create(ch, target, options, mark, err, hint);
+	if (!created && partition_by == NULL && *hint != NULL && err->code != 0)
+		*hint = target_partition_hint;	/* it is not the option's */
 	target->partition_by = partition_by;
-	return created && add_extras(ch, target, old.ch_table, lost, err);
+	return created && add_extras(ch, target, old.ch_table, replaced, lost, err);
 }
 
 /* See target_internal.h. */
@@ -122,7 +124,7 @@ target_remake(ChClient *ch, Target *target, const PipeOptions *options, const ch
 		return false;
 	created = target_create(ch, target, options, mark, err, hint);
 	target->partition_by = partition_by;
-	return created && add_extras(ch, target, old_table, &lost, err) &&
+	return created && add_extras(ch, target, old_table, NULL, &lost, err) &&
 		target_drop(ch, target->ch_database, old_table, false, DDL_TIMEOUT_MS, err);
 }
 
@@ -209,11 +211,13 @@ take_partitions(ChClient *ch, Target *target, const char *old_table, ChError *er
 }
 
 /*
- * Gives a target that was made from the source the computed columns, indexes, projections
- * and the TTL of the one that it will replace.
+ * Gives a target that was made from the source the computed columns, codecs, indexes, projections
+ * and the TTL of the one that it will replace.  replaced is its description; without it (NULL)
+ * users' columns with defaults cannot be told from those that the source once had.
  */
 static bool
-add_extras(ChClient *ch, const Target *target, const char *old_table, List **lost, ChError *err)
+add_extras(ChClient *ch, const Target *target, const char *old_table, const Target *replaced,
+		   List **lost, ChError *err)
 {
 	StringInfoData where;
 	StringInfoData sql;
@@ -226,8 +230,24 @@ add_extras(ChClient *ch, const Target *target, const char *old_table, List **los
 	append_ch_literal(&where, old_table);
 
 	/* columns that are computed, also aliases of columns that were renamed: views may need them */
-	appendStringInfo(&sql, "SELECT concat('ADD COLUMN IF NOT EXISTS ', " TARGET_QUOTED_NAME ", ' ', type, ' ', default_kind, ' ', default_expression) "
-					 "FROM system.columns WHERE default_kind IN ('ALIAS', 'MATERIALIZED') AND %s ORDER BY position", where.data);
+	appendStringInfoString(&sql, "SELECT concat('ADD COLUMN IF NOT EXISTS ', " TARGET_QUOTED_NAME ", ' ', type, ' ', default_kind, ' ', default_expression) "
+						   "FROM system.columns WHERE (default_kind IN ('ALIAS', 'MATERIALIZED')");
+	if (replaced != NULL)
+	{
+		appendStringInfo(&sql, " OR (default_kind = 'DEFAULT' AND name NOT IN ('%s'", CLICKPIPE_COL_SYNCED);
+		for (int i = 0; i < replaced->rows.ncolumns; i++)
+		{
+			appendStringInfoString(&sql, ", ");
+			append_ch_literal(&sql, replaced->rows.columns[i].name);
+		}
+		appendStringInfoString(&sql, "))");
+	}
+	appendStringInfo(&sql, ") AND %s ORDER BY position", where.data);
+	if (!target_alter_each(ch, target, sql.data, lost, err))
+		return false;
+	resetStringInfo(&sql);
+	appendStringInfo(&sql, "SELECT concat('MODIFY COLUMN IF EXISTS ', " TARGET_QUOTED_NAME ", ' ', compression_codec) "
+					 "FROM system.columns WHERE compression_codec <> '' AND %s", where.data);
 	if (!target_alter_each(ch, target, sql.data, lost, err))
 		return false;
 	resetStringInfo(&sql);

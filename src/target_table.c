@@ -92,6 +92,9 @@ target_prepare(ChClient *ch, Target *target, const PipeOptions *options, int32 p
 		(!target_check_engine(ch, target, options, err, hint) ||
 		 (strcmp(answer.data, mark) == 0 && !target_share(ch, target, err))))
 		return false;
+	/* rows of another engine may be on a server that does not answer */
+	if (!ours && strcmp(answer.data, mark) != 0 && !target_check_engine(ch, target, options, err, hint))
+		return false;
 	if (!ours && !may_have_rows)
 	{
 		bool		has_rows;
@@ -170,6 +173,7 @@ target_look(ChClient *ch, const Target *target, int timeout_ms, TargetFound *fou
 {
 	StringInfoData sql;
 	StringInfoData answer;
+	char	   *engine;
 	char	   *views;
 	uint64		system_identifier;
 	unsigned int database;
@@ -178,7 +182,7 @@ target_look(ChClient *ch, const Target *target, int timeout_ms, TargetFound *fou
 	memset(found, 0, sizeof(*found));
 	initStringInfo(&sql);
 	initStringInfo(&answer);
-	appendStringInfo(&sql, "SELECT if(startsWith(comment, '%s'), comment, ''), "
+	appendStringInfo(&sql, "SELECT if(startsWith(comment, '%s'), comment, ''), engine, "
 					 "arrayStringConcat(arrayMap((d, t) -> concat(d, '.', t), dependencies_database, dependencies_table), ', ') "
 					 "FROM system.tables WHERE ", TARGET_MARK);
 	target_append_where(&sql, "name", target);
@@ -189,7 +193,8 @@ target_look(ChClient *ch, const Target *target, int timeout_ms, TargetFound *fou
 		return true;
 	found->exists = true;
 	answer.data[strcspn(answer.data, "\n")] = '\0';
-	views = ch_next_field(answer.data);
+	engine = ch_next_field(answer.data);
+	views = ch_next_field(engine);
 	found->views = pstrdup(views);
 	found->marked = (answer.data[0] != '\0');
 	if (sscanf(answer.data, TARGET_MARK " " UINT64_FORMAT "-%u-%d",
@@ -197,6 +202,9 @@ target_look(ChClient *ch, const Target *target, int timeout_ms, TargetFound *fou
 		system_identifier == GetSystemIdentifier() && database == MyDatabaseId)
 		found->pipe_id = pipe_id;
 
+	/* target_check_engine refuses all others; their rows may be on a server that does not answer */
+	if (strstr(engine, "MergeTree") == NULL && strcmp(engine, "Null") != 0)
+		return true;
 	/* without a source column it is none that could be shared, as target_check_engine says */
 	return target_has_rows(ch, target, false, timeout_ms, &found->has_rows, err) ||
 		(target->rows.source_column != NULL && (err->class == CH_PERMANENT || err->class == CH_REFRESH));
@@ -390,7 +398,7 @@ target_check_engine(ChClient *ch, const Target *target, const PipeOptions *optio
 	if (strcmp(plain, target_engine_name(target->engine)) != 0 ||
 		(arguments != NULL && strstr(full, arguments) == NULL))
 		return target_refuse(err, "target %s.%s has the engine %s, not %s",
-					  target->database, target->table, full, wanted);
+					  target->database, target->table, full[0] != '\0' ? full : engine, wanted);
 	if (target->engine == ENGINE_NULL)
 	{
 		*hint = NULL;

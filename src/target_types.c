@@ -34,6 +34,9 @@
 #define WORD_IS			" is "
 #define WORD_KEEPS		" keeps "		/* what was there before us */
 
+/* The options of a table stay as they are: a resync alone would end here again. */
+#define ANOTHER_TYPE_HINT	"The table option \"columns\" has that type: remove the table and add it with another one (String holds the text of every value), or let the column have a type that fits."
+
 const char *const target_adopt_hint = "Drop or change the target in ClickHouse, or take its type with the table option \"columns\", as in {\"c\": {\"type\": \"...\"}}: values that do not fit will set the table aside then.";
 
 static const ColumnOption *column_option(const TableOptions *options, const char *attname);
@@ -192,6 +195,7 @@ target_type_refusals(List *refusals, Relation rel, const SourceKey *key,
 							 CurrentMemoryContext, &why))
 			refusals = refusal_add(refusals,
 								   psprintf("column \"%s\": %s", NameStr(att->attname), why),
+								   shape != NIL ? ANOTHER_TYPE_HINT :
 								   "Choose another type with the table option \"columns\"; String holds the text of every value.");
 	}
 	return refusals;

@@ -93,7 +93,10 @@ wait_for_table_state($node, 'p', 'keyed', 'Running');
 chq($_) for (
 	'ALTER TABLE analytics.public_keyed ADD INDEX iv v TYPE minmax GRANULARITY 1',
 	'ALTER TABLE analytics.public_keyed ADD INDEX iw w TYPE set(10) GRANULARITY 1',
+	'ALTER TABLE analytics.public_keyed MODIFY COLUMN v CODEC(ZSTD(3)), MODIFY COLUMN w CODEC(LZ4HC(9)), MODIFY COLUMN n CODEC(Delta(2), LZ4)',
+	q{ALTER TABLE analytics.public_keyed ADD COLUMN extra String DEFAULT concat('x', v), ADD COLUMN of_w String DEFAULT concat('x', w)},
 	q{ALTER TABLE analytics.public_keyed MODIFY TTL toDateTime(_clickpipe_synced_at) + INTERVAL 20 YEAR});
+my $codecs = q{SELECT arrayStringConcat(arraySort(groupArray(concat(name, ' ', compression_codec))), ', ') FROM system.columns WHERE database = 'analytics' AND table = 'public_keyed' AND compression_codec <> ''};
 my $reader = start_reader($ch, 'SELECT count() FROM analytics.public_keyed FINAL');
 sql(q{ALTER TABLE keyed DROP CONSTRAINT keyed_pkey, ADD PRIMARY KEY (b, a)});
 sql(q{INSERT INTO keyed VALUES (1000001, 1, 'after the change', 'w', 1); DELETE FROM keyed WHERE a % 1000 = 0});
@@ -102,6 +105,8 @@ wait_caught_up($node, 'p');
 wait_for_sql($node, 'SELECT count(*) FROM clickpipe.replaced_target', '0');
 like(engine_full('public_keyed'), qr/ORDER BY \(b, a\).*TTL/, 'another key: the new target has it, and the TTL');
 is(chq(q{SELECT name FROM system.data_skipping_indices WHERE table = 'public_keyed' ORDER BY name}), "iv\niw", 'another key: the indexes are kept');
+is(chq($codecs), 'n CODEC(Delta(2), LZ4), v CODEC(ZSTD(3)), w CODEC(LZ4HC(9))', 'another key: and the codecs');
+is(chq(q{SELECT count() FROM analytics.public_keyed FINAL WHERE extra = concat('x', v) AND of_w = 'xw'}), '2998', 'another key: and the columns with a default');
 is(scalar table_status($node, 'p', 'keyed', 'key'), '{b,a}', 'another key: clickpipe.tables shows it');
 parity_ok($node, $ch, 'keyed', name => 'another key: same rows on both sides');
 my $seen = stop_reader($reader);
@@ -119,6 +124,9 @@ is(chq(q{SELECT count() FROM system.columns WHERE database = 'analytics' AND tab
 is(chq(q{SELECT name FROM system.data_skipping_indices WHERE table = 'public_keyed'}), 'iv', 'a dropped column: the indexes that still fit are kept');
 like(sql(q{SELECT string_agg(level || ': ' || message || ' ' || coalesce(hint, ''), E'\n') FROM clickpipe.log WHERE source = 'public.keyed'}),
 	qr/warning: the new target could not get what the old one had: ADD INDEX `iw`.*by hand/, 'a dropped column: the log says what does not');
+like(sql(q{SELECT string_agg(message, E'\n') FROM clickpipe.log WHERE source = 'public.keyed'}), qr/could not get what the old one had: ADD COLUMN IF NOT EXISTS `of_w`/, 'a dropped column: nor its users');
+like(chq($codecs), qr/v CODEC\(ZSTD\(3\)\)/, 'another type: the codecs of the others');
+is(chq(q{SELECT count() FROM system.columns WHERE database = 'analytics' AND table = 'public_keyed' AND name = 'extra' AND default_kind = 'DEFAULT'}), '1', 'another type: the column with a default');
 parity_ok($node, $ch, 'keyed', name => 'another type: same rows on both sides');
 sql(q{INSERT INTO keyed VALUES (1000002, 1, 'after', 1.5)});
 wait_caught_up($node, 'p');

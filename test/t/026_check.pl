@@ -237,6 +237,15 @@ rules('none nothing');
 like(warns(check('warehouse', q{'items'})), qr/^warning\|public\.items\|materialized views read from target analytics\.public_items \(analytics\.view\)/m,
 	'a materialized view');
 like(errors(check('warehouse', q{'items'})), qr/has the engine ReplacingMergeTree .*not ReplacingMergeTree\(_clickpipe_version/, 'other arguments of the engine');
+# its rows are on a server that does not answer, and need not
+$ch->query("CREATE TABLE analytics.elsewhere (id Int32) ENGINE = URL('http://127.0.0.1:1/', CSV)");
+my $elsewhere = '{"tables": {"items": {"target_table": "elsewhere"}}}';
+like(errors(check('warehouse', q{'items'}, $elsewhere)), qr/target analytics\.elsewhere has the engine URL.*\|Drop the target/, 'a table of another server');
+like(create('warehouse', q{'items'}, $elsewhere), qr/ERROR:.*target analytics\.elsewhere has the engine URL/s, 'no pipe that tries for ever');
+$ch->query('DROP TABLE analytics.elsewhere SYNC');
+$ch->query('CREATE VIEW analytics.elsewhere AS SELECT throwIf(1) AS id');
+like(errors(check('warehouse', q{'items'}, $elsewhere)), qr/has the engine View, not/, 'a view');
+$ch->query('DROP TABLE analytics.elsewhere SYNC');
 like(warns(check('no_exchange')), qr/^warning\|ClickHouse database no_exchange\|its engine Memory cannot EXCHANGE TABLES/m, 'a database without EXCHANGE');
 like(check('warehouse', q{'o.t'}, '{"tables": {"o.t": {"target_database": "new"}}}'), qr/^info\|ClickHouse database new\|it would be created/m,
 	'a database that would be made');

@@ -195,5 +195,26 @@ like(join('|', table_status($node, 'p', 'r', 'last_error, last_error_hint')), qr
 like(join('|', table_status($node, 'p', 'r_full', 'last_error, last_error_hint')), qr/yntax error.*partition_by_expr/s, q{added: ClickHouse's message});
 ok(wait_until(sub { $ch->query(q{SELECT count() FROM system.tables WHERE database = 'analytics' AND name LIKE 'public_r%'}) eq '0' }), 'what was just made is dropped again');
 
+# Users' partitions, by a column that the table has no more under that name
+sql(q{CREATE TABLE u_gone (id int PRIMARY KEY, d int NOT NULL DEFAULT 1); ALTER TABLE u_gone REPLICA IDENTITY FULL;
+	CREATE TABLE u_named (LIKE u_gone INCLUDING ALL); ALTER TABLE u_named REPLICA IDENTITY FULL});
+$ch->query("CREATE TABLE analytics.public_$_ (id Int32, d Int32, _clickpipe_version UInt128, _clickpipe_is_deleted UInt8) ENGINE = ReplacingMergeTree(_clickpipe_version, _clickpipe_is_deleted) PARTITION BY intDiv(d, 10) ORDER BY id") for qw(u_gone u_named);
+sql(q{SELECT clickpipe_create('u', 'warehouse', '{u_gone, u_named}')});
+wait_for_state($node, 'u', 'Running');
+sql(q{ALTER TABLE u_gone DROP d; ALTER TABLE u_named RENAME d TO e});
+for my $t (qw(u_gone u_named))
+{
+	wait_for_table_state($node, 'u', $t, 'Failed');
+	like(join('|', table_status($node, 'u', $t, 'last_error_hint')), qr/give it such a column again; or drop the target in ClickHouse and run clickpipe_resync/, "$t: what helps");
+	$ch->query("DROP TABLE analytics.public_$t SYNC");
+}
+sql(q{INSERT INTO u_gone VALUES (1); INSERT INTO u_named VALUES (1, 100); SELECT clickpipe_resync('u')});
+for my $t (qw(u_gone u_named))
+{
+	wait_for_table_state($node, 'u', $t, 'Running');
+	wait_caught_up($node, 'u');
+	parity_ok($node, $ch, $t, name => "$t: it does");
+}
+
 $node->stop;
 done_testing();

@@ -210,6 +210,21 @@ ok(wait_until(sub { $node->safe_psql('postgres', q{SELECT state FROM clickpipe.t
 like($node->safe_psql('postgres', q{SELECT last_error FROM clickpipe.tables WHERE pipe = 'n'}),
 	qr/column "v" of type Nullable\(Int16\): the value is outside of the type's range: 32768 \(row with id = 3\)/, 'and is named');
 
+# A wish that another type of the column does not fulfil: a resync alone cannot help
+$node->safe_psql('postgres', q{CREATE TABLE wished (id int PRIMARY KEY, v int); INSERT INTO wished VALUES (1, 1);
+	SELECT clickpipe_create('v', 'warehouse', '{wished}', '{"tables": {"wished": {"columns": {"v": {"type": "Int64"}}}}}')});
+wait_for_state($node, 'v', 'Running');
+$node->safe_psql('postgres', q{ALTER TABLE wished ALTER v TYPE text USING 'one'});
+wait_for_table_state($node, 'v', 'wished', 'Failed');
+is($node->safe_psql('postgres', q{SELECT last_error FROM clickpipe.tables WHERE pipe = 'v'}),
+	'resync: column "v": type text has no form as Nullable(Int64): there is no exact conversion', 'a type that the wish does not go with');
+like($node->safe_psql('postgres', q{SELECT last_error_hint FROM clickpipe.tables WHERE pipe = 'v'}),
+	qr/remove the table and add it with another one .*or let the column have a type that fits\. Then run clickpipe_resync/, 'what to do then');
+$node->safe_psql('postgres', q{ALTER TABLE wished ALTER v TYPE bigint USING 5; SELECT clickpipe_resync('v', '{wished}')});
+wait_for_table_state($node, 'v', 'wished', 'Running');
+wait_caught_up($node, 'v');
+parity_ok($node, $ch, 'wished', name => 'a type that fits');
+
 # keys are never narrower
 $node->safe_psql('postgres', q{CREATE TABLE narrow_key (id int8 PRIMARY KEY)});
 $ch->query("CREATE TABLE analytics.public_narrow_key (id Int32, $meta) " . engine());
