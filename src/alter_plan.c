@@ -104,7 +104,8 @@ make_target(Pipe *pipe, PipeTable *table, Relation rel, List *now, bool drop_col
 	Target	   *target;
 
 	*shape = shape_keep_target(table->shape, now, table->options, drop_columns,
-							   pipe->options->on_rename == RENAME_RENAMES);
+							   pipe->options->on_rename == RENAME_RENAMES,
+							   pipe->options->allow_nullable_columns);
 	plan->obstacle = target_types_refusal(RelationGetDescr(rel), table->options, pipe->options,
 										  *shape, &pipe->ch->caps);
 	if (plan->obstacle != NULL)

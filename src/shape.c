@@ -204,14 +204,13 @@ is_same_type(List *then, List *now, int attnum)
 	ShapeColumn new;
 
 	return find_column(then, attnum, &old) != NULL && find_column(now, attnum, &new) != NULL &&
-		old.type == new.type && old.modifier == new.modifier &&
-		(!is_not_null(then, attnum) || is_not_null(now, attnum));
+		old.type == new.type && old.modifier == new.modifier;
 }
 
 /* See shape.h. */
 List *
 shape_keep_target(List *then, List *now, const TableOptions *options, bool drop_columns,
-				  bool rename_columns)
+				  bool rename_columns, bool nullable_columns)
 {
 	List	   *shape = NIL;
 	List	   *names = shape_follow_options(then, now, options);
@@ -238,7 +237,10 @@ shape_keep_target(List *then, List *now, const TableOptions *options, bool drop_
 		if (target_is_decision(line, &decided))
 		{
 			/* of another type something else is decided, of what is in the target only nothing */
-			if (decided == InvalidAttrNumber || is_same_type(then, now, decided) ||
+			if (decided != InvalidAttrNumber && is_same_type(then, now, decided) &&
+				nullable_columns && is_not_null(then, decided) && !is_not_null(now, decided))
+				shape = lappend(shape, target_nullable_decision(line));
+			else if (decided == InvalidAttrNumber || is_same_type(then, now, decided) ||
 				(find_column(now, decided, &successor) == NULL && !drop_columns))
 				shape = lappend(shape, line);
 		}

@@ -29,9 +29,10 @@ extern TupleDesc shape_tuple_desc(List *shape, Oid *missing);
  * begin with "target": adds to the shape "now" what of them goes on to hold after "then".
  * Columns that are gone stay in the target as dropped ones, unless drop_columns; those that
  * have another name stay there, too, besides the new one, unless rename_columns.
+ * A column that may be NULL from now on keeps its type, but Nullable if nullable_columns.
  */
 extern List *shape_keep_target(List *then, List *now, const TableOptions *options,
-							   bool drop_columns, bool rename_columns);
+							   bool drop_columns, bool rename_columns, bool nullable_columns);
 
 /*
  * Table options name columns, which may be renamed.  An option goes on to be about the column

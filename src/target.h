@@ -147,6 +147,9 @@ extern List *target_complete_decisions(List *shape, const Target *target);
 /* Is a line such a decision?  *attnum: of which column; 0: of all. */
 extern bool target_is_decision(const char *line, AttrNumber *attnum);
 
+/* Returns a decision of a column's type when it may be NULL from now on: the same type, but Nullable. */
+extern char *target_nullable_decision(const char *line);
+
 /*
  * Why a target cannot be described from a recorded shape any more, because of its columns' types;
  * NULL if it can.  target_describe would raise an ERROR.  In a transaction.

@@ -11,7 +11,7 @@
  * is in system.mutations.  So the shape that is recorded of a table has a line with the uuid of its
  * target and the newest ALTER of that time, and what came since is looked at.
  *
- * Our own ALTERs say IF EXISTS, which tells them from those of others.
+ * Our own ALTERs say IF EXISTS, which tells them from those of others; CLEAR is never ours.
  *
  * Rows that others delete, update or truncate are not looked for: clickpipe_verify
  * finds them.
@@ -161,7 +161,9 @@ parse_alter(char *id, const char *command)
 		alter->kind = ALTER_MODIFY;
 	else
 		return NULL;
-	alter->ours = take_word(&at, "IF EXISTS ");
+	/* we clear nothing */
+	alter->ours = take_word(&at, "IF EXISTS ") &&
+		strncmp(command + (*command == '('), "CLEAR ", 6) != 0;
 	alter->column = take_name(&at);
 	if (alter->kind == ALTER_RENAME && take_word(&at, " TO "))
 		alter->name = take_name(&at);

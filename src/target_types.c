@@ -138,6 +138,24 @@ target_is_decision(const char *line, AttrNumber *attnum)
 	return true;
 }
 
+/* See target.h. */
+char *
+target_nullable_decision(const char *line)
+{
+	const char *keeps = strstr(line, WORD_KEEPS);
+	const char *is = strstr(line, WORD_IS);
+	const char *word = keeps != NULL && (is == NULL || keeps < is) ? WORD_KEEPS : WORD_IS;
+	const char *type = strstr(line, word) + strlen(word);
+	const char *utf8 = utf8_cstring(type);
+	const char *why;
+	ChType	   *ch = utf8 != NULL ? ch_type_parse(utf8, &why) : NULL;
+
+	if (ch == NULL || !ch_type_may_be_nullable(ch))
+		return pstrdup(line);
+	ch->nullable = true;
+	return psprintf("%.*s%s", (int) (type - line), line, type_in_server(ch_type_name(ch)));
+}
+
 /* Returns a type's name in the server's encoding: labels and names of elements may be anything. */
 static char *
 type_in_server(const char *utf8)

@@ -196,6 +196,22 @@ $node->safe_psql('postgres', q{SELECT clickpipe_resync('w')});
 wait_caught_up($node, 'w');
 is($ch->query($select_wide), $wide, 'a resync keeps them');
 
+# A column that may be NULL from now on keeps its type: as a timestamp nobody could read its text
+$node->safe_psql('postgres', q{CREATE TABLE kept (id int PRIMARY KEY, a int2 NOT NULL, d date NOT NULL, e mood NOT NULL, f timestamptz NOT NULL, g int[] NOT NULL);
+	INSERT INTO kept VALUES (1, 5, 'infinity', 'ok', '2024-01-01 00:00:00.5+00', '{1}')});
+$ch->query("CREATE TABLE analytics.public_kept (id Int32, a Int64, d String, e LowCardinality(String), f DateTime64(6, 'Asia/Tokyo'), g Array(Nullable(Int64)), $meta) " . engine());
+$node->safe_psql('postgres', q{SELECT clickpipe_create('t', 'warehouse', '{kept}')});
+wait_for_state($node, 't', 'Running');
+$node->safe_psql('postgres', q{ALTER TABLE kept ALTER a DROP NOT NULL, ALTER d DROP NOT NULL, ALTER e DROP NOT NULL, ALTER f DROP NOT NULL, ALTER g DROP NOT NULL;
+	INSERT INTO kept VALUES (2, NULL, NULL, NULL, NULL, '{}'), (3, 6, '-infinity', 'sad', '2024-01-01 00:00:00+00', '{2,NULL}')});
+wait_caught_up($node, 't');
+is($ch->query('SELECT id, a, d, e, toUnixTimestamp64Milli(f), g FROM analytics.public_kept FINAL ORDER BY id'),
+	"1\t5\tinfinity\tok\t1704067200500\t[1]\n2\t\\N\t\\N\t\\N\t\\N\t[]\n3\t6\t-infinity\tsad\t1704067200000\t[2,NULL]", 'DROP NOT NULL keeps types that were there');
+is($ch->query(q{SELECT arrayStringConcat(groupArray(type), ', ') FROM (SELECT type FROM system.columns WHERE database = 'analytics' AND table = 'public_kept' AND NOT startsWith(name, '_') ORDER BY position)}) =~ s/\\//gr,
+	q{Int32, Nullable(Int64), Nullable(String), LowCardinality(Nullable(String)), Nullable(DateTime64(6, 'Asia/Tokyo')), Array(Nullable(Int64))}, 'but for Nullable');
+is($ch->query(q{SELECT count() FROM system.mutations WHERE table = 'public_kept' AND latest_fail_reason <> ''}), '0', 'no mutation fails');
+is($node->safe_psql('postgres', q{SELECT state FROM clickpipe.tables WHERE pipe = 't'}), 'Running', 'no resync');
+
 # ... of narrower ones, which do not, unless they are named.
 $node->safe_psql('postgres', q{CREATE TABLE narrow (id int PRIMARY KEY, v int8); INSERT INTO narrow VALUES (1, 100), (2, NULL)});
 $ch->query("CREATE TABLE analytics.public_narrow (id Int32, v Nullable(Int16), $meta) " . engine());

@@ -52,6 +52,7 @@ my @cases = (
 	{ name => 'renamed', break => 'ALTER TABLE %t RENAME COLUMN n TO x', error => qr/No such column n|has no column "n"/ },
 	{ name => 'added_again', break => 'ALTER TABLE %t DROP COLUMN n; ALTER TABLE %t ADD COLUMN n Nullable(Int64) DEFAULT 5', error => qr/column "n" .* was dropped, emptied or replaced/, noticed => 1 },
 	{ name => 'emptied', break => 'ALTER TABLE %t CLEAR COLUMN n', error => qr/column "n" .* was dropped, emptied or replaced/, noticed => 1 },
+	{ name => 'emptied_if', break => 'ALTER TABLE %t CLEAR COLUMN IF EXISTS n', error => qr/column "n" .* was dropped, emptied or replaced/, noticed => 1 },
 	{ name => 'swapped', break => 'ALTER TABLE %t RENAME COLUMN n TO x; ALTER TABLE %t ADD COLUMN n Nullable(Int64)', error => qr/column "n" .* was dropped, emptied or replaced/, noticed => 1 },
 	{ name => 'sorting', break => 'ALTER TABLE %t ADD COLUMN x Int32, MODIFY ORDER BY (id, x)', error => qr/sorted by/ },
 	{ name => 'computed', break => 'ALTER TABLE %t MODIFY COLUMN n Nullable(Int64) MATERIALIZED 1', error => qr/MATERIALIZED|has no column "n"/ },
