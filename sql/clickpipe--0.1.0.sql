@@ -455,6 +455,7 @@ CROSS JOIN LATERAL (
 		SELECT 6, 'the launcher does not run this pipe', NULL, NULL,
 			'See the server log, and whether "max_worker_processes" is large enough.'
 		WHERE a.pipe IS NULL AND s.state NOT IN ('Paused', 'Failed', 'Completed')
+			AND NOT pg_catalog.pg_is_in_recovery()	-- pipes run on the primary
 		UNION ALL
 		SELECT 9, NULL, NULL, NULL, NULL
 	) all_errors ORDER BY rank LIMIT 1) e;

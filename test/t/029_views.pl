@@ -211,5 +211,16 @@ is(join("\n", @nameless), '', 'every line of a worker names the pipe');
 is(join("\n", grep { / ERROR: / } @lines), '', 'no ERROR of a worker');
 ok((grep { /pipe "views", table public\."Odd name": is loaded/ } @lines), 'and the table');
 
+# On a standby every view works, and none says that something is wrong there.
+$node->append_conf('standby.signal', '');
+$node->restart;
+for my $view (qw(status tables partitions batches log slots snapshot_progress settings))
+{
+	my ($rc, $out, $err) = $node->psql('postgres', "SELECT * FROM clickpipe.$view");
+	is("$rc $err", '0 ', "standby: clickpipe.$view");
+}
+is(sql(q{SELECT pipe, state, worker_pid, last_error, last_error_hint FROM clickpipe.status ORDER BY 1}),
+	"quiet|Running|||\nviews|Running|||", 'standby: the pipes run on the primary');
+
 $node->stop;
 done_testing();
