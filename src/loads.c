@@ -115,7 +115,8 @@ begin_load(Pipe *pipe, PipeTable *table)
 	else if (!open_ranges(pipe, table, slot, false))
 		return;
 	table->load_slot = slot;
-	/* of workers that are ended, and of answers that do not come */
+	/* of workers that are ended, and of answers that do not come; an earlier load's are not this one's */
+	table->stray_inserts |= table->load_strays;
 	table->load_strays = true;
 	entry_set_activity(pipe->entry, "loading %s", table->info->source_name);
 	pipe_log(pipe, LOG, table, 0, NULL, "is being loaded into %s.%s",
